@@ -1,0 +1,152 @@
+"""The values that travel between the parts. Frozen, no I/O, no behaviour beyond arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import polars as pl
+
+#: Columns that every event frame carries beside those of its contract.
+#: ``source_partition``: the partition's id (Kafka: its number, as text). ``position``: Kafka offset.
+#: ``received_at``: when the broker had the record batch (its newest record's timestamp), UTC.
+SYSTEM_COLUMNS: dict[str, pl.DataType] = {
+    "source_partition": pl.String(),
+    "position": pl.Int64(),
+    "received_at": pl.Datetime("us", "UTC"),
+}
+
+#: One row per record that cannot be used. ``reason`` is a stable slug, ``field`` the contract column
+#: or null, ``detail`` a sentence for a person, ``original`` the record's bytes as they arrived.
+REJECT_SCHEMA: dict[str, pl.DataType] = {
+    **SYSTEM_COLUMNS,
+    "reason": pl.String(),
+    "field": pl.String(),
+    "detail": pl.String(),
+    "original": pl.Binary(),
+}
+
+
+class Partition(NamedTuple):
+    """One ordered log of a source: a Kafka partition (``id`` is its number), a shard, an object."""
+
+    source: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.source}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """Raw records of one partition, in order.
+
+    It covers the positions ``(after, through]``. ``positions`` names the position of each of ``values``
+    (a ``range`` when they are contiguous, which is the normal case); positions of the interval that have
+    no value are gaps the broker made itself (compaction, transaction markers).
+    ``received_ms`` is the broker's newest timestamp in the batch, Unix milliseconds: a property of the
+    stored batch, so a replay sees the same one.
+    """
+
+    partition: Partition
+    after: int
+    through: int
+    values: Sequence[bytes | None]
+    positions: Sequence[int]
+    received_ms: int
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the records of one partition. ``records`` is the sum of the other four."""
+
+    records: int = 0
+    accepted: int = 0
+    filtered: int = 0
+    rejected: int = 0
+    duplicate: int = 0
+
+    def add(self, other: Counts) -> None:
+        self.records += other.records
+        self.accepted += other.accepted
+        self.filtered += other.filtered
+        self.rejected += other.rejected
+        self.duplicate += other.duplicate
+
+    @property
+    def balanced(self) -> bool:
+        """In = accepted + filtered + rejected + duplicate; anything else is a lost or invented record."""
+        return self.records == self.accepted + self.filtered + self.rejected + self.duplicate
+
+
+@dataclass(slots=True)
+class Transformed:
+    """The transform's answer for some record batches.
+
+    ``events``: one row per record that passed, in input order, with the contract's columns,
+    :data:`SYSTEM_COLUMNS` and whatever the enrichments added. ``rejects``: :data:`REJECT_SCHEMA`.
+    ``counts``: by partition id; ``accepted`` counts the rows of ``events`` (duplicates not yet taken out).
+    """
+
+    events: pl.DataFrame
+    rejects: pl.DataFrame
+    counts: dict[str, Counts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to one partition. Every write to the ledger shows ``fence`` and ``token``.
+
+    ``position``: committed through here, ``None`` when nothing ever was. ``clock_us``: newest accepted
+    event time so far, Unix microseconds, ``None`` when there was none.
+    """
+
+    partition: Partition
+    fence: int
+    token: str
+    position: int | None
+    clock_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """One partition's part of an epoch: its range ``(after, through]`` and what became of it."""
+
+    claim: Claim
+    after: int | None
+    through: int
+    clock_us: int | None
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedObject:
+    """An object about to be written. ``kind`` is ``events`` or ``rejects``.
+
+    ``after``/``through``: the positions of ``partition`` it may hold rows of; ``min/max_time_us``: event
+    times in it, Unix microseconds; ``clock_us``: newest accepted event time of the partition at its end.
+    """
+
+    key: str
+    kind: str
+    partition: Partition
+    after: int | None
+    through: int
+    rows: int
+    min_time_us: int | None
+    max_time_us: int | None
+    clock_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenObject:
+    """A planned object after its put: ``size`` in bytes, ``checksum`` is its SHA-256 in hex."""
+
+    plan: PlannedObject
+    size: int
+    checksum: str
