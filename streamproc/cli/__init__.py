@@ -1,1 +1,84 @@
-"""."""
+"""The ``streamproc`` command: one verb per module, imported only when it is asked for.
+
+Exit codes: 0 fine, 1 something failed while running, 2 usage or configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from streamproc import __version__
+from streamproc.errors import ConfigError, StreamprocError
+
+#: Verb → (module of this package, attribute, one-line help). The help stands here too, because polars and
+#: Faust take a second to import and ``streamproc --help`` must not: a test compares it with the command's.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("demo", "demo_command", "Run the whole pipeline here, with nothing else running."),
+    "run": ("run", "run_command", "Run the service."),
+    "generate": ("generate", "generate_command", "Write synthetic events of believable visitors."),
+    "transform": ("transform", "transform_command", "Decode, filter and enrich events from stdin to stdout."),
+    "check": ("check", "check_command", "Check settings, topic pages and endpoints."),
+    "topics": ("topics", "topics_command", "List, compare and create the topics of the topic pages."),
+    "status": ("status", "status_command", "Show positions, lag, watermarks, owners and objects."),
+    "offsets": ("offsets", "offsets_command", "Show and set committed positions."),
+    "rejects": ("rejects", "rejects_command", "Look at rejected records and send them again."),
+    "lake": ("lake", "lake_command", "List the lake's committed objects."),
+    "warehouse": ("warehouse", "warehouse_command", "Load the warehouse by hand."),
+}
+
+
+class Verbs(click.Group):
+    """A group that imports a verb's module when the verb is used, and turns our errors into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, help_) for verb, (_, _, help_) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except StreamprocError as error:
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            else:
+                click.echo(f"streamproc: {error}", err=True)
+            ctx.exit(2 if isinstance(error, ConfigError) else 1)
+        except BrokenPipeError:
+            # The reader of our output has left (`streamproc … | head`): not our failure, but the
+            # interpreter would say so when it flushes stdout on its way out.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+@click.group(
+    name="streamproc",
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="streamproc")
+@click.option("--debug", is_flag=True, envvar="STREAMPROC_DEBUG", help="Show tracebacks of errors.")
+def main(debug: bool) -> None:
+    """Clickstream from Kafka into S3, a warehouse and PostgreSQL, exactly once.
+
+    Settings come from streamproc.toml and STREAMPROC_* variables (docs/settings.md), streams from the
+    topic pages in topics/ (docs/topic-files.md).
+
+    Exit codes: 0 fine, 1 something failed while running, 2 usage or configuration is wrong.
+    """
