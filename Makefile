@@ -1,0 +1,109 @@
+# Everything a developer or CI does with this project. `make` alone lists the targets.
+#
+# Needs make and a Python 3.11, 3.12 or 3.13 with its venv module; everything else is installed into .venv from
+# the hashed locks. PYTHON=/path/to/python chooses an interpreter.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+LOCK := build/lock/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	--no-header --no-emit-index-url --no-emit-find-links
+PYTEST := $(BIN)/python -m pytest
+WORKERS ?= 2
+
+# The first interpreter that is of a supported version; empty when there is none (see $(BIN)/python).
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& { command -v "$$python"; break; }; done)
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# Installation ------------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "streamproc needs Python 3.11, 3.12 or 3.13 and found none of them on PATH." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@if ! "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null; then \
+		echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; fi
+	"$(PYTHON)" -m venv $(VENV)
+
+# Runtime dependencies and the project itself: what `make demo` needs, in one stamp.
+$(VENV)/.installed: requirements.lock requirements-build.lock pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock -r requirements-build.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.installed-dev ## Install streamproc and the development tools into .venv
+
+# Running -----------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV)/.installed ## Run the whole pipeline on this machine (ARGS="--events 500000 --headless")
+	$(BIN)/streamproc demo $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## Measure streamproc and a plain Faust agent on the same events (ARGS=--help)
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# Checking ----------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## Fast suite on the embedded broker and database, under ten minutes
+	$(PYTEST) -n $(WORKERS) -m "not slow and not kafka" $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(VENV)/.installed-dev ## The tests that take minutes: large inputs, crashes under load
+	$(PYTEST) -m "slow and not kafka" $(ARGS)
+
+.PHONY: test-kafka
+test-kafka: $(VENV)/.installed-dev ## The broker's tests on a real Apache Kafka (Java 17 and Maven)
+	STREAMPROC_TEST_BROKER=kafka $(PYTEST) -m kafka $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## ruff, mypy --strict and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/.installed-dev ## Format the code and sort the imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Packaging ---------------------------------------------------------------------------------------------------
+
+build/lock/bin/uv: | $(BIN)/python
+	"$(PYTHON)" -m venv build/lock
+	build/lock/bin/pip install --quiet "uv==$(UV_VERSION)"
+
+.PHONY: lock
+lock: build/lock/bin/uv ## Resolve the dependencies again (ARGS=--upgrade for newer ones) and write the locks
+	$(LOCK) $(ARGS) --extra msk pyproject.toml --output-file requirements.lock
+	$(LOCK) $(ARGS) --extra msk --group dev --constraints requirements.lock pyproject.toml \
+		--output-file requirements-dev.lock
+	$(LOCK) $(ARGS) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
+
+.PHONY: image
+image: ## Build the container image streamproc:local
+	docker build --tag streamproc:local .
+
+.PHONY: clean
+clean: ## Remove everything that can be made again, the environment included
+	rm -rf $(VENV) build dist demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+		benchmarks/results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
