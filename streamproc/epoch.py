@@ -1,0 +1,164 @@
+"""An epoch being filled: what one commit will say happened.
+
+Pure: it takes record batches, runs the transform, drops duplicates and folds the tables. Nothing here
+touches a broker, a database or a file. The pipeline calls :meth:`Epoch.fold` from its compute thread and
+reads the sums from the event loop.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import polars as pl
+
+from streamproc.errors import Inconsistent
+from streamproc.model import Advance, Counts, Partition, RecordBatch
+from streamproc.progress import PartitionProgress
+from streamproc.tables.fold import TableFold
+from streamproc.topology import Topology
+from streamproc.transform import Transform
+
+#: Partials of a table are merged once this many have gathered, so memory follows the number of
+#: distinct keys and not the number of batches.
+_COMPACT_AT = 8
+
+
+@dataclass(slots=True)
+class PartitionEpoch:
+    """One partition's share of an epoch: its range ``(after, through]``, rows and counts."""
+
+    progress: PartitionProgress
+    after: int | None
+    through: int
+    clock_us: int | None
+    counts: Counts = field(default_factory=Counts)
+    events: list[pl.DataFrame] = field(default_factory=list)
+    rejects: list[pl.DataFrame] = field(default_factory=list)
+
+    def advance(self) -> Advance:
+        """What the ledger is told of this partition."""
+        return Advance(
+            claim=self.progress.claim,
+            after=self.after,
+            through=self.through,
+            clock_us=self.clock_us,
+            counts=self.counts,
+        )
+
+
+class Epoch:
+    """The records between two commits of a worker.
+
+    ``keep_events`` is false when no sink wants the rows themselves; the tables are folded either way.
+    """
+
+    def __init__(
+        self, topology: Topology, transform: Transform, folds: Mapping[str, TableFold], *, keep_events: bool
+    ) -> None:
+        self.id = uuid.uuid4()
+        self.started = time.monotonic()
+        self.partitions: dict[Partition, PartitionEpoch] = {}
+        self.late: dict[str, int] = dict.fromkeys(folds, 0)
+        self.records = 0
+        self.bytes = 0
+        self.seconds: dict[str, float] = {"enrich": 0.0, "fold": 0.0}
+        self._topology = topology
+        self._transform = transform
+        self._folds = folds
+        self._keep_events = keep_events
+        self._partials: dict[str, list[pl.DataFrame]] = {name: [] for name in folds}
+
+    def fold(self, batches: Sequence[RecordBatch], progress: Mapping[Partition, PartitionProgress]) -> None:
+        """Transform these batches and add them. Batches of one partition must stand together, in order.
+
+        Raises :class:`Inconsistent` if a record went missing between the batch and its outcome.
+        """
+        begin = time.perf_counter()
+        out = self._transform(batches)
+        self.seconds["enrich"] += time.perf_counter() - begin
+
+        begin = time.perf_counter()
+        disorder = self._topology.contract.event_time.disorder
+        duplicates = self._topology.contract.duplicates
+        id_column = duplicates.field if duplicates else None
+        rejects = dict(out.rejects.partition_by("source_partition", as_dict=True).items()) if len(out.rejects) else {}
+        stamped: list[pl.DataFrame] = []
+        row = 0
+        for partition, group in groupby(batches, key=lambda batch: batch.partition):
+            mine = list(group)
+            share = self._share(progress[partition], mine)
+            counts = out.counts.get(partition.id, Counts())
+            rows, dropped = share.progress.accept(out.events.slice(row, counts.accepted), id_column, disorder)
+            row += counts.accepted
+            share.counts.add(
+                Counts(
+                    records=sum(map(len, mine)),
+                    accepted=counts.accepted - dropped,
+                    filtered=counts.filtered,
+                    rejected=counts.rejected,
+                    duplicate=dropped,
+                )
+            )
+            share.clock_us = share.progress.clock_us
+            if not share.counts.balanced:
+                raise Inconsistent(f"{partition}: {share.counts} does not add up; the batch is kept uncommitted")
+            if self._keep_events and len(rows):
+                share.events.append(rows.drop("watermark"))
+            if (refused := rejects.get((partition.id,))) is not None:
+                share.rejects.append(refused)
+            stamped.append(rows)
+        if row != out.events.height:
+            raise Inconsistent(f"the transform returned {out.events.height} events and counted {row}")
+        if stamped:
+            self._fold_tables(pl.concat(stamped) if len(stamped) > 1 else stamped[0])
+        self.records += sum(map(len, batches))
+        self.bytes += sum(batch.size for batch in batches)
+        self.seconds["fold"] += time.perf_counter() - begin
+
+    def _share(self, progress: PartitionProgress, batches: list[RecordBatch]) -> PartitionEpoch:
+        through = batches[-1].through
+        share = self.partitions.get(progress.claim.partition)
+        if share is None:
+            share = PartitionEpoch(progress, progress.taken, through, progress.clock_us)
+            self.partitions[progress.claim.partition] = share
+        share.through = progress.taken = through
+        return share
+
+    def _fold_tables(self, events: pl.DataFrame) -> None:
+        if events.is_empty():
+            return
+        for name, fold in self._folds.items():
+            partial, late = fold.partial(events)
+            self.late[name] += late
+            partials = self._partials[name]
+            partials.append(partial)
+            if len(partials) >= _COMPACT_AT:
+                self._partials[name] = [fold.merge(partials)]
+
+    def seal(self) -> dict[str, pl.DataFrame]:
+        """Each table's delta of this epoch, keyed by table name, ready to be merged into the summaries."""
+        begin = time.perf_counter()
+        deltas = {
+            name: fold.seal(fold.merge(self._partials[name]))
+            for name, fold in self._folds.items()
+            if self._partials[name]
+        }
+        self.seconds["seal"] = time.perf_counter() - begin
+        return deltas
+
+    @property
+    def counts(self) -> Counts:
+        """The sums over the partitions."""
+        total = Counts()
+        for share in self.partitions.values():
+            total.add(share.counts)
+        return total
+
+    @property
+    def age(self) -> float:
+        """Seconds since the epoch began."""
+        return time.monotonic() - self.started
