@@ -20,6 +20,7 @@ import pytest
 
 from streamproc.embedded.broker import start_broker
 from streamproc.embedded.postgres import EmbeddedPostgres, start_postgres
+from tests.support.apache_kafka import ApacheKafka, KafkaUnavailable
 
 #: Sample data that is not part of the project (access logs, naughty strings): see ``shared_data``.
 SHARED_DATA = Path(os.environ.get("STREAMPROC_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -102,6 +103,16 @@ def bucket(s3_server: S3Server) -> str:
 @pytest.fixture(scope="session")
 def broker(server_directory: Path) -> Iterator[str]:
     """``host:port`` of the session's broker."""
+    kind = os.environ.get("STREAMPROC_TEST_BROKER", "embedded")
+    if kind == "kafka":
+        try:
+            kafka = ApacheKafka(server_directory / "kafka")
+        except KafkaUnavailable as reason:
+            pytest.skip(f"STREAMPROC_TEST_BROKER=kafka, but {reason}")
+        with kafka:
+            yield kafka.bootstrap
+        return
+    assert kind == "embedded", f"STREAMPROC_TEST_BROKER={kind}: kafka or embedded"
     with start_broker(server_directory / "broker") as started:
         yield started.bootstrap
 
@@ -119,6 +130,17 @@ async def topic(broker: str) -> str:
     finally:
         await admin.close()
     return name
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    """A real Apache Kafka, whatever ``broker`` is; tests that use it carry the mark ``kafka``."""
+    try:
+        kafka = ApacheKafka(tmp_path_factory.mktemp("apache-kafka"))
+    except KafkaUnavailable as reason:
+        pytest.skip(str(reason))
+    with kafka:
+        yield kafka
 
 
 @pytest.fixture(scope="session")

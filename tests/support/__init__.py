@@ -1,0 +1,1 @@
+"""What tests start for themselves: servers that are real, on ports the system chose."""
