@@ -102,6 +102,31 @@ lock: build/lock/bin/uv ## Resolve the dependencies again (ARGS=--upgrade for ne
 image: ## Build the container image streamproc:local
 	docker build --tag streamproc:local .
 
+# Random passwords for docker-compose.yml. The folder is closed to other users; the files in it are not, because
+# the containers read them as users of their own.
+.secrets: | $(BIN)/python
+	@umask 077; mkdir -p $@.new
+	@password=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(24))'); \
+	access=$$($(BIN)/python -c 'import secrets; print(secrets.token_hex(10))'); \
+	secret=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(30))'); \
+	url="postgresql://streamproc:$$password@postgres:5432/streamproc"; \
+	printf '%s\n' "$$password" > $@.new/postgres_password; \
+	printf '%s\n' "$$url" | tee $@.new/ledger_url > $@.new/warehouse_url; \
+	printf '%s\n' "$$access" > $@.new/s3_access_key; \
+	printf '%s\n' "$$secret" > $@.new/s3_secret_key; \
+	printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' "$$access" "$$secret" \
+		> $@.new/aws_credentials
+	@chmod 644 $@.new/*
+	@mv $@.new $@
+
+.PHONY: up
+up: .secrets ## Start Kafka, PostgreSQL, an S3 server and two workers in containers
+	docker compose up --build --detach
+
+.PHONY: down
+down: ## Stop the containers of `make up`; their volumes stay
+	docker compose down
+
 .PHONY: clean
 clean: ## Remove everything that can be made again, the environment included
 	rm -rf $(VENV) build dist demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
