@@ -4,7 +4,10 @@
 
     StreamprocError
     ├── ConfigError            what the user wrote is wrong; lists every mistake at once   (exit 2)
+    ├── ExpressionError        one SQL expression of a topic page is wrong
+    ├── EnrichmentFailed       an enrichment broke its promise; the worker stops, the batch is not lost
     ├── DependencyError        a broker, database or object store does not answer; retried
+    │   └── MissingObject      the store answers, and does not have an object that should be there
     ├── LedgerError
     │   ├── Fenced             another worker claimed a partition we thought was ours
     │   └── Inconsistent       the ledger's own arithmetic does not add up; the worker stops
@@ -51,6 +54,27 @@ class ConfigError(StreamprocError):
         super().__init__("\n".join([heading, *(f"  {m}" for m in self.mistakes)]))
 
 
+class ExpressionError(StreamprocError):
+    """A SQL expression cannot be used. ``problem`` says why, without naming where it was written."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(problem)
+
+
+class EnrichmentFailed(StreamprocError):
+    """An enrichment raised, or changed what it may not change.
+
+    ``enrichment`` names it (a user's function by its dotted path). Bad data never causes this in a built-in
+    enrichment; it means code is wrong, so retrying does not help and dropping the batch would lose events.
+    """
+
+    def __init__(self, enrichment: str, problem: str) -> None:
+        self.enrichment = enrichment
+        self.problem = problem
+        super().__init__(f"{enrichment}: {problem}")
+
+
 class DependencyError(StreamprocError):
     """Something we need does not answer. ``what`` names it, ``hint`` says what to look at."""
 
@@ -59,6 +83,10 @@ class DependencyError(StreamprocError):
         self.problem = problem
         self.hint = hint
         super().__init__(f"{what}: {problem}" + (f" ({hint})" if hint else ""))
+
+
+class MissingObject(DependencyError):
+    """An object that should be there is not, or not yet. ``what`` is its place."""
 
 
 class LedgerError(StreamprocError):

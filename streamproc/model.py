@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple
 
 import polars as pl
@@ -91,11 +93,13 @@ class Transformed:
     ``events``: one row per record that passed, in input order, with the contract's columns,
     :data:`SYSTEM_COLUMNS` and whatever the enrichments added. ``rejects``: :data:`REJECT_SCHEMA`.
     ``counts``: by partition id; ``accepted`` counts the rows of ``events`` (duplicates not yet taken out).
+    ``filtered_by``: rows dropped by each filter's name; a row that several would drop counts for the first.
     """
 
     events: pl.DataFrame
     rejects: pl.DataFrame
     counts: dict[str, Counts] = field(default_factory=dict)
+    filtered_by: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +154,26 @@ class WrittenObject:
     plan: PlannedObject
     size: int
     checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedObject(WrittenObject):
+    """An object that belongs to the lake. ``committed_at`` is the database's time, UTC."""
+
+    committed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """What one commit says happened; the ledger keeps it.
+
+    ``objects`` are all that were intended for this epoch. ``late``: events not folded, by table.
+    ``seconds``: how long each stage took, by its name, for the epoch history.
+    """
+
+    id: uuid.UUID
+    started_at: datetime
+    advances: Sequence[Advance]
+    objects: Sequence[WrittenObject] = ()
+    late: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)

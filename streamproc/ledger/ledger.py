@@ -1,0 +1,181 @@
+"""The ledger: how far each partition is committed, which objects belong to the lake, who owns what.
+
+The order of a worker's life::
+
+    claims = await ledger.claim(partitions)                 # seek the source to each claim's position
+    await ledger.intend(epoch_id, planned, claims.values()) # T1, before the first byte is put
+    done = await ledger.commit(record, apply)               # T2: tables, objects, positions together
+    claims |= done.claims                                   # always go on with these
+    await ledger.release(claims.values())
+
+After :class:`Fenced`, drop what is buffered for the epoch's partitions and claim again. After
+:class:`DependencyError` nothing was kept and the same call may be made again. :class:`Inconsistent` stops
+the worker.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import stamina
+from psycopg import AsyncConnection
+
+from streamproc.database import Database, OutcomeUnknown
+from streamproc.errors import DependencyError, Fenced, Inconsistent
+from streamproc.ledger import claims as claiming
+from streamproc.ledger import commit as committing
+from streamproc.ledger import migrate as migrating
+from streamproc.ledger.balance import verify
+from streamproc.model import Claim, EpochRecord, Partition, PlannedObject
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Generic[T]):
+    """A commit that happened. ``result`` is what ``apply`` returned.
+
+    ``claims``: the epoch's partitions with their new positions. They carry a new fence when the outcome
+    had to be found out by claiming again; intents made under the old one are void.
+    """
+
+    result: T
+    claims: Mapping[Partition, Claim]
+
+
+class Ledger:
+    """One stream's ledger in a PostgreSQL database (schema ``streamproc``), as one worker sees it.
+
+    ``conninfo``: URL or libpq keywords. ``worker`` names this process in the ledger. ``pool_size``: most
+    connections held at once. The ``database`` may be shared with readers of the same database.
+    """
+
+    def __init__(self, conninfo: str, stream: str, worker: str, *, pool_size: int = 4) -> None:
+        self.database = Database(conninfo, f"streamproc {worker}", size=pool_size)
+        self.stream = stream
+        self.worker = worker
+
+    async def open(self) -> None:
+        """Connect. Raises :class:`DependencyError` when the database does not answer."""
+        await self.database.open()
+
+    async def close(self) -> None:
+        """Disconnect; claims stay until another worker claims or :meth:`release` is called first."""
+        await self.database.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def migrate(self) -> int:
+        """Create or upgrade the ledger's tables; returns how many migrations were applied.
+
+        Several workers may do it at once. Raises :class:`LedgerError` when the tables belong to a newer
+        release.
+        """
+        async with self.database.transaction("migrate the ledger") as conn:
+            return await migrating.migrate(conn)
+
+    async def claim(self, partitions: Collection[Partition]) -> dict[Partition, Claim]:
+        """Take the partitions, from whoever has them, all or none.
+
+        Waits for a commit of the former owner that is under way. Objects intended for these partitions and
+        not committed are abandoned (see :meth:`sweep`).
+        """
+        async with self.database.transaction("claim") as conn:
+            return await claiming.claim(conn, self.stream, self.worker, partitions)
+
+    async def release(self, claims: Collection[Claim]) -> int:
+        """Give up the claims that still hold; returns how many did. The others are left alone."""
+        async with self.database.transaction("release") as conn:
+            return await claiming.release(conn, self.stream, claims)
+
+    async def intend(
+        self, epoch: uuid.UUID, objects: Sequence[PlannedObject], claims: Mapping[Partition, Claim]
+    ) -> None:
+        """T1: note the objects about to be written, so that none can ever be there unknown.
+
+        Raises :class:`Fenced` unless the claims of all the objects' partitions hold.
+        """
+        if not objects:
+            return
+        wanted = {plan.partition for plan in objects}
+        if missing := wanted - claims.keys():
+            raise Inconsistent(f"objects intended for unclaimed partitions: {sorted(map(str, missing))}")
+        held = [claims[partition] for partition in sorted(wanted)]
+        async with self.database.transaction("intend") as conn:
+            await committing.intend(conn, self.stream, epoch, objects, held)
+
+    async def commit(
+        self, epoch: EpochRecord, apply: Callable[[AsyncConnection[Any]], Awaitable[T]]
+    ) -> Committed[T]:
+        """T2: commit the epoch's objects, counts and positions, and what ``apply`` does, or nothing.
+
+        ``apply`` gets the transaction's connection to merge the tables; it must not end the transaction and
+        is called at most once. It comes last, because its row locks are the ones other workers wait for.
+
+        When the connection is lost during COMMIT the outcome is found out by claiming again, for as long as
+        the database takes to come back: returns if it was committed, raises :class:`Fenced` if not.
+        Cancelling meanwhile leaves it unknown, as a crash does, and the next claim finds out.
+
+        Raises :class:`Fenced`, :class:`Inconsistent` (see :func:`streamproc.ledger.balance.verify`) or
+        :class:`DependencyError`; nothing was kept then.
+        """
+        verify(epoch)
+        result: T
+        try:
+            async with self.database.transaction("commit") as conn:
+                await committing.lock_for_commit(conn, self.stream, epoch.advances)
+                await committing.record(conn, self.stream, self.worker, epoch)
+                result = await apply(conn)
+        except OutcomeUnknown:
+            claims = await self._find_out(epoch)
+        else:
+            claims = {advance.claim.partition: advance.claim for advance in epoch.advances}
+        return Committed(
+            result,
+            {
+                advance.claim.partition: replace(
+                    claims[advance.claim.partition],
+                    position=advance.through,
+                    clock_us=_newest(advance.claim.clock_us, advance.clock_us),
+                )
+                for advance in epoch.advances
+            },
+        )
+
+    async def _find_out(self, epoch: EpochRecord) -> dict[Partition, Claim]:
+        async for attempt in stamina.retry_context(on=DependencyError, attempts=None, timeout=None):
+            with attempt:
+                return await self._claim_again(epoch)
+        raise AssertionError("an endless retry ended")
+
+    async def _claim_again(self, epoch: EpochRecord) -> dict[Partition, Claim]:
+        """The claims to go on with if the epoch was committed; :class:`Fenced` if it was not.
+
+        The lost transaction holds the partitions' row locks until it is decided; once we have them, it is.
+        A partition somebody else has claimed meanwhile is left to them: its old claim is returned, and the
+        next write under it is refused.
+        """
+        mine = {advance.claim.partition: advance.claim for advance in epoch.advances}
+        async with self.database.transaction("claim again after a lost COMMIT") as conn:
+            rows = await claiming.lock(conn, self.stream, mine, shared=False)
+            ours = [partition for partition, row in rows.items() if row.held_by(mine[partition])]
+            happened = await committing.committed(conn, epoch.id)
+            again = await claiming.claim(conn, self.stream, self.worker, ours) if ours else {}
+        if not happened:
+            raise Fenced(f"the connection was lost during COMMIT and epoch {epoch.id} was not committed")
+        return mine | again
+
+
+def _newest(*clocks: int | None) -> int | None:
+    return max((clock for clock in clocks if clock is not None), default=None)
