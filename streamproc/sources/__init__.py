@@ -1,1 +1,1 @@
-"""."""
+"""Where records come from. Only this package imports aiokafka."""

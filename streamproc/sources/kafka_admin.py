@@ -1,0 +1,199 @@
+"""Makes a broker's topics match the topic pages: compare, then create or extend. Nothing is ever shrunk."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, TopicAlreadyExistsError, for_code
+
+from streamproc.errors import ConfigError, DependencyError, Mistake
+from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.topology import Topic
+
+#: ``config_source`` of an override that was set on the topic itself (DescribeConfigs, version 1 and later).
+_SET_ON_TOPIC = 1
+
+_FOREVER = "-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One way in which a topic is not as its page says.
+
+    ``what``: ``topic``, ``partitions``, ``replication`` or ``retention.ms``. ``actual`` is ``None`` where
+    there is nothing yet. ``obstacle``: why :func:`apply` cannot change it; empty when it can.
+    """
+
+    topic: str
+    what: str
+    wanted: str
+    actual: str | None
+    obstacle: str = ""
+
+    def __str__(self) -> str:
+        obstacle = f" ({self.obstacle})" if self.obstacle else ""
+        return f"{self.topic}: {self._change}{obstacle}"
+
+    @property
+    def _change(self) -> str:
+        return f"{self.what} is {self.actual or 'missing'}, should be {self.wanted}"
+
+    def as_mistake(self) -> Mistake:
+        """The difference as something for a person to put right."""
+        return Mistake(
+            f"topic {self.topic}", f"{self._change}: {self.obstacle}", "Change the page, or the topic"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A topic as the broker has it. ``overrides``: configuration set on the topic itself."""
+
+    name: str
+    partitions: int
+    replication: int
+    retention_ms: str | None
+    cleanup_policy: str
+    overrides: dict[str, str]
+
+    @property
+    def compacted(self) -> bool:
+        """Whether the broker may drop single records out of the middle."""
+        return "compact" in self.cleanup_policy
+
+
+@asynccontextmanager
+async def admin(connection: KafkaConnection) -> AsyncIterator[Admin]:
+    """A connected :class:`Admin`. Raises :class:`DependencyError` when no broker answers."""
+    client = AIOKafkaAdminClient(**connection.client_options(), request_timeout_ms=15_000)
+    try:
+        with _as_dependency_error(connection):
+            await client.start()
+            yield Admin(client)
+    finally:
+        await client.close()
+
+
+@contextmanager
+def _as_dependency_error(connection: KafkaConnection) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, TimeoutError) as error:
+        raise DependencyError(str(connection), str(error) or type(error).__name__) from error
+
+
+class Admin:
+    """Reads and changes topics. Made by :func:`admin`."""
+
+    def __init__(self, client: AIOKafkaAdminClient) -> None:
+        self._client = client
+
+    async def topics(self) -> list[str]:
+        """Names of all topics that are not the broker's own, sorted."""
+        return sorted(name for name, internal in (await self._inventory()).items() if not internal)
+
+    async def describe(self, name: str) -> TopicState | None:
+        """The topic's state, ``None`` when there is no such topic."""
+        # Asking for one topic by name makes some brokers create it, so the list is asked first.
+        if name not in await self._inventory():
+            return None
+        (topic,) = await self._client.describe_topics([name])
+        _check(topic["error_code"])
+        partitions = topic["partitions"]
+        (answer,) = await self._client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
+        ((code, _, _, _, entries),) = answer.resources
+        _check(code)
+        values = {entry[0]: entry[1] for entry in entries}
+        return TopicState(
+            name,
+            partitions=len(partitions),
+            replication=min((len(partition["replicas"]) for partition in partitions), default=0),
+            retention_ms=values.get("retention.ms"),
+            cleanup_policy=values.get("cleanup.policy") or "delete",
+            overrides={entry[0]: entry[1] for entry in entries if entry[3] == _SET_ON_TOPIC},
+        )
+
+    async def diff(self, topic: Topic) -> list[Difference]:
+        """What would have to change for the broker's topic to be as ``topic`` says."""
+        state = await self.describe(topic.name)
+        if state is None:
+            shape = f"{topic.partitions} partitions, replication {topic.replication}"
+            return [Difference(topic.name, "topic", shape, None)]
+        return list(_differences(topic, state))
+
+    async def apply(self, topic: Topic) -> list[Difference]:
+        """Create the topic, add partitions, set its retention; returns what was done.
+
+        A topic that another worker creates at the same moment is fine. Raises :class:`ConfigError` when a
+        difference cannot be applied (after applying the others).
+        """
+        done, obstacles = [], []
+        for difference in await self.diff(topic):
+            if not difference.obstacle:
+                try:
+                    await self._change(topic, difference)
+                except IncompatibleBrokerVersion:
+                    obstacles.append(replace(difference, obstacle="this broker cannot change it"))
+                else:
+                    done.append(difference)
+            elif difference.what != "replication":  # worth a word in the diff, no reason to fail
+                obstacles.append(difference)
+        if obstacles:
+            raise ConfigError(obstacle.as_mistake() for obstacle in obstacles)
+        return done
+
+    async def _change(self, topic: Topic, difference: Difference) -> None:
+        match difference.what:
+            case "topic":
+                await self._create(topic)
+            case "partitions":
+                await self._client.create_partitions({topic.name: NewPartitions(topic.partitions)})
+            case "retention.ms":
+                await self._set_retention(topic)
+
+    async def _create(self, topic: Topic) -> None:
+        configs = {"retention.ms": _retention_ms(topic), "cleanup.policy": "delete"}
+        new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=configs)
+        answer = await self._client.create_topics([new])
+        ((_, code, message),) = answer.topic_errors
+        if code != TopicAlreadyExistsError.errno:
+            _check(code, message)
+
+    async def _set_retention(self, topic: Topic) -> None:
+        # AlterConfigs replaces all overrides of the topic, so those that are there go with it.
+        state = await self.describe(topic.name)
+        overrides = {**(state.overrides if state else {}), "retention.ms": _retention_ms(topic)}
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic.name, overrides)
+        (answer,) = await self._client.alter_configs([resource])
+        ((code, message, *_),) = answer.resources
+        _check(code, message)
+
+    async def _inventory(self) -> dict[str, bool]:
+        """Topic → whether it is the broker's own."""
+        return {topic["topic"]: topic["is_internal"] for topic in await self._client.describe_topics()}
+
+
+def _differences(topic: Topic, state: TopicState) -> Iterator[Difference]:
+    if state.partitions != topic.partitions:
+        fewer = topic.partitions < state.partitions
+        obstacle = "a topic never gets fewer partitions" if fewer else ""
+        yield Difference(topic.name, "partitions", str(topic.partitions), str(state.partitions), obstacle)
+    if state.replication != topic.replication:
+        obstacle = "moving replicas is a task for Kafka's own tools"
+        wanted, actual = str(topic.replication), str(state.replication)
+        yield Difference(topic.name, "replication", wanted, actual, obstacle)
+    if state.retention_ms != _retention_ms(topic):
+        yield Difference(topic.name, "retention.ms", _retention_ms(topic), state.retention_ms)
+
+
+def _retention_ms(topic: Topic) -> str:
+    return _FOREVER if topic.retention is None else str(topic.retention // 1000)
+
+
+def _check(code: int, message: str | None = None) -> None:
+    if code:
+        raise for_code(code)(message or "")
