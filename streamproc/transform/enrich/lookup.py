@@ -1,0 +1,123 @@
+"""``lookup``: columns joined from a CSV or Parquet file.
+
+The file's row with the same values in the ``keys`` columns gives the columns of ``add``; null when there is
+none, or a key is null. Keys are compared in the type the stream's column has. The file is read again when
+its size or modification time changes, so the answer for a batch is that of the file at the time: the one
+place where a replay may differ from the stream, by the user's own doing. A key that stands twice is an
+error: no row is better than the wrong one.
+
+A changed file that cannot be used (broken, a column gone, a key twice) is reported in the log, and in
+:attr:`Lookup.problem`, and the old rows stay in use; at the start it is a configuration mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import structlog
+
+from streamproc.transform.enrich.spec import (
+    Checked,
+    EnrichmentSpec,
+    OptionMistake,
+    OptionReader,
+    Resources,
+    Step,
+    mistake,
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class Lookup:
+    """The step; ``problem`` says what is wrong with the file as it is now, or is None."""
+
+    def __init__(self, path: Path, keys: Mapping[str, str], types: Mapping[str, pl.DataType]) -> None:
+        self.problem: str | None = None
+        self._path = path
+        self._keys = dict(keys)
+        self._types = dict(types)
+        self._state = self._look()
+        self._rows = self._read()
+
+    def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with the added columns."""
+        self._refresh()
+        return frame.join(
+            self._rows,
+            left_on=list(self._keys),
+            right_on=list(self._keys.values()),
+            how="left",
+            maintain_order="left",
+        )
+
+    def _look(self) -> tuple[int, int]:
+        stat = self._path.stat()
+        return stat.st_mtime_ns, stat.st_size
+
+    def _refresh(self) -> None:
+        try:
+            state = self._look()
+            if state == self._state:
+                return
+            self._rows = self._read()
+            self._state, self.problem = state, None
+        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            # Said once for each state of the file, not once a batch.
+            problem = str(error)
+            if problem != self.problem:
+                _log.warning("lookup file kept as it was before", file=str(self._path), problem=problem)
+            self.problem = problem
+
+    def _read(self) -> pl.DataFrame:
+        """Raises OSError, ValueError or PolarsError when the file cannot be used."""
+        if self._path.suffix == ".parquet":
+            rows = pl.read_parquet(self._path, columns=list(self._types))
+        else:
+            rows = pl.read_csv(self._path, columns=list(self._types), infer_schema=False)
+        rows = rows.select(pl.col(name).cast(dtype) for name, dtype in self._types.items())
+        keys = list(self._keys.values())
+        rows = rows.drop_nulls(keys)
+        twice = rows.filter(pl.struct(keys).is_duplicated())
+        if twice.height:
+            raise ValueError(f"key {dict(zip(keys, twice.select(keys).row(0), strict=True))} stands twice")
+        return rows
+
+
+def _check(
+    options: Mapping[str, object], columns: Mapping[str, pl.DataType]
+) -> Checked | list[OptionMistake]:
+    reader = OptionReader(options, columns)
+    file = reader.value("file", str, "")
+    if Path(file).suffix not in (".csv", ".parquet"):
+        reader.wrong("file", f"'{file}' is neither .csv nor .parquet", "Give the path of such a file")
+    keys = reader.value("keys", dict, {})
+    if not keys:
+        reader.wrong("keys", "it is missing", "Give the stream's and the file's columns: { plan_id = 'id' }")
+    types: dict[str, pl.DataType] = {}
+    for column, name in keys.items():
+        reader.check_column(f"keys.{column}", column, None)
+        if not isinstance(name, str):
+            reader.wrong(f"keys.{column}", "it is not a text", "Give the file's column")
+        types[column] = columns.get(column, pl.String())
+    reader.values["key_types"] = types
+    return reader.done(reader.typed("add"))
+
+
+def _build(options: Mapping[str, Any], resources: Resources) -> Step:
+    path = resources.file("lookup", "file", options["file"])
+    keys, only = options["keys"], options["only"]
+    types = {keys[column]: dtype for column, dtype in options["key_types"].items()}
+    types |= {column: dtype for column, dtype in options["add"].items() if column in only}
+    try:
+        return Lookup(path, keys, types)
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        raise mistake("lookup", "file", f"{path} cannot be used: {error}", "Mend the file") from error
+
+
+#: Options: ``file``, a .csv or .parquet; ``keys = { stream_column = "file_column" }``; ``add = { column =
+#: "type" }``, the file's columns to take, under their own names.
+SPEC = EnrichmentSpec("lookup", _check, _build)

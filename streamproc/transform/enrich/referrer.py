@@ -1,0 +1,187 @@
+"""``referrer``: where a visitor came from.
+
+Adds ``referrer_host``, ``referrer_medium`` (never null), ``referrer_source`` and ``referrer_term``:
+
+========  ==================================================================================
+direct    no referrer, or a blank one or ``-``
+internal  the page's own host, or one of ``internal_hosts``
+search    a search engine; ``referrer_term`` is the decoded search term, if it still says one
+social    a social network
+ai        an AI assistant
+email     a mail program
+other     anything else
+========  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from streamproc.transform.enrich.distinct import describe_each
+from streamproc.transform.enrich.percent import decode_component
+from streamproc.transform.enrich.referrer_table import (
+    ReferrerTable,
+    Source,
+    medium_of,
+    read_matomo,
+    shipped_table,
+)
+from streamproc.transform.enrich.spec import (
+    Checked,
+    EnrichmentSpec,
+    OptionMistake,
+    OptionReader,
+    Resources,
+    Step,
+    mistake,
+)
+from streamproc.transform.enrich.url import url_parts
+
+ADDS: dict[str, pl.DataType] = {
+    f"referrer_{name}": pl.String() for name in ("host", "medium", "source", "term")
+}
+_SCHEMA = {"host": pl.String(), "path": pl.String(), "medium": pl.String(), "source": pl.String()}
+_PAGE_HOST = "host of the page"
+
+
+class _Referrers:
+    """What distinct referrers say by themselves; whether one is internal depends on the page."""
+
+    def __init__(self, table: ReferrerTable, internal_hosts: tuple[str, ...]) -> None:
+        self._table = table
+        self._internal = frozenset(host.lower() for host in internal_hosts)
+        paths = sorted(map(re.escape, table.paths()), key=len, reverse=True)
+        self._path = rf"^({'|'.join(paths)})(?:/|$)"
+
+    def __call__(self, referrers: pl.Series) -> pl.DataFrame:
+        parts = url_parts(referrers).select(
+            "host", "query", whole=pl.col("path"), path=pl.col("path").str.extract(self._path).fill_null("")
+        )
+        # Hosts are few where referrers are many, so Python looks at hosts, and paths some pattern asks for.
+        keys = parts.select("host", "path").unique()
+        found = [self._classify(host, path) for host, path in keys.iter_rows()]
+        answers = keys.with_columns(
+            pl.Series("medium", [source.medium for source in found], dtype=pl.String),
+            pl.Series("source", [source.name or None for source in found], dtype=pl.String),
+        )
+        parts = parts.join(answers, on=["host", "path"], how="left", nulls_equal=True, maintain_order="left")
+        by_key = dict(zip(keys.iter_rows(), found, strict=True))
+        terms = [
+            _term(by_key[host, path], whole, query)
+            for host, path, whole, query in self._searches(parts).iter_rows()
+        ]
+        return self._with_terms(parts, terms).select(
+            referrer_host="host", referrer_medium="medium", referrer_source="source", referrer_term="term"
+        )
+
+    def _classify(self, host: str | None, path: str) -> Source:
+        if host is None:
+            return Source("other", "")
+        if host in self._internal or host.removeprefix("www.") in self._internal:
+            return Source("internal", "")
+        return self._table.find(host, path) or Source("other", "")
+
+    def _searches(self, parts: pl.DataFrame) -> pl.DataFrame:
+        return parts.filter(pl.col("medium") == "search").select("host", "path", "whole", "query")
+
+    def _with_terms(self, parts: pl.DataFrame, terms: list[str | None]) -> pl.DataFrame:
+        is_search = parts["medium"] == "search"
+        rows = is_search.arg_true()
+        term = pl.repeat(None, parts.height, dtype=pl.String, eager=True).scatter(
+            rows, pl.Series(terms, dtype=pl.String)
+        )
+        return parts.with_columns(term.alias("term"))
+
+
+def _term(source: Source, path: str, query: str | None) -> str | None:
+    """The search term of a search engine's URL: the first of the source's parameters that says one."""
+    for param in source.params:
+        if len(param) > 2 and param.startswith("/") and param.endswith("/"):
+            found = re.search(param[1:-1], path)
+            raw = found[1] if found and found.groups() else ""
+        else:
+            found = re.search(rf"(?:^|&){re.escape(param)}=([^&]*)", query or "")
+            raw = found[1] if found else ""
+        if term := _decode(raw, source.charsets).strip():
+            return term
+    return None
+
+
+def _decode(raw: str, charsets: tuple[str, ...]) -> str:
+    text = decode_component(raw)
+    for charset in charsets:
+        if "\ufffd" not in text:
+            break
+        text = decode_component(raw, charset)
+    return text
+
+
+class _Step:
+    def __init__(self, options: Mapping[str, Any], table: ReferrerTable) -> None:
+        self._field: str = options["field"]
+        self._page: str | None = options["page"]
+        self._only: tuple[str, ...] = options["only"]
+        self._describe = _Referrers(table, options["internal_hosts"])
+
+    def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with the wanted columns."""
+        names = frame.columns
+        frame = describe_each(frame, self._field, self._describe)
+        referrer = pl.col(self._field)
+        direct = referrer.is_null() | referrer.str.strip_chars().is_in(["", "-"])
+        if self._page is None:
+            internal: pl.Expr = pl.lit(False)
+        else:
+            frame = describe_each(frame, self._page, _page_hosts)
+            internal = pl.col("referrer_host").str.strip_prefix("www.") == pl.col(_PAGE_HOST)
+        medium = pl.when(direct).then(pl.lit("direct")).when(internal).then(pl.lit("internal"))
+        return frame.with_columns(
+            medium.otherwise("referrer_medium").alias("referrer_medium"),
+            pl.when(~internal.fill_null(False)).then("referrer_source").alias("referrer_source"),
+            pl.when(~internal.fill_null(False)).then("referrer_term").alias("referrer_term"),
+        ).select(*names, *self._only)
+
+
+def _page_hosts(pages: pl.Series) -> pl.DataFrame:
+    return url_parts(pages).select(pl.col("host").str.strip_prefix("www.").alias(_PAGE_HOST))
+
+
+def _check(
+    options: Mapping[str, object], columns: Mapping[str, pl.DataType]
+) -> Checked | list[OptionMistake]:
+    reader = OptionReader(options, columns)
+    reader.column("field", "referrer")
+    if reader.value("page", str, None) is not None:
+        reader.column("page")
+    reader.names("internal_hosts", ())
+    for name in reader.names("lists", ()):
+        if medium_of(Path(name)) is None:
+            reader.wrong(
+                "lists",
+                f"the name '{name}' does not say what it holds",
+                "Name it as Matomo does: SearchEngines.yml, Socials.yml or AIAssistants.yml",
+            )
+    return reader.done(ADDS)
+
+
+def _build(options: Mapping[str, Any], resources: Resources) -> Step:
+    table = shipped_table()
+    for name in options["lists"]:
+        path = resources.file("referrer", "lists", name)
+        try:
+            read_matomo(path, medium_of(path) or "", table)
+        except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+            raise mistake("referrer", "lists", f"{path} cannot be used: {error}", "Mend the file") from error
+    return _Step(options, table)
+
+
+#: Options: ``field``, the column with the referrer; ``page``, that with the page's URL; ``internal_hosts``,
+#: more hosts of one's own (with or without ``www.``); ``lists``, files in Matomo's format, read over the
+#: shipped table.
+SPEC = EnrichmentSpec("referrer", _check, _build)

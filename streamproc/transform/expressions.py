@@ -1,0 +1,235 @@
+"""SQL expressions of a topic page (``drop``, ``where``, ``derive``), compiled to polars and checked.
+
+The dialect is polars' own: ``and or not = <> < in between like case coalesce cast upper split_part`` and so
+on. An expression must be a function of one row: the same record must get the same answer whatever
+batch it arrives in, or a replay would disagree with the stream. Aggregates, window functions, subqueries
+and clocks are therefore refused when the page is loaded, not met at run time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from typing import NamedTuple
+
+import polars as pl
+from polars.exceptions import PolarsError
+
+from streamproc.errors import ExpressionError
+
+__all__ = ["Compiled", "ExpressionError", "compile_sql"]
+
+#: A string literal or a quoted identifier: words inside it are not SQL.
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
+_WORD = re.compile(r"(?<![\w.])([a-z_]\w*)(\s*\()?", re.IGNORECASE)
+
+#: Functions of one row. A list of what is allowed, because polars cannot be asked: in 2.1
+#: ``Expr.meta.is_row_separable`` is true for ``sum(x) over (...)`` and for ``x > count(*)``.
+FUNCTIONS = frozenset(
+    [
+        "abs",
+        "acos",
+        "asin",
+        "atan",
+        "atan2",
+        "bit_and",
+        "bit_count",
+        "bit_length",
+        "bit_not",
+        "bit_or",
+        "bit_xor",
+        "cast",
+        "cbrt",
+        "ceil",
+        "ceiling",
+        "char_length",
+        "character_length",
+        "coalesce",
+        "concat",
+        "concat_ws",
+        "cos",
+        "date",
+        "date_part",
+        "datetime",
+        "degrees",
+        "div",
+        "ends_with",
+        "exp",
+        "extract",
+        "floor",
+        "greatest",
+        "if",
+        "ifnull",
+        "initcap",
+        "least",
+        "left",
+        "length",
+        "ln",
+        "log",
+        "log10",
+        "log1p",
+        "log2",
+        "lower",
+        "ltrim",
+        "mod",
+        "normalize",
+        "nullif",
+        "octet_length",
+        "pi",
+        "position",
+        "pow",
+        "power",
+        "radians",
+        "regexp_like",
+        "replace",
+        "reverse",
+        "right",
+        "round",
+        "rtrim",
+        "sign",
+        "sin",
+        "split_part",
+        "sqrt",
+        "starts_with",
+        "strftime",
+        "string_to_array",
+        "strpos",
+        "strptime",
+        "substr",
+        "substring",
+        "tan",
+        "time",
+        "timestamp",
+        "trim",
+        "try_cast",
+        "upper",
+    ]
+)
+#: Keywords that may stand before a parenthesis.
+_BEFORE_PARENTHESIS = frozenset(
+    [
+        "and",
+        "any",
+        "between",
+        "by",
+        "case",
+        "else",
+        "end",
+        "escape",
+        "from",
+        "ilike",
+        "in",
+        "is",
+        "like",
+        "not",
+        "on",
+        "or",
+        "regexp",
+        "rlike",
+        "similar",
+        "then",
+        "to",
+        "when",
+        "xor",
+    ]
+)
+_CLOCKS = frozenset(
+    ["now", "today", "current_timestamp", "current_date", "current_time", "localtime", "localtimestamp"]
+)
+_SEVERAL_ROWS = frozenset(["over", "select", "with", "values", "exists"])
+
+#: Values that make an expression fail while loading if it could fail on data: a text that is no number, no
+#: date and no regular expression; zero; the ends of the integers.
+_AWKWARD: dict[type[pl.DataType] | pl.DataType, list[object]] = {
+    pl.String: ["(", "", None],
+    pl.Boolean: [True, False, None],
+    pl.Float64: [0.0, -1e300, None],
+    pl.Int64: [0, -(2**63), None],
+    pl.Int32: [0, -(2**31), None],
+    pl.Int8: [0, -(2**7), None],
+    pl.Date: [date(1970, 1, 1), date(1, 1, 1), None],
+}
+_ROWS = 3
+
+
+class Compiled(NamedTuple):
+    """An expression for ``frame.select``; the ``columns`` it reads, in order of use; its output ``type``."""
+
+    expr: pl.Expr
+    columns: tuple[str, ...]
+    type: pl.DataType
+
+
+def compile_sql(sql: str, columns: Mapping[str, pl.DataType]) -> Compiled:
+    """Compile ``sql`` against a frame of ``columns``.
+
+    Raises :class:`ExpressionError` when it does not parse, names a column that does not exist (near matches
+    are listed), is not a function of one row, does not fit the columns' types, or could fail on some value
+    (a ``cast`` of text to a number: ``try_cast`` gives null instead).
+    """
+    _refuse_words(_QUOTED.sub("''", sql))
+    try:
+        expr = pl.sql_expr(sql)
+        roots = tuple(dict.fromkeys(expr.meta.root_names()))
+    except PolarsError as error:
+        raise ExpressionError(f"it does not parse: {_first_line(error)}") from None
+    _refuse_unknown(roots, columns)
+    return Compiled(expr, roots, _probe(expr, {name: columns[name] for name in roots}))
+
+
+def _refuse_words(bare: str) -> None:
+    """Refuse what the grammar would take but an expression over one event must not hold."""
+    if not bare.strip():
+        raise ExpressionError("the expression is empty")
+    for word, parenthesis in _WORD.findall(bare):
+        name = word.lower()
+        if name in _CLOCKS:
+            raise ExpressionError(f"'{word}' reads the clock; a replay would not agree with the stream")
+        if name in _SEVERAL_ROWS:
+            raise ExpressionError(f"'{word}' looks at other rows; an expression sees one event only")
+        if parenthesis and name not in FUNCTIONS and name not in _BEFORE_PARENTHESIS:
+            near = difflib.get_close_matches(name, FUNCTIONS, n=2, cutoff=0.75)
+            raise ExpressionError(
+                f"'{word}' is not a function of one event"
+                + (f" (near: {', '.join(near)})" if near else "; aggregates belong in a table's measures")
+            )
+
+
+def _refuse_unknown(roots: tuple[str, ...], columns: Mapping[str, pl.DataType]) -> None:
+    unknown = [name for name in roots if name not in columns]
+    if not unknown:
+        return
+    problems = []
+    for name in unknown:
+        near = difflib.get_close_matches(name, list(columns), n=3)
+        problems.append(f"there is no column '{name}'" + (f" (near: {', '.join(near)})" if near else ""))
+    raise ExpressionError("; ".join(problems))
+
+
+def _probe(expr: pl.Expr, columns: Mapping[str, pl.DataType]) -> pl.DataType:
+    frame = pl.DataFrame([_awkward(name, dtype) for name, dtype in columns.items()])
+    if not columns:
+        frame = pl.DataFrame({"": pl.repeat(None, _ROWS, eager=True)})
+    try:
+        out = frame.lazy().select(expr.alias("answer")).collect()
+        typed = out.height == _ROWS or not columns
+    except PolarsError as error:
+        problem = _first_line(error)
+        hint = "; use try_cast, which gives null" if "conversion" in problem else ""
+        raise ExpressionError(f"it does not work on these columns: {problem}{hint}") from None
+    if not typed:
+        raise ExpressionError("it gives another number of rows than it was given")
+    return out.schema["answer"]
+
+
+def _awkward(name: str, dtype: pl.DataType) -> pl.Series:
+    if isinstance(dtype, pl.Datetime):
+        moments = [datetime(1970, 1, 1, tzinfo=UTC), datetime(1900, 1, 1, tzinfo=UTC), None]
+        return pl.Series(name, moments, dtype=pl.Datetime("us", "UTC")).cast(dtype)
+    return pl.Series(name, _AWKWARD.get(dtype, [None] * _ROWS), dtype=dtype)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
