@@ -1,8 +1,8 @@
 """A topic page (``topics/*.toml``) as frozen values: the contract, the enrichments, the tables, the sinks.
 
-:func:`load` (in :mod:`streamproc.topology_toml`) builds these and reports every mistake with its path; what
-is here is valid by construction, so nothing downstream checks it again. All durations are integer
-microseconds, as event time is.
+:func:`streamproc.topic_pages.load_page` builds these and reports every mistake with its path; what is here
+is valid by construction, so nothing downstream checks it again. All durations are integer microseconds, as
+event time is.
 """
 
 from __future__ import annotations
@@ -223,7 +223,8 @@ class Topology:
 
     ``columns``: every column of an event frame after all enrichments, in order, with its polars type:
     contract fields, ``event_time``, system columns, enrichments' and derived columns.
-    ``derive``: extra columns as ``(name, SQL, type)``, computed after the enrichments.
+    ``derive``: extra columns as ``(name, SQL, type)``, computed after the enrichments, each from those before.
+    ``fingerprint``: SHA-256 (hex) of the page's content.
     """
 
     name: str
@@ -235,3 +236,4 @@ class Topology:
     tables: tuple[Table, ...]
     sinks: Sinks
     columns: Mapping[str, pl.DataType]
+    fingerprint: str = ""

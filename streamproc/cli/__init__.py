@@ -37,9 +37,11 @@ class Verbs(click.Group):
     """A group that imports a verb's module when the verb is used, and turns our errors into exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs in the order a newcomer meets them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's command, imported now."""
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
@@ -48,10 +50,12 @@ class Verbs(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs and their help, without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(verb, help_) for verb, (_, _, help_) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; our own errors are printed without a traceback and end with their exit code."""
         try:
             return super().invoke(ctx)
         except StreamprocError as error:

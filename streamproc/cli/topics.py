@@ -1,0 +1,179 @@
+"""``streamproc topics``: the broker's topics and those of the topic pages."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from streamproc.cli.options import json_option, load_settings, load_topics, settings_options
+from streamproc.errors import ConfigError, Mistake
+from streamproc.quantities import show_duration
+from streamproc.settings import Settings
+from streamproc.sources.kafka_admin import Admin, Difference, TopicState, admin
+from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.topology import Topic, Topology
+
+T = TypeVar("T")
+
+
+@click.group(name="topics")
+def topics_command() -> None:
+    """List, compare and create the topics of the topic pages.
+
+    A page's topic is the one it reads; topics it publishes to have the same number of partitions.
+    """
+
+
+@topics_command.command(name="list")
+@settings_options
+@json_option
+def list_command(config: Path | None, topics: Path | None, as_json: bool) -> None:
+    """List the broker's topics, and those the pages want that are not there."""
+    settings = load_settings(config, topics)
+    wanted = {topic.name: stream for stream, topic in _wanted(load_topics(settings))}
+    states = _with_admin(settings, lambda broker: _describe(broker, wanted))
+    if as_json:
+        click.echo(
+            json.dumps({"topics": [_state_json(n, s, wanted.get(n)) for n, s in states.items()]}, indent=2)
+        )
+        return
+    for name, state in states.items():
+        stream = f"  stream {wanted[name]}" if name in wanted else ""
+        click.echo(f"{name:<32} {_state_text(state)}{stream}")
+
+
+@topics_command.command(name="diff")
+@settings_options
+@json_option
+@click.pass_context
+def diff_command(ctx: click.Context, config: Path | None, topics: Path | None, as_json: bool) -> None:
+    """Show how the broker's topics differ from the pages. Exits with 1 when they do."""
+    settings = load_settings(config, topics)
+    wanted = _wanted(load_topics(settings))
+    differences = _with_admin(settings, lambda broker: _differences(broker, wanted))
+    if as_json:
+        click.echo(json.dumps({"differences": [_difference_json(each) for each in differences]}, indent=2))
+    else:
+        for difference in differences:
+            click.echo(str(difference))
+        if not differences:
+            click.echo("The broker's topics are as the pages say.")
+    ctx.exit(1 if differences else 0)
+
+
+@topics_command.command(name="apply")
+@settings_options
+@json_option
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before changing topics.")
+def apply_command(config: Path | None, topics: Path | None, as_json: bool, yes: bool) -> None:
+    """Create missing topics, add partitions, set retention: the broker's topics become as the pages say.
+
+    Nothing is ever shrunk or deleted. More partitions send a visitor's later events to another partition
+    than the earlier ones: sessions that are open at that moment are cut in two.
+    """
+    settings = load_settings(config, topics)
+    wanted = _wanted(load_topics(settings))
+    if not yes:
+        differences = _with_admin(settings, lambda broker: _differences(broker, wanted))
+        possible = [difference for difference in differences if not difference.obstacle]
+        for difference in differences if possible else ():
+            click.echo(str(difference), err=True)
+        if possible and not click.confirm("Apply?", err=True):
+            raise click.Abort
+    done = _with_admin(settings, lambda broker: _apply(broker, wanted))
+    if as_json:
+        click.echo(json.dumps({"applied": [_difference_json(each) for each in done]}, indent=2))
+    elif done:
+        for difference in done:
+            click.echo(f"{difference.topic}: {difference.what} is now {difference.wanted}")
+    else:
+        click.echo("Nothing to do.")
+
+
+def _wanted(pages: Mapping[str, Topology]) -> list[tuple[str, Topic]]:
+    """Each topic of the pages with its stream's name."""
+    wanted = []
+    for stream, page in pages.items():
+        wanted.append((stream, page.topic))
+        published = (page.sinks.publish_events, page.sinks.publish_tables)
+        wanted += [
+            (stream, Topic(name, page.topic.partitions, page.topic.replication, page.topic.retention))
+            for name in published
+            if name is not None
+        ]
+    return wanted
+
+
+def _with_admin(settings: Settings, action: Callable[[Admin], Awaitable[T]]) -> T:
+    if settings.broker.embedded:
+        problem = "is embedded: it lives as long as the service, which creates its topics"
+        fix = "Name a broker, such as kafka://localhost:9092"
+        raise ConfigError([Mistake("broker", problem, fix)])
+
+    async def connected() -> T:
+        async with admin(KafkaConnection.of(settings.broker, settings.kafka)) as broker:
+            return await action(broker)
+
+    return asyncio.run(connected())
+
+
+async def _describe(broker: Admin, wanted: Mapping[str, str]) -> dict[str, TopicState | None]:
+    return {name: await broker.describe(name) for name in sorted({*await broker.topics(), *wanted})}
+
+
+async def _differences(broker: Admin, wanted: list[tuple[str, Topic]]) -> list[Difference]:
+    return [difference for _, topic in wanted for difference in await broker.diff(topic)]
+
+
+async def _apply(broker: Admin, wanted: list[tuple[str, Topic]]) -> list[Difference]:
+    """Apply them all; what cannot be is reported together at the end."""
+    done: list[Difference] = []
+    mistakes: list[Mistake] = []
+    for _, topic in wanted:
+        try:
+            done += await broker.apply(topic)
+        except ConfigError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        raise ConfigError(mistakes)
+    return done
+
+
+def _state_json(name: str, state: TopicState | None, stream: str | None) -> dict[str, object]:
+    return {
+        "name": name,
+        "stream": stream,
+        "exists": state is not None,
+        "partitions": state.partitions if state else None,
+        "replication": state.replication if state else None,
+        "retention_ms": _milliseconds(state) if state else None,
+        "cleanup_policy": state.cleanup_policy if state else None,
+    }
+
+
+def _difference_json(difference: Difference) -> dict[str, object]:
+    return {
+        "topic": difference.topic,
+        "what": difference.what,
+        "wanted": difference.wanted,
+        "actual": difference.actual,
+        "obstacle": difference.obstacle or None,
+    }
+
+
+def _milliseconds(state: TopicState) -> int | None:
+    return None if state.retention_ms in {None, "", "-1"} else int(state.retention_ms or 0)
+
+
+def _state_text(state: TopicState | None) -> str:
+    if state is None:
+        return "missing"
+    kept = _milliseconds(state)
+    retention = "for ever" if kept is None else show_duration(kept * 1000)
+    policy = "" if state.cleanup_policy == "delete" else f", {state.cleanup_policy}"
+    return f"{state.partitions} partitions, replication {state.replication}, kept {retention}{policy}"

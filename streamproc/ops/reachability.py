@@ -1,0 +1,156 @@
+"""Tries each endpoint the way the service will use it, and says what to look at when that fails.
+
+Nothing is left behind: embedded servers are started in a temporary folder and stopped, the object put into
+the lake is deleted again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from streamproc.errors import ConfigError, DependencyError, StreamprocError
+from streamproc.redaction import Url, redact
+from streamproc.settings import Settings
+
+#: Oldest PostgreSQL that still gets fixes (https://www.postgresql.org/support/versioning/), as
+#: ``server_version_num`` counts.
+OLDEST_POSTGRES = 140_000
+
+#: Seconds an endpoint has to answer.
+PATIENCE = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came of one check. ``target`` is redacted; ``seconds`` it took; ``hint``: what to look at.
+
+    ``wrong`` is empty when all is well. ``misconfigured``: the settings are at fault, not the endpoint.
+    """
+
+    what: str
+    target: str
+    seconds: float
+    note: str = ""
+    wrong: str = ""
+    hint: str = ""
+    misconfigured: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether the check found nothing wrong."""
+        return not self.wrong
+
+
+async def check_endpoints(settings: Settings) -> list[Finding]:
+    """Every endpoint of the settings, all at once, in the order broker, ledger, lake, warehouse."""
+    return list(
+        await asyncio.gather(
+            _timed("broker", settings.broker, lambda: _broker(settings)),
+            _timed("ledger", settings.ledger, lambda: _postgres("ledger", settings.ledger)),
+            _timed("lake", settings.lake, lambda: _lake(settings)),
+            _timed("warehouse", settings.warehouse, lambda: _warehouse(settings)),
+        )
+    )
+
+
+async def _timed(what: str, url: Url, check: Callable[[], Awaitable[str]]) -> Finding:
+    started = time.monotonic()
+    note, wrong, hint, misconfigured = "", "", "", False
+    try:
+        async with asyncio.timeout(PATIENCE):
+            note = await check()
+    except TimeoutError:
+        wrong, hint = f"no answer within {PATIENCE:.0f} s", "a firewall that drops packets looks like this"
+    except ConfigError as error:
+        wrong, misconfigured = "; ".join(str(mistake) for mistake in error.mistakes), True
+    except DependencyError as error:
+        wrong, hint = error.problem, error.hint
+    except StreamprocError as error:
+        wrong = str(error)
+    seconds = time.monotonic() - started
+    return Finding(what, str(url), seconds, note, redact(wrong), redact(hint), misconfigured)
+
+
+async def _broker(settings: Settings) -> str:
+    # Imported here: each check loads only the client it needs, so a broken one spoils no other.
+    from streamproc.sources.kafka_admin import admin  # noqa: PLC0415 - see above
+    from streamproc.sources.kafka_client import KafkaConnection  # noqa: PLC0415 - see above
+
+    if settings.broker.embedded:
+        await asyncio.to_thread(_start_embedded_broker)
+        return "starts on this machine"
+    async with admin(KafkaConnection.of(settings.broker, settings.kafka)) as broker:
+        return f"{len(await broker.topics())} topics visible"
+
+
+def _start_embedded_broker() -> None:
+    from streamproc.embedded.broker import start_broker  # noqa: PLC0415 - only for an embedded broker
+
+    with tempfile.TemporaryDirectory(prefix="streamproc-check-") as folder, start_broker(Path(folder)):
+        pass
+
+
+def _start_embedded_postgres() -> None:
+    from streamproc.embedded.postgres import start_postgres  # noqa: PLC0415 - only for an embedded ledger
+
+    with tempfile.TemporaryDirectory(prefix="streamproc-check-") as folder:
+        start_postgres(Path(folder), durable=False).stop()
+
+
+async def _postgres(what: str, url: Url) -> str:
+    if url.embedded:
+        await asyncio.to_thread(_start_embedded_postgres)
+        return "starts on this machine"
+    try:
+        async with await psycopg.AsyncConnection.connect(
+            url.reveal(), connect_timeout=10, application_name="streamproc check", autocommit=True
+        ) as connection:
+            cursor = await connection.execute(
+                "SELECT current_setting('server_version_num')::int, current_setting('server_version'),"
+                " pg_is_in_recovery(), has_database_privilege(current_database(), 'CREATE'), current_user"
+            )
+            row = await cursor.fetchone()
+    except psycopg.Error as error:
+        hint = "check host, port, user, password and the server's pg_hba.conf"
+        raise DependencyError(what, " ".join(str(error).split()), hint) from error
+    assert row is not None, "a SELECT without FROM gives a row"
+    number, version, replica, may_create, user = row
+    if number < OLDEST_POSTGRES:
+        raise DependencyError(what, f"PostgreSQL {version} is too old", "14 or newer is needed")
+    if replica:
+        raise DependencyError(what, "the server is a read-only replica", "name the primary")
+    if not may_create:
+        grant = f'GRANT CREATE ON DATABASE … TO "{user}"'
+        raise DependencyError(what, f"user {user} may not create schemas", grant)
+    return f"PostgreSQL {version}"
+
+
+async def _lake(settings: Settings) -> str:
+    from streamproc.sinks.object_store import StoreSettings, open_store  # noqa: PLC0415 - see _broker
+
+    options = StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region)
+    store = open_store(settings.lake.reveal(), options)
+    key = f"_check/{uuid.uuid4()}"
+    try:
+        await store.open()
+        await store.put(key, b"streamproc check")
+        await store.delete(key)
+    finally:
+        await store.close()
+    return "can be written"
+
+
+async def _warehouse(settings: Settings) -> str:
+    if settings.warehouse.scheme == "none":
+        return "switched off"
+    if settings.warehouse.embedded:
+        return "a schema beside the ledger"
+    return await _postgres("warehouse", settings.warehouse)
