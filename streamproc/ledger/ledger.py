@@ -16,8 +16,9 @@ the worker.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -28,9 +29,11 @@ from streamproc.database import Database, OutcomeUnknown
 from streamproc.errors import DependencyError, Fenced, Inconsistent
 from streamproc.ledger import claims as claiming
 from streamproc.ledger import commit as committing
+from streamproc.ledger import history, objects, positions
 from streamproc.ledger import migrate as migrating
+from streamproc.ledger import sweep as sweeping
 from streamproc.ledger.balance import verify
-from streamproc.model import Claim, EpochRecord, Partition, PlannedObject
+from streamproc.model import Claim, CommittedObject, EpochRecord, Partition, PlannedObject
 
 T = TypeVar("T")
 
@@ -51,7 +54,7 @@ class Ledger:
     """One stream's ledger in a PostgreSQL database (schema ``streamproc``), as one worker sees it.
 
     ``conninfo``: URL or libpq keywords. ``worker`` names this process in the ledger. ``pool_size``: most
-    connections held at once. The ``database`` may be shared with readers of the same database.
+    connections held at once. ``database`` may be shared with readers of the same database.
     """
 
     def __init__(self, conninfo: str, stream: str, worker: str, *, pool_size: int = 4) -> None:
@@ -152,6 +155,76 @@ class Ledger:
                 for advance in epoch.advances
             },
         )
+
+    async def sweep(
+        self,
+        store: sweeping.Deletes,
+        times: sweeping.SweepTimes | None = None,
+        now: datetime | None = None,
+    ) -> int:
+        """Delete abandoned objects from ``store``, twice each; returns the number of deletions."""
+        return await sweeping.sweep(self.database, self.stream, store, times or sweeping.SweepTimes(), now)
+
+    async def status(self) -> list[history.PartitionStatus]:
+        """Position, owner, fence, clock and counts of every partition ever claimed, sorted."""
+        async with self.database.connection("read the status") as conn:
+            return await history.status(conn, self.stream)
+
+    async def epochs(self, since: datetime | None = None, limit: int = 100) -> list[history.EpochSummary]:
+        """The newest epochs first, with their ranges, counts and stage timings."""
+        async with self.database.connection("read the epochs") as conn:
+            return await history.epochs(conn, self.stream, since, limit)
+
+    async def late(self) -> dict[str, int]:
+        """Late events by table, of all time."""
+        async with self.database.connection("count late events") as conn:
+            return await history.late(conn, self.stream)
+
+    async def forget(self, age: timedelta) -> int:
+        """Delete the history of epochs and swept objects older than ``age``; positions and totals stay."""
+        async with self.database.transaction("forget old epochs") as conn:
+            return await history.forget(conn, self.stream, age)
+
+    async def set_position(self, new: positions.NewPosition) -> int | None:
+        """An operator's change of a position; it is noted for ever. Returns the position before.
+
+        The partition's owner is fenced off and claims again. Raises :class:`LedgerError` when the change
+        skips or repeats records without that being accepted.
+        """
+        async with self.database.transaction("set a position") as conn:
+            return await positions.set_position(conn, self.stream, self.worker, new)
+
+    async def position_changes(self) -> list[positions.PositionChange]:
+        """Every position set by an operator, oldest first."""
+        async with self.database.connection("read the position changes") as conn:
+            return await positions.position_changes(conn, self.stream)
+
+    def manifest(
+        self, kind: str = "events", since_us: int | None = None, until_us: int | None = None
+    ) -> AsyncIterator[CommittedObject]:
+        """Committed objects that may hold rows with event time in ``[since_us, until_us)``, by newest time.
+
+        (``rejects`` objects go by ``received_at``.) An object committed while reading may be left out.
+        """
+        return objects.by_event_time(self.database, self.stream, kind, since_us, until_us)
+
+    def committed(
+        self, kind: str = "events", since: datetime | None = None
+    ) -> AsyncIterator[list[CommittedObject]]:
+        """Pages of committed objects by commit time.
+
+        A commit time is taken before its transaction ends, so objects can appear behind the newest one seen:
+        a reader that remembers where it was needs an overlap, and a full pass now and then.
+        """
+        return objects.by_commit(self.database, self.stream, kind, since)
+
+    async def recent_objects(self, partition: Partition, since_clock_us: int) -> list[CommittedObject]:
+        """The partition's ``events`` objects whose clock reached ``since_clock_us``, in position order."""
+        return await objects.by_clock(self.database, self.stream, partition, since_clock_us)
+
+    async def object_totals(self) -> list[objects.ObjectTotal]:
+        """Objects, rows and bytes by kind and state. Reads the whole list."""
+        return await objects.totals(self.database, self.stream)
 
     async def _find_out(self, epoch: EpochRecord) -> dict[Partition, Claim]:
         async for attempt in stamina.retry_context(on=DependencyError, attempts=None, timeout=None):

@@ -43,13 +43,14 @@ class StoreSettings:
 
     ``durable``: a put returns only after the bytes are on the disk (``file:`` only; S3 always is).
     ``endpoint_url`` and ``region``: S3 only, instead of what the AWS environment says.
-    ``connections``: most requests under way at once.
+    ``connections``: most requests under way at once. ``attempts``: tries of one request, the first included.
     """
 
     durable: bool = True
     endpoint_url: str | None = None
     region: str | None = None
     connections: int = 16
+    attempts: int = 6
 
 
 class ObjectStore(Protocol):

@@ -1,0 +1,158 @@
+"""What the ledger tells an operator: where partitions stand, what epochs did."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from streamproc.model import Counts, Partition
+
+_STATUS = """
+    SELECT source, partition, position, owner, fence, clock_us, claimed_at, updated_at,
+           records, accepted, filtered, rejected, duplicate
+    FROM streamproc.partitions WHERE stream = %s ORDER BY source, partition
+"""
+
+_EPOCHS = """
+    SELECT e.id, e.worker, e.started_at, e.committed_at, e.late, e.seconds,
+           r.source, r.partition, r.after, r.through,
+           r.records, r.accepted, r.filtered, r.rejected, r.duplicate
+    FROM (SELECT * FROM streamproc.epochs
+          WHERE stream = %(stream)s AND (%(since)s::timestamptz IS NULL OR committed_at >= %(since)s)
+          ORDER BY committed_at DESC, id LIMIT %(limit)s) AS e
+    JOIN streamproc.epoch_ranges AS r ON r.epoch = e.id
+    ORDER BY e.committed_at DESC, e.id, r.source, r.partition
+"""
+
+_LATE = """
+    SELECT table_name, sum(events)::bigint FROM (
+        SELECT table_name, events FROM streamproc.late_totals WHERE stream = %(stream)s
+        UNION ALL
+        SELECT late.key, late.value::bigint FROM streamproc.epochs AS e, jsonb_each_text(e.late) AS late
+        WHERE e.stream = %(stream)s
+    ) AS counted GROUP BY table_name ORDER BY table_name
+"""
+
+#: One statement, so an epoch is counted in ``late_totals`` exactly when it is gone from ``epochs``.
+_FORGET_EPOCHS = """
+    WITH gone AS (
+        DELETE FROM streamproc.epochs WHERE stream = %(stream)s AND committed_at < clock_timestamp() - %(age)s
+        RETURNING late
+    ), counted AS (
+        INSERT INTO streamproc.late_totals AS t (stream, table_name, events)
+        SELECT %(stream)s, late.key, sum(late.value::bigint) FROM gone, jsonb_each_text(gone.late) AS late
+        GROUP BY late.key ORDER BY late.key
+        ON CONFLICT (stream, table_name) DO UPDATE SET events = t.events + excluded.events
+    )
+    SELECT count(*) FROM gone
+"""
+
+_FORGET_SWEPT = """
+    DELETE FROM streamproc.objects
+    WHERE stream = %(stream)s AND state = 'swept' AND swept_at < clock_timestamp() - %(age)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionStatus:
+    """Where one partition stands. ``owner`` is ``None`` when it was released; times are UTC.
+
+    ``clock_us``: newest accepted event time, Unix microseconds. ``counts``: of everything ever committed.
+    """
+
+    partition: Partition
+    position: int | None
+    owner: str | None
+    fence: int
+    clock_us: int | None
+    claimed_at: datetime
+    updated_at: datetime
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRange:
+    """One partition's part of a past epoch: ``(after, through]`` and what became of its records."""
+
+    partition: Partition
+    after: int | None
+    through: int
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class EpochSummary:
+    """A past epoch. ``late``: events by table; ``seconds``: by stage."""
+
+    id: uuid.UUID
+    worker: str
+    started_at: datetime
+    committed_at: datetime
+    ranges: Sequence[EpochRange]
+    late: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+async def status(conn: AsyncConnection[Any], stream: str) -> list[PartitionStatus]:
+    """All partitions ever claimed, sorted."""
+    rows = await (await conn.execute(_STATUS, [stream])).fetchall()
+    return [
+        PartitionStatus(
+            Partition(source, number),
+            _position(position),
+            owner,
+            fence,
+            clock_us,
+            claimed_at,
+            updated_at,
+            Counts(*counts),
+        )
+        for source, number, position, owner, fence, clock_us, claimed_at, updated_at, *counts in rows
+    ]
+
+
+async def epochs(
+    conn: AsyncConnection[Any], stream: str, since: datetime | None, limit: int
+) -> list[EpochSummary]:
+    """The newest epochs first."""
+    rows = await (await conn.execute(_EPOCHS, {"stream": stream, "since": since, "limit": limit})).fetchall()
+    found: dict[uuid.UUID, EpochSummary] = {}
+    ranges: dict[uuid.UUID, list[EpochRange]] = {}
+    for (
+        number,
+        worker,
+        started_at,
+        committed_at,
+        late,
+        seconds,
+        source,
+        partition,
+        after,
+        through,
+        *counts,
+    ) in rows:
+        mine = ranges.setdefault(number, [])
+        found.setdefault(number, EpochSummary(number, worker, started_at, committed_at, mine, late, seconds))
+        mine.append(EpochRange(Partition(source, partition), _position(after), int(through), Counts(*counts)))
+    return list(found.values())
+
+
+async def late(conn: AsyncConnection[Any], stream: str) -> dict[str, int]:
+    """Late events by table, of all time."""
+    return dict(await (await conn.execute(_LATE, {"stream": stream})).fetchall())
+
+
+async def forget(conn: AsyncConnection[Any], stream: str, age: timedelta) -> int:
+    """Delete epochs and swept objects older than ``age``; totals stay. Returns the number of epochs."""
+    row = await (await conn.execute(_FORGET_EPOCHS, {"stream": stream, "age": age})).fetchone()
+    await conn.execute(_FORGET_SWEPT, {"stream": stream, "age": age})
+    return int(row[0]) if row else 0
+
+
+def _position(value: Any) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,140 @@
+"""Reading the list of committed objects: by event time, by commit time, by a partition's clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from streamproc.database import Database
+from streamproc.model import CommittedObject, Partition, PlannedObject
+
+#: Objects read at once. Paging is by key, not by an open cursor: a reader may take as long as it likes.
+PAGE = 1000
+
+_COLUMNS = """
+    SELECT key, kind, source, partition, after, through, rows, min_time_us, max_time_us, clock_us,
+           size, checksum, committed_at
+    FROM streamproc.objects
+    WHERE stream = %(stream)s AND state = 'committed' AND kind = %(kind)s
+"""
+
+_BY_EVENT_TIME = (
+    _COLUMNS
+    + """
+      AND (COALESCE(max_time_us, -1), key) > (%(last)s, %(last_key)s)
+      AND (%(until)s::bigint IS NULL OR min_time_us < %(until)s)
+    ORDER BY COALESCE(max_time_us, -1), key LIMIT %(page)s
+"""
+)
+
+_BY_COMMIT = (
+    _COLUMNS
+    + """
+      AND (committed_at, key) > (%(last)s, %(last_key)s)
+    ORDER BY committed_at, key LIMIT %(page)s
+"""
+)
+
+_BY_CLOCK = (
+    _COLUMNS
+    + """
+      AND source = %(source)s AND partition = %(partition)s AND clock_us >= %(since)s
+    ORDER BY through, key
+"""
+)
+
+
+class ObjectTotal(NamedTuple):
+    """Objects of one kind and state; ``bytes`` counts those whose size is known."""
+
+    kind: str
+    state: str
+    objects: int
+    rows: int
+    bytes: int
+
+
+async def by_event_time(
+    database: Database, stream: str, kind: str, since_us: int | None, until_us: int | None
+) -> AsyncIterator[CommittedObject]:
+    """Objects that may hold rows in ``[since_us, until_us)``, by their newest event time."""
+    last, last_key = -(2**63) if since_us is None else since_us, ""
+    while True:
+        names = {"stream": stream, "kind": kind, "until": until_us, "last": last, "last_key": last_key}
+        page = await _fetch(database, _BY_EVENT_TIME, {**names, "page": PAGE})
+        for committed in page:
+            yield committed
+        if len(page) < PAGE:
+            return
+        newest = page[-1].plan.max_time_us
+        last, last_key = -1 if newest is None else newest, page[-1].plan.key
+
+
+async def by_commit(
+    database: Database, stream: str, kind: str, since: datetime | None
+) -> AsyncIterator[list[CommittedObject]]:
+    """Pages of objects by commit time, from ``since``.
+
+    Commit times are taken inside the transactions, so an object can appear behind one already seen.
+    """
+    last, last_key = since or datetime.min.replace(tzinfo=UTC), ""
+    while True:
+        names = {"stream": stream, "kind": kind, "last": last, "last_key": last_key}
+        page = await _fetch(database, _BY_COMMIT, {**names, "page": PAGE})
+        if page:
+            yield page
+        if len(page) < PAGE:
+            return
+        last, last_key = page[-1].committed_at, page[-1].plan.key
+
+
+async def by_clock(
+    database: Database, stream: str, partition: Partition, since_clock_us: int
+) -> list[CommittedObject]:
+    """The partition's ``events`` objects with events accepted at ``since_clock_us`` or later, in order."""
+    return await _fetch(
+        database,
+        _BY_CLOCK,
+        {
+            "stream": stream,
+            "kind": "events",
+            "source": partition.source,
+            "partition": partition.id,
+            "since": since_clock_us,
+        },
+    )
+
+
+async def totals(database: Database, stream: str) -> list[ObjectTotal]:
+    """Objects, rows and bytes by kind and state. Reads the whole list."""
+    async with database.connection("count objects") as conn:
+        cursor = await conn.execute(
+            "SELECT kind, state, count(*), sum(rows)::bigint, COALESCE(sum(size), 0)::bigint"
+            " FROM streamproc.objects WHERE stream = %s GROUP BY kind, state ORDER BY kind, state",
+            [stream],
+        )
+        return [ObjectTotal(*row) for row in await cursor.fetchall()]
+
+
+async def _fetch(database: Database, query: str, names: dict[str, object]) -> list[CommittedObject]:
+    async with database.connection("list objects") as conn:
+        cursor = await conn.execute(query.encode(), names)
+        return [_object(row) for row in await cursor.fetchall()]
+
+
+def _object(row: Iterable[Any]) -> CommittedObject:
+    key, kind, source, partition, after, through, *times, size, checksum, committed_at = row
+    rows, min_time_us, max_time_us, clock_us = times
+    plan = PlannedObject(
+        key=key,
+        kind=kind,
+        partition=Partition(source, partition),
+        after=None if after is None else int(after),
+        through=int(through),
+        rows=rows,
+        min_time_us=min_time_us,
+        max_time_us=max_time_us,
+        clock_us=clock_us,
+    )
+    return CommittedObject(plan, size, checksum, committed_at)

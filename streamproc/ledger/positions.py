@@ -1,0 +1,102 @@
+"""Positions set by hand, and the note that is kept of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from streamproc.errors import LedgerError
+from streamproc.ledger import claims as claiming
+from streamproc.model import Partition
+
+_SET_POSITION = """
+    UPDATE streamproc.partitions SET position = %(position)s, owner = NULL, updated_at = clock_timestamp()
+    WHERE stream = %(stream)s AND source = %(source)s AND partition = %(partition)s
+"""
+
+_NOTE_CHANGE = """
+    INSERT INTO streamproc.position_changes
+        (stream, source, partition, changed_at, from_position, to_position, worker, note)
+    VALUES (%(stream)s, %(source)s, %(partition)s, clock_timestamp(), %(before)s, %(position)s, %(worker)s,
+            %(note)s)
+"""
+
+_CHANGES = """
+    SELECT source, partition, changed_at, from_position, to_position, worker, note
+    FROM streamproc.position_changes WHERE stream = %s ORDER BY changed_at, source, partition
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NewPosition:
+    """What an operator wants a partition's position to be, and what they accept for it.
+
+    ``position``: committed through here; ``None`` is the beginning. ``accept_gap``: the records between
+    the old and the new position are never read. ``accept_repeat``: those between the new and the old one are
+    read again, and stand twice in the lake and the tables. ``note`` says why.
+    """
+
+    partition: Partition
+    position: int | None
+    accept_gap: bool = False
+    accept_repeat: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PositionChange:
+    """A position that was set: ``(before, after]`` was skipped, or ``(after, before]`` is read again."""
+
+    partition: Partition
+    changed_at: datetime
+    before: int | None
+    after: int | None
+    worker: str
+    note: str
+
+
+async def set_position(conn: AsyncConnection[Any], stream: str, worker: str, new: NewPosition) -> int | None:
+    """Set the position and note it; returns the one before. The owner, if any, is fenced off.
+
+    Raises :class:`LedgerError` when the change loses or repeats records and that was not accepted.
+    """
+    partition = new.partition
+    before = (await claiming.claim(conn, stream, worker, [partition]))[partition].position
+    old, wanted = (-1 if position is None else position for position in (before, new.position))
+    if wanted > old and not new.accept_gap:
+        raise LedgerError(
+            f"{partition}: from {before} to {new.position} would skip records; accept the gap to do it"
+        )
+    if wanted < old and not new.accept_repeat:
+        raise LedgerError(
+            f"{partition}: from {before} back to {new.position} would count records twice; "
+            "accept the repetition to do it"
+        )
+    names = {
+        "stream": stream,
+        "source": partition.source,
+        "partition": partition.id,
+        "before": before,
+        "position": new.position,
+        "worker": worker,
+        "note": new.note,
+    }
+    await conn.execute(_SET_POSITION, names)
+    await conn.execute(_NOTE_CHANGE, names)
+    return before
+
+
+async def position_changes(conn: AsyncConnection[Any], stream: str) -> list[PositionChange]:
+    """All of them, oldest first."""
+    rows = await (await conn.execute(_CHANGES, [stream])).fetchall()
+    return [
+        PositionChange(Partition(source, number), changed_at, _integer(before), _integer(after), worker, note)
+        for source, number, changed_at, before, after, worker, note in rows
+    ]
+
+
+def _integer(position: Any) -> int | None:
+    return None if position is None else int(position)

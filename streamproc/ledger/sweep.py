@@ -1,0 +1,115 @@
+"""Deleting what was intended and never committed.
+
+A dead worker's put can still land minutes later, so every abandoned object is deleted twice. ``abandoned``
+is final (a commit takes ``intended`` objects only), so several sweepers at once do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from streamproc.database import Database
+
+_PAGE = 500
+_PARALLEL = 16
+
+#: Intents that can no longer be committed although no claim came along to abandon them: the epoch was
+#: planned again by the same owner, under other keys.
+_ABANDON_ORPHANS = """
+    UPDATE streamproc.objects AS o SET state = 'abandoned', abandoned_at = %(now)s
+    FROM streamproc.partitions AS p
+    WHERE o.stream = %(stream)s AND o.state = 'intended' AND o.intended_at <= %(orphans)s
+      AND p.stream = o.stream AND p.source = o.source AND p.partition = o.partition
+      AND (p.fence <> o.fence OR p.owner IS NULL OR p.position >= o.through)
+"""
+
+_DUE = """
+    SELECT key, deleted_at IS NOT NULL FROM streamproc.objects
+    WHERE stream = %(stream)s AND state = 'abandoned'
+      AND abandoned_at <= CASE WHEN deleted_at IS NULL THEN %(first)s ELSE %(again)s END
+    ORDER BY abandoned_at, key LIMIT %(page)s
+"""
+
+_DELETED_FIRST = """
+    UPDATE streamproc.objects SET deleted_at = %(now)s
+    WHERE key = ANY(%(keys)s) AND state = 'abandoned' AND deleted_at IS NULL
+"""
+
+_DELETED_AGAIN = """
+    UPDATE streamproc.objects SET state = 'swept', swept_at = %(now)s
+    WHERE key = ANY(%(keys)s) AND state = 'abandoned' AND deleted_at IS NOT NULL
+"""
+
+
+class Deletes(Protocol):
+    """What the sweep needs of an object store."""
+
+    async def delete(self, key: str) -> None:
+        """Remove the object; fine when it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepTimes:
+    """When an abandoned object is deleted, and deleted again, after it was abandoned.
+
+    ``again`` must be longer than any put can take to land. ``orphan``: age at which an intent that can no
+    longer be committed is abandoned.
+    """
+
+    first: timedelta = timedelta(minutes=10)
+    again: timedelta = timedelta(days=1)
+    orphan: timedelta = timedelta(hours=1)
+
+
+async def sweep(
+    database: Database, stream: str, store: Deletes, times: SweepTimes, now: datetime | None
+) -> int:
+    """Delete what is due at ``now`` (the database's clock); returns the number of deletions.
+
+    Raises :class:`DependencyError` when the store refuses; what was deleted and not noted is deleted again
+    next time.
+    """
+    if now is None:
+        async with database.connection("sweep") as conn:
+            row = await (await conn.execute("SELECT clock_timestamp()")).fetchone()
+            assert row is not None
+            now = row[0]
+    names = {"stream": stream, "now": now, "orphans": now - times.orphan}
+    names |= {"first": now - times.first, "again": now - times.again, "page": _PAGE}
+    async with database.transaction("sweep") as conn:
+        await conn.execute(_ABANDON_ORPHANS, names)
+    deletions = 0
+    while due := await _due(database, names):
+        await _delete(store, [key for key, _ in due])
+        async with database.transaction("sweep") as conn:
+            first = [key for key, deleted_before in due if not deleted_before]
+            again = [key for key, deleted_before in due if deleted_before]
+            await conn.execute(_DELETED_FIRST, {"now": now, "keys": first})
+            await conn.execute(_DELETED_AGAIN, {"now": now, "keys": again})
+        deletions += len(due)
+    return deletions
+
+
+async def _due(database: Database, names: dict[str, object]) -> list[tuple[str, bool]]:
+    async with database.connection("sweep") as conn:
+        return [(key, before) for key, before in await (await conn.execute(_DUE, names)).fetchall()]
+
+
+async def _delete(store: Deletes, keys: Sequence[str]) -> None:
+    slots = asyncio.Semaphore(_PARALLEL)
+
+    async def delete_one(key: str) -> None:
+        async with slots:
+            await store.delete(key)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for key in keys:
+                group.create_task(delete_one(key))
+    except BaseExceptionGroup as errors:
+        # One failure cancels the others; it is the one to report.
+        raise errors.exceptions[0] from errors
