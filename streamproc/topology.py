@@ -91,7 +91,8 @@ class Contract:
 
     ``decoder``: ``json``, or ``combined`` for web-server log lines (its fields are fixed, see
     :mod:`streamproc.transform.weblog`). ``duplicate_keys``: ``reject`` records in which a contract key
-    stands twice, or take the ``first``. ``max_record_bytes``: a larger record is a reject.
+    stands twice, or take the ``first``. ``max_record_bytes``: a larger record is a reject. ``site``: scheme and
+    host (``https://example.com``) of the paths in log lines; of no use to the other decoder.
     """
 
     fields: tuple[Field, ...]
@@ -101,6 +102,7 @@ class Contract:
     decoder: str = "json"
     duplicate_keys: str = "reject"
     max_record_bytes: int = 1_048_576
+    site: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

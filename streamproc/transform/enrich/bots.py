@@ -41,6 +41,7 @@ class _Bots:
         self._texts = [re.sub(r"\\(.)", r"\1", p) for p in literal]
         self._regex = _any_of(p for p in patterns if p not in set(literal))
         self._never = _any_of(options["never"]) if options["never"] else None
+        self._empty: bool = options["empty"]
         self._only = options["only"]
 
     def __call__(self, agents: pl.Series) -> pl.DataFrame:
@@ -48,6 +49,8 @@ class _Bots:
         is_bot = agent.str.contains_any(self._texts) | agent.str.contains(self._regex)
         if self._never:
             is_bot &= ~agent.str.contains(self._never)
+        blank = agent.str.strip_chars() == ""
+        is_bot = pl.when(~blank).then(is_bot).otherwise(self._empty)
         frame = pl.DataFrame({"agent": agents}).with_columns(is_bot=is_bot)
         matched = pl.concat_list(
             agent.str.extract_many(self._texts, overlapping=True), agent.str.extract_all(self._regex)
@@ -84,17 +87,11 @@ def _check(
 
 
 def _build(options: Mapping[str, Any], _: Resources) -> Step:
-    field, empty = options["field"], options["empty"]
-    remembered = Remembered(field, _Bots(options))
-
-    def step(frame: pl.DataFrame) -> pl.DataFrame:
-        joined = remembered(frame)
-        if "is_bot" not in options["only"]:
-            return joined
-        blank = pl.col(field).is_null() | (pl.col(field).str.strip_chars() == "")
-        return joined.with_columns(pl.when(blank).then(empty).otherwise("is_bot").alias("is_bot"))
-
-    return step
+    remembered = Remembered(options["field"], _Bots(options))
+    if "is_bot" not in options["only"]:
+        return remembered
+    verdict = pl.col("is_bot").fill_null(options["empty"])
+    return lambda frame: remembered(frame).with_columns(verdict)
 
 
 #: Options: ``field``, the column with the user agent; ``empty``, the verdict on an empty one; ``patterns``,

@@ -1,7 +1,7 @@
 """Enrich by distinct value: what a column's values say is worked out once per value, not once per event.
 
 A batch of 20,000 events holds perhaps 3,000 different user agents or URLs, and the next batch mostly the
-same ones. Joining the answers back costs about 0.04 µs an event.
+same ones. Joining the answers back costs about 0.05 µs an event.
 """
 
 from __future__ import annotations
@@ -16,18 +16,12 @@ _KEY = "distinct value"
 _KNOWN = "is known"
 
 
-def describe_each(frame: pl.DataFrame, column: str, describe: Describe) -> pl.DataFrame:
-    """``frame`` with the columns ``describe`` gives for the distinct values of ``column``; null for null."""
-    values = frame[column].unique().drop_nulls()
-    answers = describe(values).with_columns(values.alias(_KEY))
-    return frame.join(answers, left_on=column, right_on=_KEY, how="left", maintain_order="left")
-
-
 class Remembered:
-    """Like :func:`describe_each`, but answers are kept from batch to batch.
+    """A step that adds ``describe``'s answers for the values of ``column``; null for null.
 
-    For work that is much dearer than a join (a user agent: 50 µs). At most ``bound`` values are kept: when
-    they would be more, those of the current batch stay and the others are forgotten.
+    Answers are kept from batch to batch, ``bound`` values at most: when they would be more, those that the
+    current batch uses stay and the others are forgotten. What is remembered changes the cost only, never an
+    answer. A batch with more distinct values than ``bound`` is answered all the same.
     """
 
     def __init__(self, column: str, describe: Describe, bound: int = 20_000) -> None:
@@ -39,9 +33,10 @@ class Remembered:
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
         """``frame`` with the answers' columns."""
         joined = self._join(frame)
-        missing = joined.filter(pl.col(_KNOWN).is_null() & pl.col(self._column).is_not_null())
-        if missing.height:
-            self._learn(frame, missing[self._column].unique())
+        missing = joined.lazy().filter(pl.col(_KNOWN).is_null()).select(pl.col(self._column).unique())
+        values = missing.collect().to_series().drop_nulls()
+        if len(values):
+            self._learn(frame, values)
             joined = self._join(frame)
         return joined.drop(_KNOWN)
 
@@ -52,7 +47,7 @@ class Remembered:
         known = self._known
         if known.height + len(values) > self._bound:
             known = known.join(frame.select(self._column), left_on=_KEY, right_on=self._column, how="semi")
-        self._known = pl.concat([known, self._answers(values)])
+        self._known = pl.concat([known, self._answers(values)], rechunk=True)
 
     def _answers(self, values: pl.Series) -> pl.DataFrame:
         return self._describe(values).with_columns(values.alias(_KEY), pl.lit(True).alias(_KNOWN))

@@ -23,7 +23,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from streamproc.transform.enrich.distinct import describe_each
+from streamproc.transform.enrich.distinct import Remembered
 from streamproc.transform.enrich.percent import decode_component
 from streamproc.transform.enrich.referrer_table import (
     ReferrerTable,
@@ -46,8 +46,7 @@ from streamproc.transform.enrich.url import url_parts
 ADDS: dict[str, pl.DataType] = {
     f"referrer_{name}": pl.String() for name in ("host", "medium", "source", "term")
 }
-_SCHEMA = {"host": pl.String(), "path": pl.String(), "medium": pl.String(), "source": pl.String()}
-_PAGE_HOST = "host of the page"
+_SITE, _PAGE_SITE = "site of the referrer", "site of the page"
 
 
 class _Referrers:
@@ -60,6 +59,7 @@ class _Referrers:
         self._path = rf"^({'|'.join(paths)})(?:/|$)"
 
     def __call__(self, referrers: pl.Series) -> pl.DataFrame:
+        blank = referrers.str.strip_chars().is_in(["", "-"])
         parts = url_parts(referrers).select(
             "host", "query", whole=pl.col("path"), path=pl.col("path").str.extract(self._path).fill_null("")
         )
@@ -77,7 +77,11 @@ class _Referrers:
             for host, path, whole, query in self._searches(parts).iter_rows()
         ]
         return self._with_terms(parts, terms).select(
-            referrer_host="host", referrer_medium="medium", referrer_source="source", referrer_term="term"
+            _site("host").alias(_SITE),
+            referrer_host="host",
+            referrer_medium=pl.when(~blank).then("medium").otherwise(pl.lit("direct")),
+            referrer_source="source",
+            referrer_term="term",
         )
 
     def _classify(self, host: str | None, path: str) -> Source:
@@ -127,29 +131,33 @@ class _Step:
         self._field: str = options["field"]
         self._page: str | None = options["page"]
         self._only: tuple[str, ...] = options["only"]
-        self._describe = _Referrers(table, options["internal_hosts"])
+        self._known = Remembered(self._field, _Referrers(table, options["internal_hosts"]))
+        self._pages = Remembered(self._page, _page_hosts) if self._page else None
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with the wanted columns."""
         names = frame.columns
-        frame = describe_each(frame, self._field, self._describe)
-        referrer = pl.col(self._field)
-        direct = referrer.is_null() | referrer.str.strip_chars().is_in(["", "-"])
-        if self._page is None:
-            internal: pl.Expr = pl.lit(False)
-        else:
-            frame = describe_each(frame, self._page, _page_hosts)
-            internal = pl.col("referrer_host").str.strip_prefix("www.") == pl.col(_PAGE_HOST)
-        medium = pl.when(direct).then(pl.lit("direct")).when(internal).then(pl.lit("internal"))
-        return frame.with_columns(
-            medium.otherwise("referrer_medium").alias("referrer_medium"),
-            pl.when(~internal.fill_null(False)).then("referrer_source").alias("referrer_source"),
-            pl.when(~internal.fill_null(False)).then("referrer_term").alias("referrer_term"),
-        ).select(*names, *self._only)
+        frame = self._known(frame).with_columns(pl.col("referrer_medium").fill_null("direct"))
+        if self._pages:
+            frame = self._pages(frame)
+            internal = (pl.col(_SITE) == pl.col(_PAGE_SITE)).fill_null(False)
+            frame = frame.with_columns(
+                pl.when(internal)
+                .then(pl.lit("internal"))
+                .otherwise("referrer_medium")
+                .alias("referrer_medium"),
+                pl.when(~internal).then("referrer_source").alias("referrer_source"),
+                pl.when(~internal).then("referrer_term").alias("referrer_term"),
+            )
+        return frame.select(*names, *self._only)
 
 
 def _page_hosts(pages: pl.Series) -> pl.DataFrame:
-    return url_parts(pages).select(pl.col("host").str.strip_prefix("www.").alias(_PAGE_HOST))
+    return url_parts(pages).select(_site("host").alias(_PAGE_SITE))
+
+
+def _site(host: str) -> pl.Expr:
+    return pl.col(host).str.strip_prefix("www.")
 
 
 def _check(

@@ -2,9 +2,9 @@
 
 Adds ``scheme``, ``host`` (lower case, without user, password and port), ``port`` (as written; Int32),
 ``path`` (``/`` when empty), ``query`` and ``fragment`` (null when empty). Parts are as they stand in the
-URL: nothing is percent-decoded, dot segments and internationalised names are left alone. As in the WHATWG URL standard,
-space around a URL and tabs and newlines in it are ignored, and ``\\`` ends the host as ``/`` does.
-A relative URL, one without ``//``, or one whose host or port cannot be: every part is null.
+URL: nothing is percent-decoded, dot segments and internationalised names are left alone. As in the WHATWG
+URL standard, space around a URL and tabs and newlines in it are ignored, and ``\\`` ends the host as ``/``
+does. A relative URL, one without ``//``, or one whose host or port cannot be: every part is null.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from streamproc.transform.enrich.distinct import describe_each
+from streamproc.transform.enrich.distinct import Remembered
 from streamproc.transform.enrich.spec import (
     Checked,
     EnrichmentSpec,
@@ -78,7 +78,7 @@ def _check(
 
 def _build(options: Mapping[str, Any], _: Resources) -> Step:
     field, only = options["field"], options["only"]
-    return lambda frame: describe_each(frame, field, lambda urls: url_parts(urls).select(only))
+    return Remembered(field, lambda urls: url_parts(urls).select(only))
 
 
 #: Option: ``field``, the column with the URL.
