@@ -11,6 +11,7 @@ from typing import TypeVar
 import click
 
 from streamproc.cli.options import json_option, load_settings, load_topics, settings_options
+from streamproc.embedded.broker import start_broker
 from streamproc.errors import ConfigError, Mistake
 from streamproc.quantities import show_duration
 from streamproc.settings import Settings
@@ -110,16 +111,15 @@ def _wanted(pages: Mapping[str, Topology]) -> list[tuple[str, Topic]]:
 
 
 def _with_admin(settings: Settings, action: Callable[[Admin], Awaitable[T]]) -> T:
-    if settings.broker.embedded:
-        problem = "is embedded: it lives as long as the service, which creates its topics"
-        fix = "Name a broker, such as kafka://localhost:9092"
-        raise ConfigError([Mistake("broker", problem, fix)])
-
-    async def connected() -> T:
-        async with admin(KafkaConnection.of(settings.broker, settings.kafka)) as broker:
+    async def connected(connection: KafkaConnection) -> T:
+        async with admin(connection) as broker:
             return await action(broker)
 
-    return asyncio.run(connected())
+    if not settings.broker.embedded:
+        return asyncio.run(connected(KafkaConnection.of(settings.broker, settings.kafka)))
+    # The broker of a service that runs on the same data folder, or one that lives as long as this command.
+    with start_broker(settings.data_dir / "broker") as embedded:
+        return asyncio.run(connected(KafkaConnection(embedded.bootstrap, embedded=True)))
 
 
 async def _describe(broker: Admin, wanted: Mapping[str, str]) -> dict[str, TopicState | None]:

@@ -27,9 +27,9 @@ from streamproc.transform import weblog
 DEEPEST_PATH = 16
 
 _FORMATS = {
-    "s": (FieldType.INTEGER,),
-    "ms": (FieldType.INTEGER,),
-    "us": (FieldType.INTEGER,),
+    "s": (FieldType.INTEGER, FieldType.NUMBER),
+    "ms": (FieldType.INTEGER, FieldType.NUMBER),
+    "us": (FieldType.INTEGER, FieldType.NUMBER),
     "iso8601": (FieldType.STRING,),
 }
 
@@ -171,9 +171,7 @@ def _read_event_time(table: Reader, fields: dict[str, Field], columns: Columns) 
         if field.type not in _FORMATS[event_time.format]:
             wanted = " or ".join(kind.value for kind in _FORMATS[event_time.format])
             problem = f"event time in format {event_time.format!r} cannot be a {field.type.value}"
-            table.mistakes.add(
-                f"{place}.type", problem, f'Write type = "{wanted}", or correct event_time.format'
-            )
+            table.mistakes.add(f"{place}.type", problem, f"Make it {wanted}, or correct event_time.format")
     return event_time
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from streamproc.quantities import Invalid, shown
+from streamproc.tables.measures import funnel_columns, state_columns
 from streamproc.topic_pages import names, reader
 from streamproc.topic_pages.columns import Columns, named
 from streamproc.topic_pages.reader import Reader
@@ -58,9 +59,9 @@ def _total(dtype: pl.DataType) -> pl.DataType:
     return pl.Int64() if dtype.is_integer() else pl.Float64()
 
 
-#: Measures of a column. ``count`` and ``funnel`` measure rows and are not here. Sketch sizes: the ranges are
-#: those of Apache DataSketches (HyperLogLog lg_k 4-21, theta lg_k 4-26, KLL k 8-65535). Relative standard
-#: errors at the defaults: 1.04/sqrt(2^12) = 1.6% for HyperLogLog, 1.33% of rank for KLL with k = 200.
+#: Measures of a column. ``count`` and ``funnel`` measure rows and are not here. ``precision`` within what
+#: Apache DataSketches takes: HyperLogLog's lg_k 4 to 21; KLL's k up to 65,535, from 32, below which the
+#: rank error passes 7 %. :mod:`streamproc.tables.sketches` states the errors.
 COLUMN_KINDS = {
     "sum": Kind("a number", _number, _total),
     "min": Kind("a number, a date or a moment", _ordered, _same),
@@ -68,14 +69,25 @@ COLUMN_KINDS = {
     "avg": Kind("a number", _number, _double),
     "first": Kind("any column", _any, _same),
     "last": Kind("any column", _any, _same),
-    "distinct": Kind("any column", _any, _count, (4, 26, 20)),
+    "distinct": Kind("any column", _any, _count),
     "approx_distinct": Kind("any column", _any, _count, (4, 21, 12)),
-    "approx_percentile": Kind("a number", _number, _double, (8, 65_535, 200)),
+    "approx_percentile": Kind("a number", _number, _double, (32, 65_535, 200)),
 }
 KINDS = ("count", *COLUMN_KINDS, "funnel")
 
-#: The columns of a funnel's last step reached: 0 for none, so it fits a small integer.
-FUNNEL_TYPE = pl.Int16()
+
+def finished_columns(measure: Measure) -> dict[str, pl.DataType]:
+    """A measure's columns in a finished row: one of its name; a funnel has one per step and one for the last."""
+    if measure.kind == "funnel":
+        return dict(funnel_columns(measure))
+    return {measure.name: measure.type}
+
+
+def stored_columns(measure: Measure) -> list[str]:
+    """Every column a measure takes in its table, those of its unfinished state (``views__sum``) included."""
+    return list(
+        dict.fromkeys([*finished_columns(measure), *(state.name for state in state_columns(measure))])
+    )
 
 
 def read_measure(name: str, table: Reader, columns: Columns, window: str) -> Measure | None:
@@ -106,7 +118,7 @@ def _read_column(
     """The column, the measure's type, and the precision of its sketch."""
     column = table.optional("column", reader.text, None)
     rule = COLUMN_KINDS.get(kind or "")
-    bounds = rule.precision if rule and rule.precision else (4, 26, 12)
+    bounds = rule.precision if rule and rule.precision else (4, 21, 12)
     precision = table.optional("precision", reader.whole(bounds[0], bounds[1]), bounds[2])
     if kind is None:
         return column, None, precision
@@ -120,7 +132,7 @@ def _read_column(
                 f"has no meaning for {kind}, which counts rows",
                 fix if kind == "count" else "Remove it",
             )
-        return None, pl.Int64() if kind == "count" else FUNNEL_TYPE, precision
+        return None, pl.Int64() if kind == "count" else pl.Int32(), precision
     if "column" not in table:
         table.mistake("column", "is missing", f"Name the column: {rule.takes}")
     dtype = columns.known(table, "column", column)

@@ -76,9 +76,13 @@ def load_page(path: Path) -> Topology:
     Raises:
         ConfigError: every mistake in it, each with its dotted path and what to write instead.
     """
-    raw = _read(path)
-    mistakes = Mistakes(path.name)
-    topology = _read_page(Reader(raw, "", mistakes), _fingerprint(raw))
+    return read_page(_read(path), path.name)
+
+
+def read_page(raw: Mapping[str, object], file: str) -> Topology:
+    """A page that is parsed already; ``file`` names it in mistakes. Raises as :func:`load_page`."""
+    mistakes = Mistakes(file)
+    topology = _topology(Reader(raw, "", mistakes), _fingerprint(raw))
     if mistakes.found:
         raise ConfigError(mistakes.found)
     return topology
@@ -106,7 +110,7 @@ def _fingerprint(raw: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(raw, default=str, ensure_ascii=False).encode()).hexdigest()
 
 
-def _read_page(page: Reader, fingerprint: str) -> Topology:
+def _topology(page: Reader, fingerprint: str) -> Topology:
     stream = page.table("stream")
     name = stream.required(
         "name", names.identifier("stream", names.SCHEMAS), 'Write [stream] with name = "…"'

@@ -7,7 +7,7 @@ import polars as pl
 from streamproc.quantities import Invalid
 from streamproc.topic_pages import names, reader
 from streamproc.topic_pages.columns import Columns, can_be_stored, named
-from streamproc.topic_pages.measures import read_measure
+from streamproc.topic_pages.measures import finished_columns, read_measure, stored_columns
 from streamproc.topic_pages.reader import Reader
 from streamproc.topology import DAY, MINUTE, SECOND, Derived, FieldType, Measure, Table, Window
 
@@ -46,7 +46,9 @@ def _read_table(name: str, table: Reader, columns: Columns) -> Table:
         table.mistake("retention", "is shorter than the window and its lateness together", fix)
     keys = dict.fromkeys(names.WINDOW_COLUMNS, pl.Datetime("us", "UTC")) | by
     measures, complete = _read_measures(table, columns, window.kind, keys)
-    finished = Columns(keys | {m.name: m.type for m in measures}, complete and columns.complete)
+    finished = Columns(dict(keys), complete and columns.complete)
+    for measure in measures:
+        finished.types |= finished_columns(measure)
     built = Table(
         name=name,
         window=window,
@@ -152,10 +154,10 @@ def _read_measures(
     complete = True
     taken = set(keys)
     for name, sub in table.table("measures").tables():
-        complete &= _check_column_name(sub, name, taken)
-        taken.add(name)
         measure = read_measure(name, sub, columns, window)
-        complete &= measure is not None
+        added = [name] if measure is None else stored_columns(measure)
+        complete &= _check_columns(sub, name, added, taken) and measure is not None
+        taken.update(added)
         if measure is not None:
             found.append(measure)
     if "measures" in table and not found and complete:
@@ -168,7 +170,7 @@ def _read_derived(table: Reader, finished: Columns) -> tuple[Derived, ...]:
     found: list[Derived] = []
     taken = set(finished.types)
     for name, sub in table.table("derived").tables():
-        _check_column_name(sub, name, taken)
+        _check_columns(sub, name, [name], taken)
         taken.add(name)
         sql = sub.required("sql", reader.text, 'Write sql = "pages = 1"')
         comment = sub.optional("comment", reader.text, "")
@@ -190,11 +192,20 @@ def _check_type(derived: Reader, kept: pl.DataType | None) -> None:
         )
 
 
-def _check_column_name(table: Reader, name: str, taken: set[str]) -> bool:
+def _check_columns(table: Reader, name: str, added: list[str], taken: set[str]) -> bool:
+    """Whether the table can have the columns that ``name`` adds to it."""
     try:
         names.identifier("column", frozenset(names.WINDOW_COLUMNS))(name)
-        if name in taken:
-            raise Invalid(f"the table has a column {name!r} already", "Choose another name")
+        if "__" in name:
+            raise Invalid(
+                f"{name!r} has a double underscore, which marks unfinished state", "Use a single one"
+            )
+        for column in added:
+            if column in taken:
+                raise Invalid(f"the table has a column {column!r} already", "Choose another name")
+            if len(column) > names.LONGEST_NAME:
+                problem = f"its column {column!r} is longer than {names.LONGEST_NAME} characters"
+                raise Invalid(problem, f"Shorten the name by {len(column) - names.LONGEST_NAME}")
     except Invalid as error:
         table.mistake("", error.problem, error.fix)
         return False
