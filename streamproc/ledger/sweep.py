@@ -6,12 +6,11 @@ is final (a commit takes ``intended`` objects only), so several sweepers at once
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from streamproc.concurrency import each
 from streamproc.database import Database
 
 _PAGE = 500
@@ -84,7 +83,7 @@ async def sweep(
         await conn.execute(_ABANDON_ORPHANS, names)
     deletions = 0
     while due := await _due(database, names):
-        await _delete(store, [key for key, _ in due])
+        await each(store.delete, [key for key, _ in due], at_once=_PARALLEL)
         async with database.transaction("sweep") as conn:
             first = [key for key, deleted_before in due if not deleted_before]
             again = [key for key, deleted_before in due if deleted_before]
@@ -97,19 +96,3 @@ async def sweep(
 async def _due(database: Database, names: dict[str, object]) -> list[tuple[str, bool]]:
     async with database.connection("sweep") as conn:
         return [(key, before) for key, before in await (await conn.execute(_DUE, names)).fetchall()]
-
-
-async def _delete(store: Deletes, keys: Sequence[str]) -> None:
-    slots = asyncio.Semaphore(_PARALLEL)
-
-    async def delete_one(key: str) -> None:
-        async with slots:
-            await store.delete(key)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for key in keys:
-                group.create_task(delete_one(key))
-    except BaseExceptionGroup as errors:
-        # One failure cancels the others; it is the one to report.
-        raise errors.exceptions[0] from errors

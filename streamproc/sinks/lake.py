@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from streamproc.concurrency import each
 from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.model import REJECT_SCHEMA, Advance, PlannedObject, WrittenObject
 from streamproc.sinks.object_store import ObjectStore
@@ -113,33 +114,13 @@ class Lake:
         They must have been intended before. Raises :class:`DependencyError`; what was put by then stays,
         and the same files may be written again.
         """
-        slots = asyncio.Semaphore(_PARALLEL)
 
         async def write_one(file: LakeFile) -> WrittenObject:
-            async with slots:
-                body = await asyncio.to_thread(self.encode, file)
-                stored = await self._store.put(file.plan.key, body)
+            body = await asyncio.to_thread(self.encode, file)
+            stored = await self._store.put(file.plan.key, body)
             return WrittenObject(file.plan, stored.size, stored.checksum)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(write_one(file)) for file in files]
-        except BaseExceptionGroup as errors:
-            # One failure cancels the others; it is the one to report.
-            raise errors.exceptions[0] from errors
-        return [task.result() for task in tasks]
-
-    async def read(self, keys: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
-        """Some columns of some event objects, one after the other as the keys stand.
-
-        Raises :class:`DependencyError`, and :class:`MissingObject` when the ledger and the store disagree.
-        """
-        schema = {name: self._schemas["events"][name] for name in columns}
-        frames = [pl.DataFrame(schema=schema)]
-        for key in keys:
-            body = await self._store.get(key)
-            frames.append(await asyncio.to_thread(pl.read_parquet, io.BytesIO(body), columns=list(columns)))
-        return pl.concat(frame.select(columns) for frame in frames)
+        return await each(write_one, files, at_once=_PARALLEL)
 
     def _file(self, kind: str, folder: str, rows: pl.DataFrame, advance: Advance) -> LakeFile:
         partition = advance.claim.partition

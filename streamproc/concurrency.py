@@ -1,0 +1,31 @@
+"""Doing a few things at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+async def each(
+    function: Callable[[Item], Awaitable[Result]], items: Iterable[Item], *, at_once: int
+) -> list[Result]:
+    """``function`` of every item, at most ``at_once`` under way; the results stand in the items' order.
+
+    The first failure cancels the others and is raised as it is, not in a group.
+    """
+    slots = asyncio.Semaphore(at_once)
+
+    async def one(item: Item) -> Result:
+        async with slots:
+            return await function(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(item)) for item in items]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return [task.result() for task in tasks]

@@ -1,0 +1,109 @@
+"""The loader: brings committed objects of the lake into the warehouse, each exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import structlog
+
+from streamproc.errors import DependencyError
+from streamproc.model import CommittedObject
+from streamproc.sinks.object_store import ObjectStore
+from streamproc.sinks.warehouse import LoadReport, Warehouse
+
+_log = structlog.get_logger(__name__)
+
+
+class CommittedObjects(Protocol):
+    """The list of committed objects, as the ledger has it."""
+
+    def committed(
+        self, kind: str = ..., since: datetime | None = ...
+    ) -> AsyncIterator[list[CommittedObject]]:
+        """Pages of objects of ``kind`` committed at ``since`` or later, by commit time."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadLimits:
+    """Most ``objects`` and ``rows`` of one warehouse transaction; one object may have more rows.
+
+    While running, a pass looks back ``overlap`` before the last one began, and every ``full_pass`` at the
+    whole list: an object's commit time is a little older than its appearance in the list.
+    """
+
+    objects: int = 200
+    rows: int = 500_000
+    overlap: timedelta = timedelta(minutes=15)
+    full_pass: timedelta = timedelta(hours=6)
+
+
+class Loader:
+    """Compares the ledger's committed ``events`` objects with the warehouse's loads and loads the rest.
+
+    Any number of loaders may run. What is loaded is decided by the warehouse in the loading transaction;
+    what the loader remembers between passes only saves it from comparing the whole list every time.
+    """
+
+    def __init__(
+        self,
+        source: CommittedObjects,
+        warehouse: Warehouse,
+        store: ObjectStore,
+        limits: LoadLimits | None = None,
+    ) -> None:
+        self._source = source
+        self._warehouse = warehouse
+        self._store = store
+        self._limits = limits or LoadLimits()
+
+    async def run_once(self, since: datetime | None = None) -> LoadReport:
+        """Load everything committed (at ``since`` or later) and not loaded; returns what was added.
+
+        Raises :class:`DependencyError` (what was loaded by then stays) or :class:`Inconsistent`.
+        """
+        report = LoadReport()
+        async for page in self._source.committed("events", since):
+            missing = await self._warehouse.missing([committed.plan.key for committed in page])
+            wanted = [committed for committed in page if committed.plan.key in missing]
+            for batch in self._batches(wanted):
+                added = await self._warehouse.load(batch, self._store)
+                _log.info("warehouse loaded", objects=added.objects, rows=added.rows)
+                report += added
+        return report
+
+    async def run(self, interval: float) -> None:
+        """A pass every ``interval`` seconds until cancelled; an unreachable warehouse is tried again.
+
+        Cancelling rolls back the transaction under way. Raises :class:`Inconsistent` and
+        :class:`ConfigError`: something is wrong that waiting does not mend.
+        """
+        full_pass_due = began = datetime.now(UTC)
+        while True:
+            last, began = began, datetime.now(UTC)
+            full = began >= full_pass_due
+            try:
+                await self.run_once(None if full else last - self._limits.overlap)
+            except DependencyError as error:
+                _log.warning("warehouse load failed, will be tried again", error=str(error))
+                began = last
+            else:
+                full_pass_due = began + self._limits.full_pass if full else full_pass_due
+            await asyncio.sleep(interval)
+
+    def _batches(self, objects: Sequence[CommittedObject]) -> Iterator[list[CommittedObject]]:
+        """Cut so that no batch is over the limits, unless a single object is."""
+        batch: list[CommittedObject] = []
+        rows = 0
+        for committed in objects:
+            full = len(batch) == self._limits.objects or rows + committed.plan.rows > self._limits.rows
+            if batch and full:
+                yield batch
+                batch, rows = [], 0
+            batch.append(committed)
+            rows += committed.plan.rows
+        if batch:
+            yield batch

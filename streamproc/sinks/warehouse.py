@@ -1,0 +1,90 @@
+"""Where analysts query events with SQL: a copy of the lake's committed ``events`` objects.
+
+A backend keeps its own list of what it loaded, in the same transaction as the rows, and that list alone
+decides what is loaded: the ledger may be another database and is never asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import polars as pl
+
+from streamproc.errors import ConfigError, Mistake
+from streamproc.model import CommittedObject
+from streamproc.redaction import redact
+from streamproc.sinks.object_store import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a load added."""
+
+    objects: int = 0
+    rows: int = 0
+
+    def __add__(self, other: LoadReport) -> LoadReport:
+        return LoadReport(self.objects + other.objects, self.rows + other.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class WarehouseStatus:
+    """What the stream's loads add up to; ``loaded_at`` is the newest, UTC, ``None`` before the first."""
+
+    objects: int
+    rows: int
+    loaded_at: datetime | None
+
+
+class Warehouse(Protocol):
+    """One stream's table of events.
+
+    Backends that read the lake themselves (a manifest COPY) take the objects' URLs from the store, others
+    its bytes; both know the row count and the size of every object.
+    """
+
+    async def open(self) -> None:
+        """Connect. Raises :class:`DependencyError` when it does not answer."""
+
+    async def close(self) -> None:
+        """Disconnect. Calling it again does nothing."""
+
+    async def ensure(self, columns: Mapping[str, pl.DataType]) -> None:
+        """Create the table and the loads table, add columns the table lacks.
+
+        Raises :class:`ConfigError` when a column is there with another type.
+        """
+
+    async def missing(self, keys: Sequence[str]) -> set[str]:
+        """Those of ``keys`` that are not loaded."""
+
+    async def load(self, objects: Sequence[CommittedObject], store: ObjectStore) -> LoadReport:
+        """Load, in one transaction, those of the objects that are not loaded.
+
+        It locks the loads table first, so that of two loaders with the same objects the second finds them
+        loaded. Raises :class:`Inconsistent` when an object does not hold the rows the ledger says, and
+        :class:`DependencyError`; nothing was kept then.
+        """
+
+    async def status(self) -> WarehouseStatus:
+        """What was loaded so far."""
+
+
+def open_warehouse(url: str, stream: str) -> Warehouse | None:
+    """The warehouse behind ``postgresql://...``; ``None`` for ``none``. Call its ``open()`` before use.
+
+    Raises :class:`ConfigError` for any other URL.
+    """
+    if url == "none":
+        return None
+    if urlsplit(url).scheme in {"postgresql", "postgres"}:
+        from streamproc.sinks.warehouse_postgres import PostgresWarehouse  # noqa: PLC0415 - loaded when used
+
+        return PostgresWarehouse(url, stream)
+    raise ConfigError(
+        [Mistake(redact(url), "is not a warehouse", "Write none or postgresql://host/database")]
+    )

@@ -1,0 +1,225 @@
+"""The warehouse in PostgreSQL: schema ``warehouse``, one table per stream, loaded by COPY."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, LiteralString
+
+import polars as pl
+from psycopg import AsyncConnection, sql
+
+from streamproc.concurrency import each
+from streamproc.database import Database
+from streamproc.errors import ConfigError, Inconsistent, Mistake
+from streamproc.model import CommittedObject
+from streamproc.sinks.object_store import ObjectStore
+from streamproc.sinks.warehouse import LoadReport, WarehouseStatus
+
+#: As ``format_type`` writes them, so that they can be compared with what is there.
+_TYPES: Mapping[type[pl.DataType], LiteralString] = {
+    pl.String: "text",
+    pl.Boolean: "boolean",
+    pl.Int8: "smallint",
+    pl.Int16: "smallint",
+    pl.Int32: "integer",
+    pl.Int64: "bigint",
+    pl.Float32: "real",
+    pl.Float64: "double precision",
+    pl.Decimal: "numeric",
+    pl.Date: "date",
+    pl.Datetime: "timestamp with time zone",
+    pl.Binary: "bytea",
+}
+
+#: Any fixed number; it only has to differ from other advisory locks of the same database.
+_LOCK = 5_510_262_938_447_106_229
+
+_LOADS = """
+    CREATE TABLE IF NOT EXISTS warehouse.loads (
+        stream     text COLLATE "C" NOT NULL,
+        key        text COLLATE "C" NOT NULL,
+        rows       bigint NOT NULL,
+        loaded_at  timestamptz NOT NULL,
+        PRIMARY KEY (stream, key)
+    )
+"""
+
+_COLUMNS = """
+    SELECT a.attname, format_type(a.atttypid, a.atttypmod)
+    FROM pg_attribute AS a WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped
+"""
+
+#: Bytes handed to COPY at once, so that one large object does not keep the event loop.
+_COPY_CHUNK = 1 << 20
+
+#: Objects fetched at once.
+_PARALLEL = 8
+
+
+class PostgresWarehouse:
+    """Table ``warehouse.<stream>`` and the list ``warehouse.loads`` of the objects in it."""
+
+    def __init__(self, conninfo: str, stream: str) -> None:
+        self._database = Database(conninfo, "streamproc loader", size=2)
+        if stream == "loads":
+            raise ConfigError([Mistake(f"stream {stream}", "is the name of a table", "Choose another name")])
+        self._stream = stream
+        self._table = sql.Identifier("warehouse", stream)
+
+    async def open(self) -> None:
+        """Connect."""
+        await self._database.open()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._database.close()
+
+    async def ensure(self, columns: Mapping[str, pl.DataType]) -> None:
+        """Create or extend the table, with an index on event time."""
+        async with self._database.transaction("prepare the warehouse") as conn:
+            # CREATE ... IF NOT EXISTS fails when two do it at the same moment.
+            await conn.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+            if not await _exists(conn, "warehouse.loads"):
+                await conn.execute("CREATE SCHEMA IF NOT EXISTS warehouse")
+                await conn.execute(_LOADS)
+            await self._extend(conn, columns)
+
+    async def missing(self, keys: Sequence[str]) -> set[str]:
+        """Anti-join with ``warehouse.loads``."""
+        async with self._database.connection("compare loads") as conn:
+            cursor = await conn.execute(
+                "SELECT wanted.key FROM unnest(%s::text[]) AS wanted (key) WHERE NOT EXISTS ("
+                " SELECT FROM warehouse.loads AS l WHERE l.stream = %s AND l.key = wanted.key)",
+                [list(keys), self._stream],
+            )
+            return {key for (key,) in await cursor.fetchall()}
+
+    async def load(self, objects: Sequence[CommittedObject], store: ObjectStore) -> LoadReport:
+        """One transaction: lock, COPY each object with the columns it has, note it."""
+        # Before the transaction, so that the lock is not held while the store takes its time.
+        bodies = await each(lambda committed: store.get(committed.plan.key), objects, at_once=_PARALLEL)
+        async with self._database.transaction("load the warehouse") as conn:
+            # Before reading what is loaded, and against other loaders only: readers go on.
+            await conn.execute("LOCK TABLE warehouse.loads IN SHARE ROW EXCLUSIVE MODE")
+            cursor = await conn.execute(
+                "SELECT key FROM warehouse.loads WHERE stream = %s AND key = ANY(%s)",
+                [self._stream, [committed.plan.key for committed in objects]],
+            )
+            loaded = {key for (key,) in await cursor.fetchall()}
+            report = LoadReport()
+            for committed, body in zip(objects, bodies, strict=True):
+                if committed.plan.key not in loaded:
+                    report += await self._load_object(conn, committed, body)
+            return report
+
+    async def status(self) -> WarehouseStatus:
+        """Sums over ``warehouse.loads``."""
+        async with self._database.connection("read the loads") as conn:
+            cursor = await conn.execute(
+                "SELECT count(*), COALESCE(sum(rows), 0)::bigint, max(loaded_at)"
+                " FROM warehouse.loads WHERE stream = %s",
+                [self._stream],
+            )
+            row = await cursor.fetchone()
+        assert row is not None
+        return WarehouseStatus(*row)
+
+    async def _load_object(
+        self, conn: AsyncConnection[Any], committed: CommittedObject, body: bytes
+    ) -> LoadReport:
+        key, rows = committed.plan.key, committed.plan.rows
+        if len(body) != committed.size:
+            raise Inconsistent(f"{key}: {len(body)} bytes in the store, {committed.size} in the ledger")
+        frame = await asyncio.to_thread(pl.read_parquet, io.BytesIO(body))
+        # An object may be older or newer than the topic page in force: its own columns count.
+        await self._extend(conn, frame.schema)
+        copied = await self._copy(conn, frame)
+        if copied != rows:
+            raise Inconsistent(f"{key}: {copied} rows copied, {rows} in the ledger")
+        await conn.execute(
+            "INSERT INTO warehouse.loads (stream, key, rows, loaded_at)"
+            " VALUES (%s, %s, %s, clock_timestamp())",
+            [self._stream, key, rows],
+        )
+        return LoadReport(1, rows)
+
+    async def _copy(self, conn: AsyncConnection[Any], frame: pl.DataFrame) -> int:
+        body = await asyncio.to_thread(to_csv, frame)
+        query = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv)").format(
+            self._table, sql.SQL(", ").join(map(sql.Identifier, frame.columns))
+        )
+        async with conn.cursor() as cursor:
+            async with cursor.copy(query) as copy:
+                for start in range(0, len(body), _COPY_CHUNK):
+                    await copy.write(body[start : start + _COPY_CHUNK])
+            return cursor.rowcount
+
+    async def _extend(self, conn: AsyncConnection[Any], columns: Mapping[str, pl.DataType]) -> None:
+        name = self._table.as_string(conn)
+        wanted = {column: _postgres_type(dtype) for column, dtype in columns.items()}
+        there = dict(await (await conn.execute(_COLUMNS, [name])).fetchall())
+        wrong = [
+            Mistake(
+                f"warehouse table {name}, column {column}",
+                f"is {there[column]} and should be {wanted[column]}",
+                "Rename the column in the topic page, or the table",
+            )
+            for column in wanted.keys() & there.keys()
+            if there[column] != wanted[column]
+        ]
+        if wrong:
+            raise ConfigError(wrong)
+        added = [
+            sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(wanted[column]))
+            for column in wanted
+            if column not in there
+        ]
+        if not there:
+            await conn.execute(sql.SQL("CREATE TABLE {} ({})").format(self._table, sql.SQL(", ").join(added)))
+            if "event_time" in wanted:
+                # BRIN: objects arrive roughly in time order, and it costs nothing to keep.
+                await conn.execute(sql.SQL("CREATE INDEX ON {} USING brin (event_time)").format(self._table))
+        elif added:
+            clauses = sql.SQL(", ").join(sql.SQL("ADD COLUMN {}").format(column) for column in added)
+            await conn.execute(sql.SQL("ALTER TABLE {} {}").format(self._table, clauses))
+
+
+def to_csv(frame: pl.DataFrame) -> bytes:
+    r"""The frame as PostgreSQL's COPY reads CSV: null is nothing, an empty string is ``""``.
+
+    Binary becomes ``\x`` and hex digits, lists and structs their JSON. PostgreSQL's text cannot hold NUL,
+    which a URL may bring in as ``%00``; it becomes U+FFFD.
+    """
+    changed: list[pl.Expr] = []
+    for name, dtype in frame.schema.items():
+        column = pl.col(name)
+        if dtype == pl.String:
+            if frame[name].str.contains("\0", literal=True).any():
+                changed.append(column.str.replace_all("\0", "\ufffd", literal=True))
+        elif isinstance(dtype, pl.List | pl.Array | pl.Struct):
+            # polars encodes structs only, so the value goes in as one field and its braces come off again.
+            whole = pl.struct(column.alias("v")).struct.json_encode().str.slice(5).str.head(-1)
+            changed.append(pl.when(column.is_not_null()).then(whole).alias(name))
+        elif dtype == pl.Binary:
+            changed.append((pl.lit("\\x") + column.bin.encode("hex")).alias(name))
+        elif isinstance(dtype, pl.Datetime):
+            changed.append(
+                column.dt.convert_time_zone("UTC") if dtype.time_zone else column.dt.replace_time_zone("UTC")
+            )
+    prepared = frame.with_columns(changed)
+    buffer = io.BytesIO()
+    prepared.write_csv(
+        buffer, include_header=False, datetime_format="%Y-%m-%dT%H:%M:%S%.6fZ", quote_style="necessary"
+    )
+    return buffer.getvalue()
+
+
+def _postgres_type(dtype: pl.DataType) -> LiteralString:
+    return _TYPES.get(type(dtype), "text")
+
+
+async def _exists(conn: AsyncConnection[Any], table: str) -> bool:
+    row = await (await conn.execute("SELECT to_regclass(%s) IS NOT NULL", [table])).fetchone()
+    return bool(row and row[0])

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streamproc.errors import ConfigError, DependencyError, Inconsistent
+from streamproc.model import CommittedObject, PlannedObject
+from streamproc.sinks.lake import Lake
+from streamproc.sinks.loader import Loader, LoadLimits
+from streamproc.sinks.local import LocalStore
+from streamproc.sinks.object_store import ObjectStore
+from streamproc.sinks.warehouse import LoadReport, open_warehouse
+from streamproc.sinks.warehouse_postgres import PostgresWarehouse, to_csv
+from streamproc.topology import HOUR
+from tests.sinks.topologies import COLUMNS, advance, events, topology
+
+NOON = int(datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
+
+
+class ListedObjects:
+    """A ledger's list of committed objects, in memory."""
+
+    def __init__(self, objects: Sequence[CommittedObject]) -> None:
+        self.objects = list(objects)
+        self.asked: list[datetime | None] = []
+
+    async def committed(
+        self, kind: str = "events", since: datetime | None = None
+    ) -> AsyncIterator[list[CommittedObject]]:
+        self.asked.append(since)
+        for start in range(0, len(self.objects), 7):
+            yield self.objects[start : start + 7]
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> ObjectStore:
+    store = LocalStore(f"file://{tmp_path}", durable=False)
+    await store.open()
+    return store
+
+
+@pytest.fixture
+async def warehouse(postgres: str) -> AsyncIterator[PostgresWarehouse]:
+    warehouse = PostgresWarehouse(postgres, "clicks")
+    await warehouse.open()
+    await warehouse.ensure(COLUMNS)
+    yield warehouse
+    await warehouse.close()
+
+
+async def put(store: ObjectStore, rows: pl.DataFrame) -> list[CommittedObject]:
+    """The rows as committed objects, one per hour."""
+    lake = Lake(store, topology(dict(rows.schema)))
+    after = None if rows["position"][0] == 0 else rows["position"][0] - 1
+    part = advance(rows.height, partition=rows["source_partition"][0], after=after)
+    done = await lake.write(lake.plan_events(rows, part))
+    return [CommittedObject(one.plan, one.size, one.checksum, datetime.now(UTC)) for one in done]
+
+
+def query(conninfo: str, text: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(conninfo) as connection:
+        connection.execute("SET timezone TO 'UTC'")
+        return connection.execute(text.encode()).fetchall()
+
+
+async def test_loaded_rows_are_the_rows_of_the_objects(
+    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore
+) -> None:
+    rows = events(*(NOON + hour * HOUR + hour for hour in range(5)))
+    objects = await put(store, rows)
+    assert await warehouse.load(objects, store) == LoadReport(5, 5)
+    columns = ", ".join(COLUMNS)
+    assert query(postgres, f"SELECT {columns} FROM warehouse.clicks ORDER BY position") == rows.rows()
+    status = await warehouse.status()
+    assert (status.objects, status.rows) == (5, 5)
+
+
+async def test_what_is_loaded_is_not_loaded_again(warehouse: PostgresWarehouse, store: ObjectStore) -> None:
+    first = await put(store, events(NOON))
+    second = await put(store, events(NOON, first=1))
+    await warehouse.load(first, store)
+    assert await warehouse.missing([one.plan.key for one in first + second]) == {second[0].plan.key}
+    assert await warehouse.load(first + second, store) == LoadReport(1, 1)
+    assert (await warehouse.status()).rows == 2
+
+
+async def test_ten_loaders_at_once_load_each_object_once(postgres: str, store: ObjectStore) -> None:
+    objects = [one for first in range(0, 60, 2) for one in await put(store, events(NOON, NOON, first=first))]
+    warehouses = [PostgresWarehouse(postgres, "clicks") for _ in range(10)]
+
+    async def run(warehouse: PostgresWarehouse) -> LoadReport:
+        await warehouse.open()
+        await warehouse.ensure(COLUMNS)
+        try:
+            return await Loader(ListedObjects(objects), warehouse, store, LoadLimits(objects=4)).run_once()
+        finally:
+            await warehouse.close()
+
+    reports = await asyncio.gather(*map(run, warehouses))
+    assert sum(reports, LoadReport()) == LoadReport(30, 60)
+    counted = query(postgres, "SELECT count(*), count(DISTINCT position) FROM warehouse.clicks")
+    assert counted == [(60, 60)]
+
+
+async def test_a_loader_killed_in_the_middle_leaves_nothing_and_the_next_pass_loads_all(
+    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = [one for first in range(6) for one in await put(store, events(NOON, first=first))]
+    copies = 0
+    copy = PostgresWarehouse._copy
+
+    async def copy_then_die(self: PostgresWarehouse, conn: Any, frame: pl.DataFrame) -> int:
+        nonlocal copies
+        copies += 1
+        if copies == 4:
+            with psycopg.connect(postgres, autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", [conn.info.backend_pid])
+        return await copy(self, conn, frame)
+
+    loader = Loader(ListedObjects(objects), warehouse, store)
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresWarehouse, "_copy", copy_then_die)
+        with pytest.raises(DependencyError, match="load the warehouse"):
+            await loader.run_once()
+    assert query(postgres, "SELECT count(*) FROM warehouse.clicks") == [(0,)]
+    assert await loader.run_once() == LoadReport(6, 6)
+    assert await loader.run_once() == LoadReport(0, 0)
+
+
+async def test_cancelling_in_the_middle_of_a_load_keeps_nothing(
+    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = [one for first in range(3) for one in await put(store, events(NOON, first=first))]
+    copying = asyncio.Event()
+
+    async def hang(self: PostgresWarehouse, conn: Any, frame: pl.DataFrame) -> int:
+        copying.set()
+        await conn.execute("SELECT pg_sleep(60)")
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresWarehouse, "_copy", hang)
+        running = asyncio.create_task(Loader(ListedObjects(objects), warehouse, store).run(interval=60))
+        await copying.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert (await warehouse.status()).objects == 0
+    assert await warehouse.load(objects, store) == LoadReport(3, 3)
+
+
+async def test_an_object_with_other_rows_than_the_ledger_says_is_refused(
+    warehouse: PostgresWarehouse, store: ObjectStore
+) -> None:
+    [good] = await put(store, events(NOON, NOON))
+    plan = PlannedObject(**{name: getattr(good.plan, name) for name in PlannedObject.__slots__} | {"rows": 3})
+    with pytest.raises(Inconsistent, match="2 rows copied, 3 in the ledger"):
+        await warehouse.load([CommittedObject(plan, good.size, good.checksum, good.committed_at)], store)
+    with pytest.raises(Inconsistent, match="bytes in the store"):
+        await warehouse.load([CommittedObject(good.plan, 1, good.checksum, good.committed_at)], store)
+    assert (await warehouse.status()).objects == 0
+
+
+async def test_a_new_column_is_added_and_older_objects_still_load(
+    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore
+) -> None:
+    wider = events(NOON, first=1).with_columns(country=pl.lit("NO"))
+    objects = await put(store, wider) + await put(store, events(NOON, first=0))
+    assert await warehouse.load(objects, store) == LoadReport(2, 2)
+    assert query(postgres, "SELECT position, country FROM warehouse.clicks ORDER BY 1") == [
+        (0, None),
+        (1, "NO"),
+    ]
+
+
+async def test_a_column_that_changed_its_type_is_a_configuration_mistake(
+    warehouse: PostgresWarehouse,
+) -> None:
+    with pytest.raises(ConfigError, match=r"column value: is double precision and should be text"):
+        await warehouse.ensure({**COLUMNS, "value": pl.String()})
+
+
+async def test_two_streams_share_a_warehouse(
+    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore
+) -> None:
+    other = PostgresWarehouse(postgres, "orders")
+    await other.open()
+    await other.ensure(COLUMNS)
+    objects = await put(store, events(NOON))
+    await warehouse.load(objects, store)
+    assert await other.load(objects, store) == LoadReport(1, 1)
+    assert (await other.status()).rows == (await warehouse.status()).rows == 1
+    await other.close()
+
+
+async def test_batches_keep_to_the_limits(warehouse: PostgresWarehouse, store: ObjectStore) -> None:
+    sizes = [3, 3, 3, 9, 1, 1, 1, 1]
+    objects, first = [], 0
+    for size in sizes:
+        objects += await put(store, events(*[NOON] * size, first=first))
+        first += size
+    loaded: list[list[int]] = []
+
+    class Counting(PostgresWarehouse):
+        async def load(self, objects: Sequence[CommittedObject], store: ObjectStore) -> LoadReport:
+            loaded.append([one.plan.rows for one in objects])
+            return LoadReport()
+
+    counting = Counting("postgresql://unused", "clicks")
+    counting._database = warehouse._database
+    await Loader(ListedObjects(objects[:7]), counting, store, LoadLimits(objects=3, rows=7)).run_once()
+    assert loaded == [[3, 3], [3], [9], [1, 1, 1]]
+
+
+async def test_a_running_loader_survives_an_absent_warehouse_and_looks_at_everything_first(
+    warehouse: PostgresWarehouse, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = ListedObjects(await put(store, events(NOON)))
+    passes = asyncio.Queue[None]()
+    missing = PostgresWarehouse.missing
+
+    async def absent_once(self: PostgresWarehouse, keys: Sequence[str]) -> set[str]:
+        passes.put_nowait(None)
+        if len(listed.asked) == 1:
+            raise DependencyError("warehouse", "away")
+        return await missing(self, keys)
+
+    monkeypatch.setattr(PostgresWarehouse, "missing", absent_once)
+    running = asyncio.create_task(Loader(listed, warehouse, store).run(interval=0))
+    for _ in range(4):
+        await passes.get()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert listed.asked[:2] == [None, None]
+    assert None not in listed.asked[2:4]
+    assert (await warehouse.status()).rows == 1
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.none() | texts, st.none() | st.floats(), st.none() | st.binary(max_size=5)), min_size=1
+    )
+)
+def test_any_text_number_and_bytes_survive_the_copy(postgres: str, rows: list[tuple[Any, Any, Any]]) -> None:
+    frame = pl.DataFrame(rows, {"t": pl.String(), "f": pl.Float64(), "b": pl.Binary()}, orient="row")
+    with psycopg.connect(postgres) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE x (t text, f double precision, b bytea, n serial)")
+        with cursor.copy("COPY x (t, f, b) FROM STDIN (FORMAT csv)") as copy:
+            copy.write(to_csv(frame))
+        found = cursor.execute("SELECT t, f, b FROM x ORDER BY n").fetchall()
+        connection.rollback()
+    assert len(found) == len(rows)
+    for (text, number, data), (text_found, number_found, data_found) in zip(rows, found, strict=True):
+        assert text_found == (None if text is None else text.replace("\0", "\ufffd"))
+        assert data_found == data
+        assert number_found == number or (
+            number is not None and math.isnan(number) and math.isnan(number_found)
+        )
+
+
+def test_every_type_of_column_is_written_as_postgresql_reads_it(postgres: str) -> None:
+    frame = pl.DataFrame(
+        {
+            "flag": [True, None],
+            "small": pl.Series([7, None], dtype=pl.Int8),
+            "day": [date(2026, 7, 1), None],
+            "time": pl.Series([datetime(1969, 1, 1, 0, 0, 0, 1, UTC), None], dtype=pl.Datetime("us", "UTC")),
+            "many": [["a", 'b"'], None],
+            "nested": pl.Series([{"x": 1}, None], dtype=pl.Struct({"x": pl.Int64()})),
+        }
+    )
+    with psycopg.connect(postgres) as connection, connection.cursor() as cursor:
+        cursor.execute("SET timezone TO 'UTC'")
+        cursor.execute(
+            "CREATE TEMPORARY TABLE x"
+            " (flag boolean, small smallint, day date, time timestamptz, many json, nested json)"
+        )
+        with cursor.copy("COPY x FROM STDIN (FORMAT csv)") as copy:
+            copy.write(to_csv(frame))
+        assert cursor.execute("SELECT * FROM x").fetchall() == [
+            (True, 7, date(2026, 7, 1), datetime(1969, 1, 1, 0, 0, 0, 1, UTC), ["a", 'b"'], {"x": 1}),
+            (None,) * 6,
+        ]
+
+
+def test_a_url_that_is_no_warehouse_is_a_configuration_mistake_without_its_password() -> None:
+    assert open_warehouse("none", "clicks") is None
+    with pytest.raises(ConfigError, match="is not a warehouse") as caught:
+        open_warehouse("mysql://me:hunter2@host/db", "clicks")
+    assert "hunter2" not in str(caught.value)
