@@ -2,32 +2,34 @@ r"""Web-server log lines as click events: the ``combined`` decoder.
 
 Apache's and nginx's combined format, which is all a line has to say of a visit::
 
-    83.149.9.216 - - [17/May/2015:10:05:03 +0000] "GET /a HTTP/1.1" 200 203023 "http://x.org/" "Mozilla/5.0 ..."
+    83.149.9.216 - - [17/May/2015:10:05:03 +0000] "GET /a HTTP/1.1" 200 20302 "http://x.org/" "Mozilla/5.0"
 
 Apache's ``vhost_combined`` (``host:port`` before the address) is read too, and fields that a server appends
-after the agent are passed over. ``-`` is null. Apache's and nginx's escapes (``\"``, ``\\``, ``\n``, ``\xe4``)
-are undone, unless what comes out is not UTF-8 or holds NUL: such a text stays as it is in the line. A request that is no HTTP request (``-``, a TLS
-handshake) leaves method, protocol and page null; the line is still an event.
+after the agent are passed over. ``-`` is null. The servers' escapes (``\"``, ``\\``, ``\n``, ``\xe4``) are
+undone, unless what comes out is not UTF-8 or holds NUL: such a text stays as it is in the line. A request
+that is no HTTP request (``-``, a TLS handshake) leaves method, protocol and page null; the line is still an
+event.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 import polars as pl
 
 from streamproc.topology import Contract, Field, FieldType
+from streamproc.transform.decode_batch import Batch
 from streamproc.transform.decode_rejects import Problem, Reason
 
-#: The decoder's columns. ``event_id``: ``<partition>-<position>``, for a line has no other name;
-#: ``visitor_id``: see :func:`visitor_ids`; ``event_time``: Unix time in the contract's unit (lines have whole
-#: seconds); ``ip``: the client, a host name when the server resolves them; ``bytes``: of the response's body.
+#: The decoder's columns. ``event_time``: Unix time in the contract's unit (lines have whole seconds);
+#: ``visitor_id``: see :func:`visitor_ids`; ``ip``: the client, a host name when the server resolves them;
+#: ``bytes``: of the response's body. A line has no identifier of its own: ``source_partition`` and
+#: ``position`` name the event, and a page can derive an ``event_id`` of them.
 FIELDS: tuple[Field, ...] = tuple(
     Field(name, (name,), kind, required=required, max_length=length, truncate=length is not None)
     for name, kind, required, length in (
-        ("event_id", FieldType.STRING, True, None),
         ("event_type", FieldType.STRING, True, None),
         ("event_time", FieldType.INTEGER, True, None),
         ("visitor_id", FieldType.STRING, True, None),
@@ -67,33 +69,29 @@ _ESCAPE = re.compile(rb"\\(?:x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 _CONTROLS = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"b": b"\b", b"v": b"\v", b"f": b"\f"}
 
 
-def read_lines(records: pl.DataFrame, contract: Contract) -> tuple[pl.DataFrame, dict[int, Problem]]:
-    """The columns of :data:`FIELDS`, a row for each line, and what is wrong with some lines by row number.
+class LineParser:
+    """The parser of ``decoder = "combined"``. Keeps nothing between calls."""
 
-    ``records``: ``source_partition``, ``position`` and ``line`` (String, not null). The row of a line with a
-    problem is there, but means nothing.
-    """
-    parts = _parse(records["line"])
-    seconds = pl.col("time").str.to_datetime(_TIME, time_unit="us", strict=False).dt.epoch("s")
-    frame = parts.with_columns(
-        records["source_partition"],
-        records["position"],
-        seconds=seconds,
-        visitor_id=visitor_ids(parts["ip"], parts["user_agent"]),
-        page_url=_page_url(contract.site or DEFAULT_SITE),
-        event_type=_event_type(),
-    )
-    columns = frame.select(
-        pl.format("{}-{}", "source_partition", "position").alias("event_id"),
-        "event_type",
-        (pl.col("seconds") * _PER_SECOND[contract.event_time.format]).alias("event_time"),
-        *(field.name for field in FIELDS[3:]),
-    )
-    return columns, dict(_problems(frame, records["line"]))
+    def __init__(self, contract: Contract) -> None:
+        self._site = (contract.site or DEFAULT_SITE).rstrip("/")
+        self._per_second = _PER_SECOND[contract.event_time.format]
+
+    def parse(self, batch: Batch) -> pl.DataFrame:
+        """The columns of :data:`FIELDS` for the lines that stay in ``batch``; the others get a problem."""
+        lines = batch.series.cast(pl.String, strict=False)
+        parts = _parse(lines)
+        keep = batch.drop(dict(_problems(lines, parts)))
+        parts = parts.filter(keep)
+        return parts.with_columns(
+            event_time=pl.col("second") * self._per_second,
+            visitor_id=visitor_ids(parts["ip"], parts["user_agent"]),
+            page_url=_page_url(self._site),
+            event_type=_event_type(),
+        ).select(field.name for field in FIELDS)
 
 
 def _parse(lines: pl.Series) -> pl.DataFrame:
-    """The parts of each line as text, unescaped; all null when it is no combined line."""
+    """The parts of each line, unescaped, and its ``second`` of Unix time; null when it is no such line."""
     parts = lines.str.extract_groups(_LINE).struct.unnest()
     request = parts["request"].str.extract_groups(_REQUEST).struct.unnest()
     parts = pl.concat([parts.drop("request"), request], how="horizontal")
@@ -104,6 +102,7 @@ def _parse(lines: pl.Series) -> pl.DataFrame:
         *blank,
         status=pl.col("status").cast(pl.Int64),
         bytes=pl.col("bytes").replace("-", None).cast(pl.Int64),
+        second=pl.col("time").str.to_datetime(_TIME, time_unit="us", strict=False).dt.epoch("s"),
     )
 
 
@@ -149,7 +148,7 @@ def _page_url(site: str) -> pl.Expr:
     target = pl.col("target")
     secure = pl.when(pl.col("port") == "443").then(pl.lit("https://")).otherwise(pl.lit("http://"))
     port = pl.when(~pl.col("port").is_in(["80", "443"])).then(":" + pl.col("port")).otherwise(pl.lit(""))
-    host = pl.coalesce(secure + pl.col("vhost") + port, pl.lit(site.rstrip("/")))
+    host = pl.coalesce(secure + pl.col("vhost") + port, pl.lit(site))
     return (
         pl.when(target.str.starts_with("/"))
         .then(host + target)
@@ -181,13 +180,16 @@ def _event_type() -> pl.Expr:
     )
 
 
-def _problems(frame: pl.DataFrame, lines: pl.Series) -> Mapping[int, Problem]:
-    problems: dict[int, Problem] = {}
-    for row in frame["ip"].is_null().arg_true():
-        problems[row] = Problem(Reason.BAD_LOG_LINE, None, "the line is not in the combined log format")
-    for row in (frame["seconds"].is_null() & frame["ip"].is_not_null()).arg_true():
-        detail = f"{frame['time'][row]!r} is no time of the form 17/May/2015:10:05:03 +0000"
-        problems[row] = Problem(Reason.BAD_EVENT_TIME, "event_time", detail)
+def _problems(lines: pl.Series, parts: pl.DataFrame) -> Iterator[tuple[int, Problem]]:
+    """What is wrong with some lines, by row number; of a row named twice the last counts."""
+    for row in parts["ip"].is_null().arg_true():
+        yield row, Problem(Reason.BAD_LOG_LINE, None, "the line is not in the combined log format")
+    for row in (parts["second"].is_null() & parts["ip"].is_not_null()).arg_true():
+        detail = f"{parts['time'][row]!r} is no time of the form 17/May/2015:10:05:03 +0000"
+        yield row, Problem(Reason.BAD_EVENT_TIME, "event_time", detail)
     for row in lines.str.contains("\0", literal=True).arg_true():
-        problems[row] = Problem(Reason.NUL_CHARACTER, None, "the line holds U+0000")
-    return problems
+        yield row, Problem(Reason.NUL_CHARACTER, None, "the line holds U+0000")
+    for row in (lines.str.strip_chars() == "").arg_true():
+        yield row, Problem(Reason.EMPTY, None, "the line is blank")
+    for row in lines.is_null().arg_true():
+        yield row, Problem(Reason.NOT_UTF8, None, "the line is not UTF-8")
