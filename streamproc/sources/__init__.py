@@ -1,1 +1,78 @@
 """Where records come from. Only this package imports aiokafka."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from streamproc.errors import SourceError
+from streamproc.model import Partition, RecordBatch
+
+
+class Listener(Protocol):
+    """Who is told when partitions come and go; the pipeline.
+
+    An exception from either method is raised by the source's :meth:`Source.next`.
+    """
+
+    async def assigned(self, partitions: Sequence[Partition]) -> Mapping[Partition, int | None]:
+        """These are ours now: claim them, and say through which position each is committed.
+
+        ``None``: never committed, the source starts where it is configured to. No record of a partition is
+        handed out before this returns. It is cancelled when the partitions are revoked meanwhile.
+        """
+
+    async def revoked(self, partitions: Sequence[Partition]) -> None:
+        """These are being taken away; no record of them is handed out any more.
+
+        They go to their next owner when this returns, or when the group's rebalance timeout is over. Not
+        called by :meth:`Source.close`.
+        """
+
+
+class Source(Protocol):
+    """Ordered partitions of records, shared among the workers of a group. Positions are inclusive."""
+
+    async def start(self) -> None:
+        """Connect and join the group; waits for a source that is not there yet."""
+
+    async def close(self) -> None:
+        """Leave the group and disconnect."""
+
+    async def next(self, max_records: int, max_wait: float) -> list[RecordBatch]:
+        """Some record batches, those of one partition side by side and in order.
+
+        About ``max_records`` (a batch is not split, so the last may go over it); whatever is there as soon
+        as anything is, and an empty list when nothing came within ``max_wait`` seconds. To be called from
+        one task at a time.
+        """
+
+    def pause(self, partitions: Sequence[Partition]) -> None:
+        """Hand out nothing of these, and fetch no more, until they are resumed or assigned anew."""
+
+    def resume(self, partitions: Sequence[Partition]) -> None:
+        """Undo :meth:`pause`."""
+
+    async def reclaim(self) -> None:
+        """Let the listener claim everything assigned again, and go on from the positions it returns."""
+
+    async def copy_commit(self, positions: Mapping[Partition, int]) -> bool:
+        """Tell the source's own bookkeeping, for lag monitors. Best effort: says whether it worked."""
+
+    async def beginning_positions(self) -> dict[Partition, int]:
+        """The oldest position each partition still has (or would give its next record)."""
+
+    async def end_positions(self) -> dict[Partition, int]:
+        """The newest position of each partition that can be read; one below the oldest when empty."""
+
+    @property
+    def assignment(self) -> frozenset[Partition]:
+        """The partitions that the group gave this worker."""
+
+    @property
+    def stopped(self) -> Mapping[Partition, SourceError]:
+        """Partitions of the assignment that cannot go on, and why."""
+
+    @property
+    def lag(self) -> dict[Partition, int]:
+        """Records between what was handed out and the newest known to exist."""

@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
 
 from streamproc.errors import ConfigError, DependencyError, Mistake
 from streamproc.sources.kafka_client import KafkaConnection
@@ -51,19 +57,22 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
-    """A topic as the broker has it. ``overrides``: configuration set on the topic itself."""
+    """A topic as the broker has it. ``overrides``: configuration set on the topic itself.
+
+    Its configuration is empty when we are not allowed to see it.
+    """
 
     name: str
     partitions: int
     replication: int
     retention_ms: str | None
-    cleanup_policy: str
+    cleanup_policy: str | None
     overrides: dict[str, str]
 
     @property
     def compacted(self) -> bool:
-        """Whether the broker may drop single records out of the middle."""
-        return "compact" in self.cleanup_policy
+        """Whether the broker may drop single records out of the middle; if in doubt, yes."""
+        return self.cleanup_policy is None or "compact" in self.cleanup_policy
 
 
 @asynccontextmanager
@@ -106,14 +115,15 @@ class Admin:
         partitions = topic["partitions"]
         (answer,) = await self._client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
         ((code, _, _, _, entries),) = answer.resources
-        _check(code)
+        if code != TopicAuthorizationFailedError.errno:
+            _check(code)
         values = {entry[0]: entry[1] for entry in entries}
         return TopicState(
             name,
             partitions=len(partitions),
             replication=min((len(partition["replicas"]) for partition in partitions), default=0),
             retention_ms=values.get("retention.ms"),
-            cleanup_policy=values.get("cleanup.policy") or "delete",
+            cleanup_policy=(values.get("cleanup.policy") or "delete") if code == 0 else None,
             overrides={entry[0]: entry[1] for entry in entries if entry[3] == _SET_ON_TOPIC},
         )
 

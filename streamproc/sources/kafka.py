@@ -1,0 +1,291 @@
+"""A Kafka topic as a :class:`~streamproc.sources.Source`.
+
+aiokafka does group membership and fetching; which record comes next is decided by the positions that the
+listener claims (:mod:`streamproc.sources.kafka_claims`). Kafka's committed offsets are written for lag
+monitors and never read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import stamina
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from streamproc.errors import DependencyError, SourceError
+from streamproc.model import Partition, RecordBatch
+from streamproc.sources import Listener, kafka_fetch
+from streamproc.sources.kafka_admin import admin
+from streamproc.sources.kafka_claims import Claims, bounds
+from streamproc.sources.kafka_client import KafkaConnection
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+#: Seconds. Kafka's own default; the embedded broker makes every join wait for half of it.
+SESSION_TIMEOUT = 45.0
+EMBEDDED_SESSION_TIMEOUT = 6.0
+
+_COPY_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaOptions:
+    """How to consume. Times in seconds, sizes in bytes (as fetched, compressed).
+
+    ``start``: ``earliest`` or ``latest``, for partitions that were never committed. ``session_timeout``: a
+    member is put out of the group when its heartbeats stay away this long (``None``: by the broker's kind).
+    ``max_poll_interval``: or when nobody called ``next`` this long. ``rebalance_timeout``: or when its
+    ``revoked`` takes longer. ``instance``: static membership, a restart within the session timeout gets the
+    same partitions back without a rebalance. ``prefetch``: fetching pauses while this much is waiting.
+    """
+
+    group: str
+    start: str = "earliest"
+    session_timeout: float | None = None
+    max_poll_interval: float = 300.0
+    rebalance_timeout: float = 60.0
+    instance: str | None = None
+    max_partition_fetch: int = 4 * 1024 * 1024
+    prefetch: int = 32 * 1024 * 1024
+
+
+class KafkaSource:
+    """A member of a consumer group on one topic; see :class:`~streamproc.sources.Source` for its methods.
+
+    ``waiting`` is called with each :class:`DependencyError` that is being waited out.
+    """
+
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        topic: str,
+        options: KafkaOptions,
+        listener: Listener,
+        waiting: Callable[[DependencyError], None] | None = None,
+    ) -> None:
+        self._connection = connection
+        self._topic = topic
+        self._options = options
+        self._listener = listener
+        self._waiting = waiting
+        self._turn = 0
+        self._membership: Claims | None = None
+
+    async def start(self) -> None:
+        """Connect and join the group; waits, as long as it takes, for a broker that has the topic."""
+        compacted = await self._until_answered(self._is_compacted)
+        consumer = await self._until_answered(self._connect)
+        start = self._options.start
+        claims = Claims(consumer, self._listener, self._until_answered, start=start, compacted=compacted)
+        consumer.subscribe([self._topic], listener=claims)
+        self._membership = claims
+
+    async def close(self) -> None:
+        """Leave the group and disconnect. ``revoked`` is not called: drain first."""
+        if self._membership is not None:
+            await self._claims.abandon()
+            await self._consumer.stop()
+            self._membership = None
+
+    @property
+    def _claims(self) -> Claims:
+        assert self._membership is not None, "start() first"
+        return self._membership
+
+    @property
+    def _consumer(self) -> AIOKafkaConsumer:
+        return self._claims.consumer
+
+    # -- records -------------------------------------------------------------------------------------
+
+    async def next(self, max_records: int, max_wait: float) -> list[RecordBatch]:
+        """See :meth:`streamproc.sources.Source.next`.
+
+        Raises what the listener raised; :class:`DependencyError` when the broker refuses us (call again
+        once that is mended); :class:`SourceError` when this consumer is beyond repair.
+        """
+        deadline = time.monotonic() + max_wait
+        with kafka_fetch.polling(self._consumer):
+            while True:
+                self._claims.check()
+                kafka_fetch.check(self._consumer)
+                await self._collect()
+                batches = self._hand_out(max_records)
+                left = deadline - time.monotonic()
+                if batches or left <= 0:
+                    return batches
+                claim = self._claims.claiming
+                await kafka_fetch.wait_for_fetch(
+                    self._consumer, left, *([claim] if claim is not None and not claim.done() else [])
+                )
+
+    async def _collect(self) -> None:
+        """Move what was fetched to the readers, while there is room; the next fetch then begins."""
+        for tp, reader in list(self._claims.readers.items()):
+            if reader.paused or self._waiting_bytes >= self._options.prefetch:
+                continue
+            fetched = kafka_fetch.take(self._consumer, tp)
+            if isinstance(fetched, KafkaError):
+                await self._claims.refused(tp, fetched)
+            elif fetched is not None:
+                reader.add(fetched)
+
+    def _hand_out(self, max_records: int) -> list[RecordBatch]:
+        batches: list[RecordBatch] = []
+        ready = [(tp, reader) for tp, reader in self._claims.readers.items() if not reader.paused]
+        if ready:  # who comes first gets the most: take turns
+            self._turn = (self._turn + 1) % len(ready)
+            ready = ready[self._turn :] + ready[: self._turn]
+        left = max_records
+        for index, (tp, reader) in enumerate(ready):
+            share = left // (len(ready) - index)
+            taken = 0
+            try:
+                while taken < max(share, 1) and left > 0 and (batch := reader.next()) is not None:
+                    batches.append(batch)
+                    taken += len(batch)
+            except SourceError as error:
+                self._claims.stop(tp, error)
+            left -= taken
+        return batches
+
+    @property
+    def _waiting_bytes(self) -> int:
+        return sum(reader.queued_bytes for reader in self._claims.readers.values())
+
+    def pause(self, partitions: Sequence[Partition]) -> None:
+        """See :meth:`streamproc.sources.Source.pause`."""
+        for tp in map(_topic_partition, partitions):
+            if (reader := self._claims.readers.get(tp)) is not None:
+                reader.paused = True
+                self._consumer.pause(tp)
+
+    def resume(self, partitions: Sequence[Partition]) -> None:
+        """See :meth:`streamproc.sources.Source.resume`."""
+        for tp in map(_topic_partition, partitions):
+            if (reader := self._claims.readers.get(tp)) is not None:
+                reader.paused = False
+                self._consumer.resume(tp)
+
+    # -- positions -----------------------------------------------------------------------------------
+
+    async def reclaim(self) -> None:
+        """See :meth:`streamproc.sources.Source.reclaim`. A failure is raised by :meth:`next`."""
+        await self._claims.again()
+
+    async def copy_commit(self, positions: Mapping[Partition, int]) -> bool:
+        """Commit Kafka offsets: position + 1, the next record to read."""
+        offsets = {_topic_partition(partition): through + 1 for partition, through in positions.items()}
+        try:
+            async with asyncio.timeout(_COPY_TIMEOUT):
+                await self._consumer.commit(offsets)
+        except (KafkaError, TimeoutError) as error:  # also: no longer assigned to us
+            log.debug("offsets_not_copied", why=repr(error))
+            return False
+        return True
+
+    async def beginning_positions(self) -> dict[Partition, int]:
+        """See :meth:`streamproc.sources.Source.beginning_positions`; all partitions of the topic."""
+        found = await bounds(self._consumer, self._all_partitions())
+        return {_partition(tp): offset for tp, offset in found.first.items()}
+
+    async def end_positions(self) -> dict[Partition, int]:
+        """See :meth:`streamproc.sources.Source.end_positions`; all partitions of the topic.
+
+        The newest that readers of committed data get: before the oldest open transaction.
+        """
+        found = await bounds(self._consumer, self._all_partitions())
+        return {_partition(tp): offset - 1 for tp, offset in found.end.items()}
+
+    def _all_partitions(self) -> list[TopicPartition]:
+        numbers = self._consumer.partitions_for_topic(self._topic) or set()
+        return [TopicPartition(self._topic, number) for number in sorted(numbers)]
+
+    @property
+    def assignment(self) -> frozenset[Partition]:
+        """See :attr:`streamproc.sources.Source.assignment`."""
+        return frozenset(_partition(tp) for tp in self._consumer.assignment())
+
+    @property
+    def stopped(self) -> Mapping[Partition, SourceError]:
+        """See :attr:`streamproc.sources.Source.stopped`."""
+        return {_partition(tp): error for tp, error in self._claims.stopped.items()}
+
+    @property
+    def lag(self) -> dict[Partition, int]:
+        """See :attr:`streamproc.sources.Source.lag`; as of the last fetch of each claimed partition."""
+        lags = {}
+        for tp, reader in self._claims.readers.items():
+            if tp in self._consumer.assignment() and (end := self._consumer.highwater(tp)) is not None:
+                lags[reader.partition] = max(0, end - 1 - reader.seen)
+        return lags
+
+    @property
+    def rebalances(self) -> int:
+        """How often this member was assigned partitions."""
+        return self._claims.rebalances
+
+    # -- connecting ----------------------------------------------------------------------------------
+
+    async def _is_compacted(self) -> bool:
+        async with admin(self._connection) as broker:
+            state = await broker.describe(self._topic)
+        if state is None:
+            hint = "streamproc topics apply creates it"
+            raise DependencyError(str(self._connection), f"has no topic {self._topic}", hint)
+        return state.compacted
+
+    async def _connect(self) -> AIOKafkaConsumer:
+        options = self._options
+        by_kind = EMBEDDED_SESSION_TIMEOUT if self._connection.embedded else SESSION_TIMEOUT
+        session_timeout = options.session_timeout or by_kind
+        consumer = AIOKafkaConsumer(
+            **self._connection.client_options(),
+            group_id=options.group,
+            group_instance_id=options.instance,
+            auto_offset_reset="none",
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            session_timeout_ms=int(session_timeout * 1000),
+            heartbeat_interval_ms=int(min(3.0, session_timeout / 6) * 1000),
+            max_poll_interval_ms=int(options.max_poll_interval * 1000),
+            rebalance_timeout_ms=int(options.rebalance_timeout * 1000),
+            max_partition_fetch_bytes=options.max_partition_fetch,
+        )
+        try:
+            await consumer.start()
+        except BaseException as error:
+            await consumer.stop()
+            if isinstance(error, KafkaError):
+                raise DependencyError(str(self._connection), repr(error)) from error
+            raise  # cancelled
+        return consumer
+
+    async def _until_answered(self, act: Callable[[], Awaitable[T]]) -> T:
+        async for attempt in stamina.retry_context(
+            on=DependencyError, attempts=None, timeout=None, wait_initial=0.2, wait_max=15.0
+        ):
+            with attempt:
+                try:
+                    return await act()
+                except DependencyError as error:
+                    log.warning("waiting", on=error.what, problem=error.problem, attempt=attempt.num)
+                    if self._waiting is not None:
+                        self._waiting(error)
+                    raise
+        raise AssertionError("stamina gave up though told not to")
+
+
+def _partition(tp: TopicPartition) -> Partition:
+    return Partition(tp.topic, str(tp.partition))
+
+
+def _topic_partition(partition: Partition) -> TopicPartition:
+    return TopicPartition(partition.source, int(partition.id))

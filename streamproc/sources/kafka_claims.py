@@ -1,0 +1,186 @@
+"""Which partitions of a Kafka topic are ours, and where each stands.
+
+aiokafka tells of assignments from inside its rebalance, where no heartbeat is sent: a claim that waits for
+its database there would lose the membership it is for. So a claim runs beside it, as a task that a
+revocation cancels. That aiokafka fetches meanwhile does not matter: a partition is paused until its claim
+says where it starts, and nothing is handed out of a partition without a reader, which only exists between
+the end of a claim and the revocation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+
+from streamproc.errors import DependencyError, Gap, SourceError, UnexpectedPosition
+from streamproc.model import Partition
+from streamproc.sources import Listener
+from streamproc.sources.kafka_partition import PartitionReader
+
+log = structlog.get_logger(__name__)
+
+#: Retries a Kafka request until it is answered.
+Persist = Callable[[Callable[[], Awaitable["Bounds"]]], Awaitable["Bounds"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Offsets of the oldest record each partition has, and of the next one that committed readers get."""
+
+    first: dict[TopicPartition, int]
+    end: dict[TopicPartition, int]
+
+
+async def bounds(consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> Bounds:
+    """Ask the brokers. Raises :class:`DependencyError` when they do not answer."""
+    wanted = list(partitions)
+    try:
+        return Bounds(await consumer.beginning_offsets(wanted), await consumer.end_offsets(wanted))
+    except KafkaError as error:
+        raise DependencyError("Kafka", f"does not say which offsets it has: {error!r}") from error
+
+
+class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
+    """Turns assignments into readers, through the listener's claims.
+
+    ``start``: ``earliest`` or ``latest``. ``compacted``: see :class:`PartitionReader`. ``persist`` retries.
+    """
+
+    def __init__(
+        self, consumer: AIOKafkaConsumer, listener: Listener, persist: Persist, *, start: str, compacted: bool
+    ) -> None:
+        self.consumer = consumer
+        self._listener = listener
+        self._persist = persist
+        self._start = start
+        self._compacted = compacted
+        self._failure: BaseException | None = None
+        self._between_assignments = True
+        #: The claim under way; done or ``None`` when there is none.
+        self.claiming: asyncio.Task[None] | None = None
+        self.readers: dict[TopicPartition, PartitionReader] = {}
+        self.stopped: dict[TopicPartition, SourceError] = {}
+        #: How often partitions were assigned.
+        self.rebalances = 0
+
+    # -- called by aiokafka --------------------------------------------------------------------------
+
+    def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        """Start claiming. Not a coroutine, so that aiokafka's heartbeats begin at once."""
+        self.rebalances += 1
+        self._between_assignments = False
+        self._begin(assigned)
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Close the gates, then let the listener finish what it has."""
+        self._between_assignments = True
+        await self.abandon()
+        if not revoked:
+            return
+        try:
+            await self._listener.revoked([_partition(tp) for tp in sorted(revoked)])
+        except Exception as error:  # aiokafka would only log it; check() raises it
+            self._failure = error
+
+    # -- called by the source ------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise what the listener raised, until partitions are assigned anew."""
+        if self.claiming is not None and self.claiming.done() and not self.claiming.cancelled():
+            self._failure = self._failure or self.claiming.exception()
+        if self._failure is not None:
+            raise self._failure
+
+    async def abandon(self) -> None:
+        """Close all gates, and cancel a claim that is under way."""
+        self.readers.clear()
+        self.stopped.clear()
+        if self.claiming is not None:
+            self.claiming.cancel()
+            await asyncio.wait({self.claiming})
+            self.claiming = None
+
+    async def again(self) -> None:
+        """Claim the whole assignment once more; returns when that is done."""
+        await self.abandon()
+        if self._between_assignments:
+            return  # what aiokafka still calls our assignment is being given to others
+        self._begin(self.consumer.assignment())
+        if self.claiming is not None:
+            await asyncio.wait({self.claiming})
+
+    def stop(self, tp: TopicPartition, error: SourceError) -> None:
+        """Hand out nothing more of a partition; the others go on."""
+        log.error("partition_stopped", partition=str(_partition(tp)), why=str(error))
+        self.readers.pop(tp, None)
+        self.stopped[tp] = error
+        self.consumer.pause(tp)
+
+    async def refused(self, tp: TopicPartition, error: KafkaError) -> None:
+        """The broker gave ``error`` instead of records. What was fetched before is still handed out."""
+        problem: SourceError | None = SourceError(f"{_partition(tp)}: the broker gives no records: {error!r}")
+        if isinstance(error, OffsetOutOfRangeError):
+            found = await self._persist(lambda: bounds(self.consumer, [tp]))
+            reader = self.readers.get(tp)
+            through = -1 if reader is None else reader.fetched_through
+            problem = _misplaced(through, found.first[tp], found.end[tp], tp)
+        if problem is not None and (reader := self.readers.get(tp)) is not None:
+            reader.end(problem)
+
+    # -- claiming ------------------------------------------------------------------------------------
+
+    def _begin(self, assigned: Iterable[TopicPartition]) -> None:
+        self._failure = None
+        self.readers.clear()
+        self.stopped.clear()
+        tps = sorted(assigned)
+        for tp in tps:
+            # Any position will do: it keeps aiokafka from going to the group's committed offset.
+            self.consumer.pause(tp)
+            self.consumer.seek(tp, 0)
+        if tps:
+            self.claiming = asyncio.create_task(self._claim(tps, self.claiming), name="claim partitions")
+
+    async def _claim(self, tps: list[TopicPartition], before: asyncio.Task[None] | None) -> None:
+        if before is not None:  # or its claim could reach the ledger after ours
+            before.cancel()
+            await asyncio.wait({before})
+        positions = await self._listener.assigned([_partition(tp) for tp in tps])
+        found = await self._persist(lambda: bounds(self.consumer, tps))
+        for tp in tps:
+            first, end = found.first[tp], found.end[tp]
+            position = positions[_partition(tp)]
+            if position is None:
+                position = (first if self._start == "earliest" else end) - 1
+            elif problem := _misplaced(position, first, end, tp):
+                self.stop(tp, problem)
+                continue
+            self.consumer.seek(tp, position + 1)
+            self.consumer.resume(tp)
+            self.readers[tp] = PartitionReader(_partition(tp), position, compacted=self._compacted)
+        log.info("claimed", partitions=[str(_partition(tp)) for tp in tps], stopped=len(self.stopped))
+
+
+def _partition(tp: TopicPartition) -> Partition:
+    return Partition(tp.topic, str(tp.partition))
+
+
+def _misplaced(position: int, first: int, end: int, tp: TopicPartition) -> SourceError | None:
+    """Why reading cannot go on after ``position`` in a log of the offsets ``first`` to ``end - 1``."""
+    where = f"{_partition(tp)}: everything through offset {position} is read"
+    if position + 1 < first:
+        return Gap(
+            f"{where}, but the oldest record kept is {first}: {first - position - 1} offsets are gone; "
+            f"to go on without them: streamproc offsets set --accept-gap"
+        )
+    if position + 1 > end:
+        return UnexpectedPosition(
+            f"{where}, but the log ends before offset {end}: the topic was made anew, or lost records"
+        )
+    return None
