@@ -1,7 +1,7 @@
 """Tries each endpoint the way the service will use it, and says what to look at when that fails.
 
-Nothing is left behind: embedded servers are started in a temporary folder and stopped, the object put into
-the lake is deleted again.
+Nothing is left behind but the folder of a local lake: embedded servers are started in a temporary folder
+and stopped, the object put into the lake is deleted again.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ async def _lake(settings: Settings) -> str:
 
     options = StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region)
     store = open_store(settings.lake.reveal(), options)
-    key = f"_check/{uuid.uuid4()}"
+    key = f"_check-{uuid.uuid4()}"
     try:
         await store.open()
         await store.put(key, b"streamproc check")

@@ -21,7 +21,7 @@ from streamproc.topology import (
     FieldType,
     Topic,
 )
-from streamproc.transform import weblog
+from streamproc.transform.weblog import FIELDS as WEBLOG_FIELDS
 
 #: Deeper contracts are a sign of a path written wrongly, and each level costs decoding time.
 DEEPEST_PATH = 16
@@ -77,7 +77,7 @@ def _read_fields(table: Reader, decoder: str) -> tuple[tuple[Field, ...], bool]:
             fix = "Remove [contract.fields]: docs/topic-files.md lists the fields of a log line"
             table.optional("fields", lambda value: value, None)
             table.mistake("fields", 'the decoder "combined" brings its own fields', fix)
-        return weblog.FIELDS, True
+        return WEBLOG_FIELDS, True
     if "fields" not in table:
         table.mistake("fields", "is missing", "Describe at least the event's time, below [contract.fields]")
     section = table.table("fields")

@@ -77,7 +77,7 @@ KINDS = ("count", *COLUMN_KINDS, "funnel")
 
 
 def finished_columns(measure: Measure) -> dict[str, pl.DataType]:
-    """A measure's columns in a finished row: one of its name; a funnel has one per step and one for the last."""
+    """A measure's columns in a finished row: one of its name; a funnel's last step and each step's moment."""
     if measure.kind == "funnel":
         return dict(funnel_columns(measure))
     return {measure.name: measure.type}

@@ -203,9 +203,10 @@ def _check_columns(table: Reader, name: str, added: list[str], taken: set[str]) 
         for column in added:
             if column in taken:
                 raise Invalid(f"the table has a column {column!r} already", "Choose another name")
-            if len(column) > names.LONGEST_NAME:
-                problem = f"its column {column!r} is longer than {names.LONGEST_NAME} characters"
-                raise Invalid(problem, f"Shorten the name by {len(column) - names.LONGEST_NAME}")
+        longest = max(added, key=len)
+        if (excess := len(longest) - names.LONGEST_NAME) > 0:
+            problem = f"its column {longest!r} is longer than {names.LONGEST_NAME} characters"
+            raise Invalid(problem, f"Shorten the name by {excess}")
     except Invalid as error:
         table.mistake("", error.problem, error.fix)
         return False
