@@ -11,12 +11,13 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import groupby
 
 import polars as pl
 
 from streamproc.errors import Inconsistent
-from streamproc.model import Advance, Counts, Partition, RecordBatch
+from streamproc.model import Advance, Counts, EpochRecord, Partition, RecordBatch, WrittenObject
 from streamproc.progress import PartitionProgress
 from streamproc.tables.fold import TableFold
 from streamproc.topology import Topology
@@ -60,7 +61,8 @@ class Epoch:
         self, topology: Topology, transform: Transform, folds: Mapping[str, TableFold], *, keep_events: bool
     ) -> None:
         self.id = uuid.uuid4()
-        self.started = time.monotonic()
+        self.started_at = datetime.now(UTC)
+        self._started = time.monotonic()
         self.partitions: dict[Partition, PartitionEpoch] = {}
         self.late: dict[str, int] = dict.fromkeys(folds, 0)
         self.records = 0
@@ -85,7 +87,11 @@ class Epoch:
         disorder = self._topology.contract.event_time.disorder
         duplicates = self._topology.contract.duplicates
         id_column = duplicates.field if duplicates else None
-        rejects = dict(out.rejects.partition_by("source_partition", as_dict=True).items()) if len(out.rejects) else {}
+        rejects = (
+            dict(out.rejects.partition_by("source_partition", as_dict=True).items())
+            if len(out.rejects)
+            else {}
+        )
         stamped: list[pl.DataFrame] = []
         row = 0
         for partition, group in groupby(batches, key=lambda batch: batch.partition):
@@ -105,7 +111,9 @@ class Epoch:
             )
             share.clock_us = share.progress.clock_us
             if not share.counts.balanced:
-                raise Inconsistent(f"{partition}: {share.counts} does not add up; the batch is kept uncommitted")
+                raise Inconsistent(
+                    f"{partition}: {share.counts} does not add up; the batch is kept uncommitted"
+                )
             if self._keep_events and len(rows):
                 share.events.append(rows.drop("watermark"))
             if (refused := rejects.get((partition.id,))) is not None:
@@ -150,6 +158,17 @@ class Epoch:
         self.seconds["seal"] = time.perf_counter() - begin
         return deltas
 
+    def record(self, objects: Sequence[WrittenObject]) -> EpochRecord:
+        """What the ledger is to keep of this epoch, its objects being written."""
+        return EpochRecord(
+            id=self.id,
+            started_at=self.started_at,
+            advances=[share.advance() for share in self.partitions.values()],
+            objects=objects,
+            late=self.late,
+            seconds=dict(self.seconds),
+        )
+
     @property
     def counts(self) -> Counts:
         """The sums over the partitions."""
@@ -161,4 +180,4 @@ class Epoch:
     @property
     def age(self) -> float:
         """Seconds since the epoch began."""
-        return time.monotonic() - self.started
+        return time.monotonic() - self._started

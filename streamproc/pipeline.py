@@ -19,21 +19,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 import stamina
 import structlog
+from psycopg import AsyncConnection
 
 from streamproc.epoch import Epoch
 from streamproc.errors import DependencyError, UnexpectedPosition
 from streamproc.ledger import Ledger
 from streamproc.model import Partition, RecordBatch, WrittenObject
 from streamproc.progress import PartitionProgress, RecentIds
-from streamproc.sinks.lake import EncodedObject, Lake
+from streamproc.sinks.lake import Lake, LakeFile
+from streamproc.sinks.outbox import Outbox
 from streamproc.sinks.summaries import Summaries
 from streamproc.tables.fold import TableFold
 from streamproc.topology import Topology
@@ -57,16 +59,12 @@ class Limits:
     drain_deadline: float = 30.0
 
 
-class Follower(Protocol):
-    """Someone who is told of a commit after it happened, at least once, and may not undo it."""
-
-    async def committed(self, epoch: Epoch, changed: dict[str, pl.DataFrame]) -> None:
-        """The epoch is committed; ``changed`` holds the finished rows of each table that it touched."""
-
-
 @dataclass(slots=True)
 class Stats:
-    """Running totals of this process, for status and health. ``seconds`` by stage of work."""
+    """Running totals of this process, for status and health.
+
+    ``seconds``: by stage of work. ``last_commit``: Unix time; ``..._at``: monotonic clock.
+    """
 
     epochs: int = 0
     records: int = 0
@@ -78,6 +76,8 @@ class Stats:
     seconds: dict[str, float] = field(default_factory=dict)
     waiting_for: str | None = None
     last_commit: float | None = None
+    first_taken_at: float = 0.0
+    last_commit_at: float = 0.0
 
 
 class Pipeline:
@@ -92,16 +92,20 @@ class Pipeline:
         lake: Lake | None,
         summaries: Summaries,
         limits: Limits,
-        followers: Sequence[Follower] = (),
+        outbox: Outbox | None = None,
+        tell: Callable[[Mapping[Partition, int]], Awaitable[None]] | None = None,
     ) -> None:
         self.topology = topology
         self.stats = Stats()
+        #: Set after each commit; whoever waits for progress clears it.
+        self.progressed = asyncio.Event()
         self._transform = transform
         self._ledger = ledger
         self._lake = lake
         self._summaries = summaries
         self._limits = limits
-        self._followers = followers
+        self._outbox = outbox
+        self._tell = tell
         self._folds = {table.name: TableFold(table) for table in topology.tables}
         self._progress: dict[Partition, PartitionProgress] = {}
         self._submitted: dict[Partition, int | None] = {}
@@ -111,7 +115,17 @@ class Pipeline:
         self._rotating = asyncio.Lock()
         self._generation = 0
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="fold")
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._sealer = ThreadPoolExecutor(2, thread_name_prefix="seal")
+
+    @property
+    def generation(self) -> int:
+        """Grows whenever everything uncommitted was dropped."""
+        return self._generation
+
+    @property
+    def partitions(self) -> list[Partition]:
+        """Partitions this worker holds claims on."""
+        return list(self._progress)
 
     # -- partitions come and go ------------------------------------------------------------------
 
@@ -160,19 +174,23 @@ class Pipeline:
         if claims:
             await self._ledger.release(claims)
         self._compute.shutdown(wait=True)
-        self._encoder.shutdown(wait=True)
+        self._sealer.shutdown(wait=True)
 
     # -- records -----------------------------------------------------------------------------------
 
-    async def take(self, batches: Sequence[RecordBatch]) -> None:
+    async def take(self, batches: Sequence[RecordBatch], generation: int) -> None:
         """Fold these batches; commits when the epoch is due. Waits when too much is under way.
 
-        An empty sequence only checks whether a commit is due. Raises what the fold or a commit raised.
+        ``generation``: what :attr:`generation` was when the source gave the batches; those of an earlier
+        one belong to claims that are gone. An empty sequence only checks whether a commit is due. Raises
+        what the fold or a commit raised.
         """
         self._raise_failure()
-        generation = self._generation
+        if generation != self._generation:
+            return
         fresh = sorted((b for b in batches if self._follows(b)), key=lambda batch: batch.partition)
         if fresh:
+            self.stats.first_taken_at = self.stats.first_taken_at or time.monotonic()
             loop = asyncio.get_running_loop()
             progress = {batch.partition: self._progress[batch.partition] for batch in fresh}
             self._folding.append(loop.run_in_executor(self._compute, self._epoch.fold, fresh, progress))
@@ -189,7 +207,9 @@ class Pipeline:
         if taken is not None and batch.through <= taken:
             return False
         if taken is not None and batch.after != taken:
-            raise UnexpectedPosition(f"{batch.partition}: expected records after {taken}, got ({batch.after}, {batch.through}]")
+            raise UnexpectedPosition(
+                f"{batch.partition}: expected records after {taken}, got ({batch.after}, {batch.through}]"
+            )
         self._submitted[batch.partition] = batch.through
         return True
 
@@ -204,8 +224,7 @@ class Pipeline:
     # -- epochs ------------------------------------------------------------------------------------
 
     def _new_epoch(self) -> Epoch:
-        keep = self._lake is not None or bool(self._followers)
-        return Epoch(self.topology, self._transform, self._folds, keep_events=keep)
+        return Epoch(self.topology, self._transform, self._folds, keep_events=self._lake is not None)
 
     async def _rotate(self) -> None:
         """Close the epoch and start committing it, once the one before is done."""
@@ -231,47 +250,49 @@ class Pipeline:
     async def _commit(self, epoch: Epoch) -> None:
         begin = time.perf_counter()
         seconds = epoch.seconds
-        loop = asyncio.get_running_loop()
-        shares = list(epoch.partitions.values())
-        advances = [share.advance() for share in shares]
-        encoding = loop.run_in_executor(self._encoder, self._encode, epoch)
-        deltas = await loop.run_in_executor(self._encoder, epoch.seal)
-        objects = await encoding
-        plans = [encoded.plan for encoded in objects]
-        if plans:
-            await self._until_answered("intend", lambda: self._ledger.intend(epoch.id, plans, advances))
-        sealed = time.perf_counter()
-        written = await asyncio.gather(*(self._put(encoded) for encoded in objects))
+        files, deltas = await asyncio.gather(self._off_loop(self._plan, epoch), self._off_loop(epoch.seal))
+        plans = [file.plan for file in files]
+        claims = {partition: share.progress.claim for partition, share in epoch.partitions.items()}
+        await self._until_answered("intend", lambda: self._ledger.intend(epoch.id, plans, claims))
+        ready = time.perf_counter()
+        written: Sequence[WrittenObject] = ()
+        if self._lake is not None and files:
+            lake = self._lake
+            written = await self._until_answered("put", lambda: lake.write(files))
         put = time.perf_counter()
-        seconds["put"] = put - sealed
-        changed = await self._until_answered(
-            "commit",
-            lambda: self._ledger.commit(
-                epoch.id,
-                advances,
-                written,
-                lambda conn: self._summaries.apply(conn, deltas, changed=bool(self._followers)),
-                late=epoch.late,
-                seconds=seconds,
-            ),
-        )
-        seconds["commit"] = time.perf_counter() - put
-        self._account(epoch, time.perf_counter() - begin)
-        for follower in self._followers:
-            await follower.committed(epoch, changed)
+        seconds["put"] = put - ready
 
-    def _encode(self, epoch: Epoch) -> list[EncodedObject]:
+        async def apply(conn: AsyncConnection[Any]) -> None:
+            wanted = self._outbox is not None and self._outbox.wants_rows
+            changed = await self._summaries.apply(conn, deltas, changed=wanted)
+            if self._outbox is not None:
+                await self._outbox.enlist(conn, epoch.id, written, changed)
+
+        done = await self._until_answered("commit", lambda: self._ledger.commit(epoch.record(written), apply))
+        seconds["commit"] = time.perf_counter() - put
+        for partition, claim in done.claims.items():
+            epoch.partitions[partition].progress.claim = claim
+        self._account(epoch, time.perf_counter() - begin)
+        if self._tell is not None:
+            await self._tell({partition: share.through for partition, share in epoch.partitions.items()})
+        if self._outbox is not None:
+            outbox = self._outbox
+            await self._until_answered("publish", outbox.deliver)
+
+    def _plan(self, epoch: Epoch) -> list[LakeFile]:
         if self._lake is None:
             return []
-        begin = time.perf_counter()
-        objects = [o for share in epoch.partitions.values() for o in self._lake.encode(share)]
-        epoch.seconds["encode"] = time.perf_counter() - begin
-        return objects
+        files = []
+        for share in epoch.partitions.values():
+            advance = share.advance()
+            if share.events:
+                files += self._lake.plan_events(pl.concat(share.events), advance)
+            if share.rejects:
+                files += self._lake.plan_rejects(pl.concat(share.rejects), advance)
+        return files
 
-    async def _put(self, encoded: EncodedObject) -> WrittenObject:
-        assert self._lake is not None
-        lake = self._lake
-        return await self._until_answered("put", lambda: lake.put(encoded))
+    async def _off_loop(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._sealer, work, *arguments)
 
     def _account(self, epoch: Epoch, elapsed: float) -> None:
         counts, stats = epoch.counts, self.stats
@@ -282,7 +303,8 @@ class Pipeline:
             stats.late[name] = stats.late.get(name, 0) + late
         for stage, spent in epoch.seconds.items():
             stats.seconds[stage] = stats.seconds.get(stage, 0.0) + spent
-        stats.last_commit = time.time()
+        stats.last_commit, stats.last_commit_at = time.time(), time.monotonic()
+        self.progressed.set()
         log.info(
             "epoch_committed",
             epoch=str(epoch.id),
@@ -307,7 +329,9 @@ class Pipeline:
                     result = await act()
                 except DependencyError as error:
                     self.stats.waiting_for = error.what
-                    log.warning("waiting", step=step, on=error.what, problem=error.problem, attempt=attempt.num)
+                    log.warning(
+                        "waiting", step=step, on=error.what, problem=error.problem, attempt=attempt.num
+                    )
                     raise
                 self.stats.waiting_for = None
                 return result
@@ -324,7 +348,8 @@ class Pipeline:
         objects = await self._until_answered(
             "claim", lambda: self._ledger.recent_objects(partition, clock_us - duplicates.horizon)
         )
-        seen = await self._until_answered("claim", lambda: lake.read(objects, ["position", duplicates.field, "event_time"]))
+        columns = ["position", duplicates.field, "event_time"]
+        seen = await self._until_answered("claim", lambda: lake.read([o.plan.key for o in objects], columns))
         if len(seen):
             recent.rebuild(seen.sort("position"), duplicates.field)
         return recent

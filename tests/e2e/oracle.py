@@ -147,7 +147,15 @@ def expect(files: list[Path]) -> Expected:
 
 REQUIRED = {"event_id": str, "event_type": str, "event_time": int, "visitor_id": str, "page_url": str}
 OPTIONAL = {"session_id": str, "referrer": str, "user_agent": str, "ip": str, "value": (int, float)}
-LIMITS = {"event_id": 64, "event_type": 64, "visitor_id": 64, "session_id": 64, "page_url": 4096, "referrer": 4096, "ip": 45}
+LIMITS = {
+    "event_id": 64,
+    "event_type": 64,
+    "visitor_id": 64,
+    "session_id": 64,
+    "page_url": 4096,
+    "referrer": 4096,
+    "ip": 45,
+}
 
 
 def _no_repeats(pairs: list[tuple[str, object]]) -> dict:

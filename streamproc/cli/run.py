@@ -1,0 +1,46 @@
+"""``streamproc run``: the service."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+
+from streamproc.cli.options import load_settings, load_topics, settings_options
+from streamproc.errors import ConfigError, Mistake
+
+
+@click.command(name="run")
+@click.argument("streams", nargs=-1, metavar="[STREAM]...")
+@click.option("--agents", metavar="MODULE", help="Also run the Faust agents that MODULE.setup() declares.")
+@settings_options
+def run_command(
+    streams: tuple[str, ...], agents: str | None, config: Path | None, topics: Path | None
+) -> None:
+    """Run the service: consume, transform, fold, commit, until SIGTERM.
+
+    STREAM names the topic pages to run; all of the folder without one. Workers of one group share a
+    stream's partitions; start as many as you like. On SIGTERM a worker commits what it has taken, within
+    the drain deadline, and leaves the group.
+    """
+    settings = load_settings(config, topics)
+    pages = load_topics(settings)
+    if unknown := [name for name in streams if name not in pages]:
+        fix = f"Choose among {', '.join(sorted(pages))}"
+        raise ConfigError([Mistake("STREAM", f"there is no page named {name}", fix) for name in unknown])
+    chosen = {name: page for name, page in pages.items() if not streams or name in streams}
+
+    # Imported late: they take a second, and wrong arguments should be told at once.
+    from streamproc.runtimes.service import serve  # noqa: PLC0415 - see above
+    from streamproc.topic_pages import find_pages  # noqa: PLC0415 - see above
+
+    folder = find_pages(settings.topics)
+    serving = serve(settings, chosen, folder if folder.is_dir() else folder.parent, agents=agents)
+    if sys.platform == "win32":
+        asyncio.run(serving)
+    else:
+        import uvloop  # noqa: PLC0415 - not there on Windows
+
+        uvloop.run(serving)

@@ -1,0 +1,103 @@
+"""Users' own Faust agents and tables, in the worker's process.
+
+They run in a Faust application of their own, beside the one that hosts the pipeline: a rebalance of the
+agents' topics empties the queues of their application, which must not be the one that holds record batches.
+
+A module given to ``streamproc run --agents package.module`` defines::
+
+    def setup(app: faust.App, streams: Streams) -> None: ...
+
+and declares its agents and tables on ``app`` there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import faust
+import structlog
+
+from streamproc.errors import ConfigError, Mistake
+from streamproc.sources.kafka_client import KafkaConnection, faust_options
+from streamproc.topology import Topology
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """What the pipeline publishes, as Faust topics of plain dicts; ``None`` where the page publishes nothing.
+
+    ``events``: enriched events. ``rows``: changed summary rows, ``{"table", "version", "row": {column:
+    value}}``; for one key a higher ``version`` is newer. Both are keyed and delivered at least once.
+    """
+
+    events: faust.TopicT | None
+    rows: faust.TopicT | None
+
+
+class UserAgents:
+    """Loads ``module`` and runs its Faust application until stopped."""
+
+    def __init__(
+        self, module: str, topology: Topology, connection: KafkaConnection, group: str, data_dir: Path
+    ) -> None:
+        """Raises :class:`ConfigError` when the module cannot be imported or has no ``setup``."""
+        loaded = _load(module)
+        self.app = faust.App(
+            f"{group}-{topology.name}-agents",
+            autodiscover=False,
+            datadir=str(data_dir / "agents"),
+            store="memory://",
+            topic_partitions=topology.topic.partitions,
+            topic_replication_factor=topology.topic.replication,
+            topic_disable_leader=True,
+            stream_wait_empty=False,  # otherwise stopping waits for messages that were never acknowledged
+            web_enabled=False,
+            **faust_options(connection),
+        )
+        published = topology.sinks
+        self.streams = Streams(
+            events=self._topic(published.publish_events), rows=self._topic(published.publish_tables)
+        )
+        loaded.setup(self.app, self.streams)
+        self._module = module
+
+    def _topic(self, name: str | None) -> faust.TopicT | None:
+        if name is None:
+            return None
+        return self.app.topic(name, key_type=bytes, value_serializer="json", value_type=None)
+
+    async def start(self) -> None:
+        """Start the application in the running loop."""
+        self.app.finalize()
+        await self.app.start()
+        log.info("agents_started", module=self._module, agents=sorted(self.app.agents))
+
+    async def stop(self) -> None:
+        """Stop it; agents finish the event they are at."""
+        await self.app.stop()
+
+
+def _load(module: str) -> ModuleType:
+    where = f"--agents {module}"
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            [
+                Mistake(
+                    where,
+                    f"cannot be imported: {error}",
+                    "Give a module on the Python path, as package.module",
+                )
+            ]
+        ) from error
+    if not callable(getattr(loaded, "setup", None)):
+        raise ConfigError(
+            [Mistake(where, "has no function setup(app, streams)", "Define it; see docs/agents.md")]
+        )
+    return loaded

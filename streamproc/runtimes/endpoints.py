@@ -1,0 +1,71 @@
+"""The servers a process talks to: those it starts itself when they are embedded, the others as named."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from streamproc.embedded.broker import EmbeddedBroker, start_broker
+from streamproc.embedded.postgres import EmbeddedPostgres, start_postgres
+from streamproc.settings import Settings
+from streamproc.sources.kafka_client import KafkaConnection
+
+
+@dataclass(slots=True)
+class Endpoints:
+    """Resolved endpoints. Use as an async context manager: embedded servers live as long as the block.
+
+    ``ledger``: conninfo. ``warehouse``: conninfo, or ``None`` when there is none. ``broker``: how to
+    connect. ``incarnation``: names the embedded broker's life, ``None`` for a broker that keeps its data.
+    """
+
+    settings: Settings
+    needs_broker: bool = True
+    ledger: str = ""
+    warehouse: str | None = None
+    broker: KafkaConnection | None = None
+    incarnation: str | None = None
+    _postgres: EmbeddedPostgres | None = None
+    _embedded_broker: EmbeddedBroker | None = None
+
+    async def __aenter__(self) -> Self:
+        settings = self.settings
+        await asyncio.gather(self._start_postgres(), self._start_broker())
+        self.ledger = self._conninfo(settings.ledger.reveal())
+        if settings.warehouse.reveal() != "none":
+            self.warehouse = self._conninfo(settings.warehouse.reveal())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server in (self._embedded_broker, self._postgres):
+            if server is not None:
+                await asyncio.to_thread(server.stop)
+
+    async def _start_postgres(self) -> None:
+        settings = self.settings
+        if settings.ledger.embedded or settings.warehouse.embedded:
+            self._postgres = await asyncio.to_thread(start_postgres, settings.data_dir / "postgres")
+
+    async def _start_broker(self) -> None:
+        settings = self.settings
+        if not self.needs_broker:
+            return
+        if settings.broker.embedded:
+            broker = await asyncio.to_thread(start_broker, settings.data_dir / "broker")
+            self._embedded_broker = broker
+            self.broker, self.incarnation = (
+                KafkaConnection(broker.bootstrap, embedded=True),
+                broker.incarnation,
+            )
+        else:
+            self.broker = KafkaConnection.of(settings.broker, settings.kafka)
+
+    def _conninfo(self, url: str) -> str:
+        if url.startswith("embedded:"):
+            assert self._postgres is not None
+            return self._postgres.url
+        return url

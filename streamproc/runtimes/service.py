@@ -1,0 +1,96 @@
+"""``streamproc run``: one worker per stream in one process, with signals, health and embedded servers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from streamproc.errors import ConfigError, Mistake
+from streamproc.ops.health import HealthServer
+from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.worker import Worker
+from streamproc.settings import Settings
+from streamproc.sources.kafka_admin import admin
+from streamproc.topology import Topology
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(
+    settings: Settings, pages: Mapping[str, Topology], folder: Path, *, agents: str | None = None
+) -> None:
+    """Run the streams until SIGTERM or SIGINT, then drain. Raises what stopped a worker.
+
+    ``folder``: where the pages are, for files they name. ``agents``: a module of users' own Faust agents;
+    needs exactly one stream.
+    """
+    if agents is not None and len(pages) != 1:
+        fix = "Name the stream they belong to: streamproc run STREAM --agents MODULE"
+        raise ConfigError([Mistake("--agents", f"needs one stream and there are {len(pages)}", fix)])
+    ending = asyncio.Event()
+    with signals(ending):
+        async with Endpoints(settings) as endpoints:
+            workers = [
+                Worker(settings, page, endpoints, pages=folder, agents=agents) for page in pages.values()
+            ]
+            await apply_embedded(settings, endpoints, pages.values())
+            health = HealthServer(settings.health.host, settings.health.port, lambda: probe(workers))
+            await health.start()
+            try:
+                await _run_all(workers, ending)
+            finally:
+                await health.stop()
+
+
+async def _run_all(workers: Sequence[Worker], ending: asyncio.Event) -> None:
+    """All workers; when one fails the others drain and its failure is raised."""
+    tasks = [asyncio.create_task(worker.run(ending)) for worker in workers]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    ending.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def apply_embedded(settings: Settings, endpoints: Endpoints, pages: Any) -> None:
+    """Create the topics of an embedded broker: it begins empty and nobody else would."""
+    if not settings.broker.embedded or endpoints.broker is None:
+        return
+    async with admin(endpoints.broker) as topics:
+        for page in pages:
+            await topics.apply(page.topic)
+
+
+@contextmanager
+def signals(ending: asyncio.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set ``ending``; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+
+    def end(number: int) -> None:
+        if ending.is_set():
+            loop.remove_signal_handler(number)
+            signal.raise_signal(number)
+        log.info("ending", signal=signal.Signals(number).name)
+        ending.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def probe(workers: Sequence[Worker]) -> tuple[str | None, dict[str, Any]]:
+    """Ready when every worker is; the first reason otherwise."""
+    probes = [worker.probe() for worker in workers]
+    reason = next((why for why, _ in probes if why is not None), None)
+    return reason, {"workers": [facts for _, facts in probes]}

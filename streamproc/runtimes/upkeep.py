@@ -1,0 +1,111 @@
+"""Periodic work beside the pipeline: load the warehouse, sweep abandoned objects, delete what expired.
+
+Every worker does it; several at once do no harm (the loader locks, the sweep is idempotent).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from streamproc.errors import StreamprocError
+from streamproc.ledger import Ledger
+from streamproc.sinks.loader import Loader
+from streamproc.sinks.object_store import ObjectStore
+from streamproc.sinks.summaries import Summaries
+from streamproc.sinks.warehouse import Warehouse, open_warehouse
+from streamproc.topology import Topology
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between two runs.
+LOAD_EVERY = 10.0
+SWEEP_EVERY = 300.0
+EXPIRE_EVERY = 60.0
+
+
+class Upkeep:
+    """The periodic work of one worker. ``warehouse``: its conninfo, ``None`` for none."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        ledger: Ledger,
+        store: ObjectStore | None,
+        summaries: Summaries,
+        warehouse: str | None,
+    ) -> None:
+        self._topology = topology
+        self._ledger = ledger
+        self._store = store
+        self._summaries = summaries
+        self._warehouse: Warehouse | None = None
+        self._loader: Loader | None = None
+        if warehouse is not None and store is not None:
+            self._warehouse = open_warehouse(warehouse, topology.name)
+            self._loader = Loader(ledger, self._warehouse, store) if self._warehouse else None
+
+    async def open(self) -> None:
+        """Connect the warehouse and create its tables."""
+        if self._warehouse is not None:
+            await self._warehouse.open()
+            await self._warehouse.ensure(self._topology.columns)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._warehouse is not None:
+            await self._warehouse.close()
+
+    async def run(self) -> None:
+        """Until cancelled. A failure is logged and the work is tried again at its next turn."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._every(EXPIRE_EVERY, "expire", self.expire))
+            if self._store is not None:
+                group.create_task(self._every(SWEEP_EVERY, "sweep", self.sweep))
+            if self._loader is not None:
+                group.create_task(self._every(LOAD_EVERY, "load", self.load))
+
+    async def load(self) -> None:
+        """Load every committed object that the warehouse does not have yet."""
+        if self._loader is not None:
+            report = await self._loader.run_once()
+            if report.objects:
+                log.info("warehouse_loaded", objects=report.objects, rows=report.rows)
+
+    async def finish(self) -> None:
+        """Connect, load what is left, disconnect: for a run that has an end."""
+        if self._loader is not None:
+            await self._ledger.open()
+            try:
+                await self.open()
+                await self.load()
+            finally:
+                await self.close()
+                await self._ledger.close()
+
+    async def sweep(self) -> None:
+        """Delete objects that were never committed."""
+        assert self._store is not None
+        swept = await self._ledger.sweep(self._store)
+        log.debug("swept", objects=swept)
+
+    async def expire(self) -> None:
+        """Delete summary rows beyond their table's retention, by event time."""
+        clocks = [status.clock_us for status in await self._ledger.status() if status.clock_us is not None]
+        if not clocks:
+            return
+        watermark = min(clocks) - self._topology.contract.event_time.disorder
+        for table in self._topology.tables:
+            if table.retention is not None:
+                async with self._ledger.database.connection("expire") as conn:
+                    await self._summaries.expire(conn, table.name, watermark)
+
+    async def _every(self, seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except StreamprocError as error:
+                log.warning("upkeep_failed", work=name, problem=str(error))
+            await asyncio.sleep(seconds)

@@ -1,0 +1,320 @@
+"""The service: a Faust application that hosts one stream's pipeline.
+
+Faust runs the services, the agent and the timers. The stream itself does not go through Faust's consumer
+(see ``docs/decisions``): a ledgered source hands whole record batches to a Faust channel, and the agent on
+that channel folds and commits them. The application that hosts the pipeline opens no Kafka connection of
+its own and nothing in it ever rebalances, so no queue of it is ever emptied behind our back.
+
+Nothing an agent raises may reach Faust's supervisor, which would restart the agent and go on with the next
+batch: a failure is kept, the pump stops, and :meth:`Worker.run` raises it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import faust
+import structlog
+from faust.app.base import BootStrategy
+
+from streamproc.errors import DependencyError, Fenced
+from streamproc.ledger import Ledger
+from streamproc.model import Partition, RecordBatch
+from streamproc.pipeline import Limits, Pipeline
+from streamproc.runtimes.agents import UserAgents
+from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.upkeep import Upkeep
+from streamproc.settings import Settings
+from streamproc.sinks.lake import Lake
+from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
+from streamproc.sinks.outbox import Outbox
+from streamproc.sinks.summaries import Summaries
+from streamproc.sources.kafka import KafkaOptions, KafkaSource
+from streamproc.sources.kafka_produce import KafkaProducer
+from streamproc.topology import Topology
+from streamproc.transform import Resources, Transform
+
+log = structlog.get_logger(__name__)
+
+#: Longest wait for records before the pump looks at the clock again, seconds.
+_MAX_WAIT = 0.1
+
+
+class _NoKafka(BootStrategy):  # type: ignore[misc]  # faust ships no types
+    enable_kafka = False
+    enable_web = False
+    enable_sensors = False
+
+
+class _HostApp(faust.App):  # type: ignore[misc]  # faust ships no types
+    BootStrategy = _NoKafka
+
+
+class Worker:
+    """One worker of one stream. :meth:`run` until its event is set or something fails for good."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topology: Topology,
+        endpoints: Endpoints,
+        *,
+        pages: Path,
+        agents: str | None = None,
+    ) -> None:
+        """``pages``: the folder of the topic page, for files it names. Raises :class:`ConfigError`."""
+        assert endpoints.broker is not None
+        self.settings = settings
+        self.topology = topology
+        self.state = "starting"
+        self.ledger = Ledger(endpoints.ledger, topology.name, settings.worker)
+        self._broker = endpoints.broker
+        self._incarnation = endpoints.incarnation
+        self._store = self._open_store() if topology.sinks.lake else None
+        self._lake = Lake(self._store, topology) if self._store is not None else None
+        self._summaries = Summaries(topology.tables, topology.name)
+        self._producer = KafkaProducer(endpoints.broker) if self._publishes else None
+        self._agents = (
+            UserAgents(agents, topology, endpoints.broker, settings.group, settings.data_dir)
+            if agents
+            else None
+        )
+        outbox = (
+            Outbox(topology, self.ledger.database, self._lake, self._producer) if self._producer else None
+        )
+        self.pipeline = Pipeline(
+            topology,
+            Transform(topology, Resources(os.environ, pages)),
+            ledger=self.ledger,
+            lake=self._lake,
+            summaries=self._summaries,
+            limits=Limits(
+                flush_interval=settings.flush_interval,
+                max_records=settings.max_epoch_records,
+                max_bytes=settings.max_epoch_bytes,
+                drain_deadline=settings.drain_deadline,
+            ),
+            outbox=outbox,
+            tell=self._copy_positions,
+        )
+        warehouse = endpoints.warehouse if topology.sinks.warehouse else None
+        self.upkeep = Upkeep(topology, self.ledger, self._store, self._summaries, warehouse)
+        self._source: KafkaSource | None = None
+        self._failure: BaseException | None = None
+        self._fenced = False
+        self._ended = asyncio.Event()
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    async def run(self, ending: asyncio.Event) -> None:
+        """Work until ``ending`` is set, then drain and leave the group. Raises what stopped the work."""
+        async with AsyncExitStack() as stack:
+            if not await self._connect(stack, ending):
+                return
+            app = self._host()
+            await app.start()
+            stack.push_async_callback(app.stop)
+            await self._start_source()
+            if self._agents is not None:
+                await self._agents.start()
+                stack.push_async_callback(self._agents.stop)
+            upkeep = asyncio.create_task(self.upkeep.run())
+            pump = asyncio.create_task(self._pump(app))
+            self.state = "running"
+            log.info("worker_running", stream=self.topology.name, worker=self.settings.worker)
+            waiting = [
+                asyncio.create_task(ending.wait()),
+                asyncio.create_task(self._ended.wait()),
+                pump,
+                upkeep,
+            ]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            self.state = "draining"
+            for task in waiting:
+                task.cancel()
+            finished = await asyncio.gather(*waiting, return_exceptions=True)
+            for result in finished:
+                if isinstance(result, Exception):
+                    self._failure = self._failure or result
+            await self._wind_down()
+        self.state = "stopped"
+        if self._failure is not None:
+            raise self._failure
+
+    async def _connect(self, stack: AsyncExitStack, ending: asyncio.Event) -> bool:
+        """Wait for every endpoint, saying which; false when told to end before all were there."""
+        steps: list[tuple[str, Callable[[], Awaitable[object]]]] = [
+            ("ledger", self.ledger.open),
+            ("ledger schema", self.ledger.migrate),
+            ("tables", self._ensure_tables),
+        ]
+        stack.push_async_callback(self.ledger.close)
+        if self._store is not None:
+            steps.append(("lake", self._store.open))
+            stack.push_async_callback(self._store.close)
+        steps.append(("warehouse", self.upkeep.open))
+        stack.push_async_callback(self.upkeep.close)
+        if self._producer is not None:
+            steps.append(("publication", self._producer.start))
+            stack.push_async_callback(self._producer.stop)
+        ended = asyncio.create_task(ending.wait())
+        try:
+            for name, step in steps:
+                self.state = f"waiting for the {name}"
+                connecting = asyncio.create_task(self._until_there(name, step))
+                await asyncio.wait({connecting, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if not connecting.done():
+                    connecting.cancel()
+                    return False
+                connecting.result()
+            return True
+        finally:
+            ended.cancel()
+
+    async def _until_there(self, name: str, step: Callable[[], Awaitable[object]]) -> None:
+        delay = 0.5
+        while True:
+            try:
+                await step()
+            except DependencyError as error:
+                log.warning(
+                    "waiting_for_endpoint",
+                    endpoint=name,
+                    on=error.what,
+                    problem=error.problem,
+                    hint=error.hint,
+                )
+                await asyncio.sleep(delay)
+                delay = min(delay * 1.5, 10.0)
+            else:
+                return
+
+    async def _ensure_tables(self) -> None:
+        async with self.ledger.database.connection("create the tables") as conn:
+            await self._summaries.ensure(conn)
+
+    async def _wind_down(self) -> None:
+        """Commit what was taken within the deadline, release the claims, leave the group."""
+        try:
+            if self._failure is None and not self._fenced:
+                async with asyncio.timeout(self.settings.drain_deadline):
+                    await self.pipeline.drain()
+        except TimeoutError:
+            log.warning("drain_deadline_passed", why="the rest is read again by whoever claims next")
+        except Exception as error:  # whatever it is, it must not keep the worker from leaving the group
+            self._failure = self._failure or error
+        finally:
+            try:
+                await self.pipeline.close()
+            except DependencyError as error:
+                log.warning("claims_not_released", on=error.what, problem=error.problem)
+            if self._source is not None:
+                await self._source.close()
+
+    # -- records ---------------------------------------------------------------------------------------
+
+    def _host(self) -> faust.App:
+        app = _HostApp(
+            f"{self.settings.group}-{self.topology.name}",
+            autodiscover=False,
+            broker="kafka://unused",  # the setting is mandatory; this application opens no connection
+            datadir=str(self.settings.data_dir / "faust"),
+            store="memory://",
+            stream_wait_empty=False,
+            topic_disable_leader=True,
+            web_enabled=False,
+        )
+        self._channel = app.channel(maxsize=1)
+
+        @app.agent(self._channel, name="pipeline")  # type: ignore[untyped-decorator]  # faust ships no types
+        async def fold(stream: faust.StreamT[tuple[int, list[RecordBatch]]]) -> None:
+            async for generation, batches in stream:
+                await self._take(generation, batches)
+
+        # Channels hold their messages back until a consumer's partitions are assigned; there is none here.
+        app.flow_control.resume()
+        return app
+
+    async def _take(self, generation: int, batches: list[RecordBatch]) -> None:
+        if self._failure is not None or self._fenced:
+            return
+        try:
+            await self.pipeline.take(batches, generation)
+        except Fenced as error:
+            log.warning("fenced", why=str(error))
+            self._fenced = True
+        except Exception as error:  # must not reach Faust's supervisor: see the module's docstring
+            self._failure = error
+            self._ended.set()
+
+    async def _pump(self, app: faust.App) -> None:
+        while True:
+            if self._fenced:
+                await self._rejoin()
+            assert self._source is not None
+            batches = await self._source.next(self.settings.batch_records, _MAX_WAIT)
+            await self._channel.send(value=(self.pipeline.generation, batches))
+
+    async def _start_source(self) -> None:
+        options = KafkaOptions(
+            group=f"{self.settings.group}-{self.topology.name}",
+            start=self.settings.start,
+            rebalance_timeout=self.settings.drain_deadline + 15.0,
+        )
+        self._source = KafkaSource(
+            self._broker, self.topology.topic.name, options, self.pipeline, self._waiting_for_broker
+        )
+        self.state = "waiting for the broker"
+        await self._source.start()
+
+    def _waiting_for_broker(self, error: DependencyError) -> None:
+        log.warning(
+            "waiting_for_endpoint", endpoint="broker", on=error.what, problem=error.problem, hint=error.hint
+        )
+
+    async def _rejoin(self) -> None:
+        """Another worker has claimed what we held: forget it all and ask the group what is ours now."""
+        self.pipeline.drop()
+        assert self._source is not None
+        await self._source.close()
+        await self._start_source()
+        self.state = "running"
+        self._fenced = False
+
+    async def _copy_positions(self, positions: Mapping[Partition, int]) -> None:
+        if self._source is not None:
+            await self._source.copy_commit(positions)
+
+    # -- the rest --------------------------------------------------------------------------------------
+
+    @property
+    def _publishes(self) -> bool:
+        return bool(self.topology.sinks.publish_events or self.topology.sinks.publish_tables)
+
+    def _open_store(self) -> ObjectStore:
+        s3 = self.settings.s3
+        return open_store(
+            self.settings.lake.reveal(), StoreSettings(endpoint_url=s3.endpoint_url, region=s3.region)
+        )
+
+    def probe(self) -> tuple[str | None, dict[str, Any]]:
+        """Why this worker is not ready, or ``None``, and facts for the health answer."""
+        stats = self.pipeline.stats
+        reason = None if self.state == "running" else self.state
+        if reason is None and stats.waiting_for is not None:
+            reason = f"waiting for {stats.waiting_for}"
+        age = None if stats.last_commit is None else round(time.time() - stats.last_commit, 1)
+        return reason, {
+            "stream": self.topology.name,
+            "worker": self.settings.worker,
+            "partitions": sorted(str(p) for p in self.pipeline.partitions),
+            "records": stats.records,
+            "epochs": stats.epochs,
+            "seconds_since_commit": age,
+        }

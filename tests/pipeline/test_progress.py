@@ -1,0 +1,99 @@
+"""Duplicates and watermarks, against the definition written as a loop over single events."""
+
+from __future__ import annotations
+
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamproc.model import Claim, Partition
+from streamproc.progress import PartitionProgress, RecentIds
+
+HORIZON = 1_000
+DISORDER = 50
+
+#: (id, event time): few ids and a moving clock with disorder, so that every rule comes into play.
+EVENTS = st.lists(
+    st.tuples(st.integers(0, 12), st.integers(-400, 400)), max_size=60
+).map(lambda pairs: [(f"e{i}", 10_000 + 90 * n + shift) for n, (i, shift) in enumerate(pairs)])
+
+CUTS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+def expected(events: list[tuple[str, int]]) -> list[tuple[int, int | None]]:
+    """(row, watermark before it) of each event that is kept."""
+    clock: int | None = None
+    last_accepted: dict[str, int] = {}
+    kept = []
+    for row, (event_id, time) in enumerate(events):
+        now = -(2**62) if clock is None else clock
+        if event_id in last_accepted and now - last_accepted[event_id] <= HORIZON:
+            continue
+        last_accepted[event_id] = now
+        kept.append((row, None if clock is None else clock - DISORDER))
+        clock = time if clock is None else max(clock, time)
+    return kept
+
+
+def progress(clock_us: int | None = None) -> PartitionProgress:
+    claim = Claim(Partition("clicks", "0"), 1, "token", None, clock_us)
+    return PartitionProgress(claim, None, clock_us, RecentIds(HORIZON))
+
+
+def frame(events: list[tuple[str, int]], first_row: int) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "event_id": [event_id for event_id, _ in events],
+            "event_time": pl.Series([time for _, time in events], dtype=pl.Int64).cast(pl.Datetime("us", "UTC")),
+            "position": range(first_row, first_row + len(events)),
+        },
+        schema_overrides={"event_id": pl.String, "position": pl.Int64},
+    )
+
+
+def fold(state: PartitionProgress, events: list[tuple[str, int]], cuts: list[int], first: int = 0) -> list:
+    """Feed the events in pieces of the given sizes, over and over."""
+    kept: list[tuple[int, int | None]] = []
+    at, turn = 0, 0
+    while at < len(events):
+        piece = events[at : at + cuts[turn % len(cuts)]]
+        rows, dropped = state.accept(frame(piece, first + at), "event_id", DISORDER)
+        assert dropped == len(piece) - len(rows)
+        kept += zip(rows["position"].to_list(), rows["watermark"].to_physical().to_list(), strict=True)
+        at += len(piece)
+        turn += 1
+    return kept
+
+
+@given(EVENTS, CUTS)
+@settings(max_examples=150, deadline=None)
+def test_any_cutting_of_the_stream_gives_the_duplicates_and_watermarks_of_the_definition(events, cuts):
+    assert fold(progress(), events, cuts) == expected(events)
+
+
+@given(EVENTS, CUTS, st.integers(0, 60))
+@settings(max_examples=150, deadline=None)
+def test_a_worker_that_takes_over_and_reads_the_lake_decides_as_the_one_before_would_have(events, cuts, split):
+    first, rest = events[:split], events[split:]
+    before = progress()
+    kept_before = fold(before, first, cuts)
+    accepted = frame(first, 0).filter(pl.col("position").is_in([row for row, _ in kept_before]))
+
+    after = progress(before.clock_us)
+    newest = accepted["event_time"].to_physical().cum_max()
+    recent = accepted.filter(newest >= (before.clock_us or 0) - HORIZON)
+    after.recent.rebuild(recent, "event_id")
+    assert kept_before + fold(after, rest, cuts, first=len(first)) == expected(events)
+
+
+def test_without_a_duplicates_rule_every_event_is_kept():
+    state = PartitionProgress(Claim(Partition("clicks", "0"), 1, "t", None, None), None, None, None)
+    rows, dropped = state.accept(frame([("a", 1), ("a", 1)], 0), None, DISORDER)
+    assert (len(rows), dropped) == (2, 0)
+
+
+def test_memory_of_ids_is_bounded_by_two_horizons():
+    recent = RecentIds(horizon=100)
+    for clock in range(0, 10_000, 10):
+        recent.remember([clock], [clock])
+    assert len(recent) <= 2 * 100 // 10 + 2
