@@ -52,7 +52,7 @@ class Streamproc:
             "STREAMPROC_WAREHOUSE": "none",
             "STREAMPROC_LAKE": (directory / "lake").resolve().as_uri(),
             "STREAMPROC_DATA_DIR": str(directory),
-            "STREAMPROC_TOPICS": str(workload.pages),
+            "STREAMPROC_TOPICS": str(workload.page),
             "STREAMPROC_GROUP": f"bench-{database}",
             "STREAMPROC_HEALTH": "127.0.0.1:0",
             "STREAMPROC_LOG_LEVEL": "warning",

@@ -20,7 +20,7 @@ from streamproc.sources.kafka_produce import BulkProducer
 
 PARTITIONS = 4
 _HERE = Path(__file__).parent
-_SHIPPED_PAGES = _HERE.parent / "topics"
+_SHIPPED_PAGE = _HERE.parent / "topics" / "clickstream.toml"
 _CHUNK = 2_000
 
 #: Key and value of one record.
@@ -29,7 +29,7 @@ Record = tuple[bytes | None, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``count`` records in ``topic``, processed by the page ``stream`` of the folder ``pages``.
+    """``count`` records in ``topic``, processed as ``page`` (a file) says, which is the stream ``stream``.
 
     ``lake``: whether objects are written. ``is_right`` looks at the finished database (of streamproc).
     ``answer``: the reference for contestants that hand back rows, ``None`` where there is none.
@@ -38,7 +38,7 @@ class Workload:
     stream: str
     topic: str
     count: int
-    pages: Path
+    page: Path
     is_right: Callable[[psycopg.Connection[Any]], bool]
     answer: counting_events.Answer | None = None
 
@@ -56,7 +56,7 @@ def prepare_counting(bootstrap: str, topic: str, count: int, seed: int) -> Workl
         )
         return to_answer(rows) == answer
 
-    return Workload("counting", topic, count, _HERE / "topics", is_right, answer)
+    return Workload("counting", topic, count, _HERE / "counting.toml", is_right, answer)
 
 
 def prepare_page(bootstrap: str, topic: str, count: int, seed: int) -> Workload:
@@ -75,7 +75,7 @@ def prepare_page(bootstrap: str, topic: str, count: int, seed: int) -> Workload:
         ).fetchone() or (None, None)
         return accepted is not None and accepted == in_lake
 
-    return Workload("clickstream", topic, len(lines), _SHIPPED_PAGES, is_right)
+    return Workload("clickstream", topic, len(lines), _SHIPPED_PAGE, is_right)
 
 
 def to_answer(rows: Any) -> counting_events.Answer:

@@ -14,6 +14,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import events
 import measure
 
+from streamproc.topic_pages import load_page
+
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
     assert list(events.generate(200, 1)) == list(events.generate(200, 1))
@@ -77,3 +79,16 @@ def test_a_summary_is_the_median_of_its_rounds() -> None:
     assert summary.events_per_second == 50
     assert summary.slowest_and_fastest == (25, 100)
     assert summary.cpu_seconds_per_million == 10_000
+
+
+def test_the_counting_page_keeps_only_what_the_workload_asks_for() -> None:
+    page = load_page(ROOT / "benchmarks" / "counting.toml")
+    assert page.name == page.topic.name == "counting"
+    assert [field.name for field in page.contract.fields] == [
+        "event_time",
+        "visitor_id",
+        "page_url",
+        "user_agent",
+    ]
+    assert [name for e in page.enrichments for name in e.adds] == ["path", "utm_campaign"]
+    assert (page.sinks.lake, page.sinks.warehouse) == (False, False)
