@@ -1,0 +1,208 @@
+"""Finding, by columns, the records whose values ``read_ndjson`` may have got wrong without saying so.
+
+Three things slip through it: a number, flag or object in place of a text is turned into text; half of a
+surrogate pair becomes NUL; of a key that stands twice the first wins. Each check here is a proof that a row
+is fine; the few rows without a proof are *doubtful* and are looked at one by one.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from streamproc.topology import FieldType
+from streamproc.transform.decode_layout import Layout, Node
+
+#: What a text column holds when the record had something else there.
+_NOT_A_TEXT = r"^(?:-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$|true$|false$|[\[{])"
+_SURROGATE_ESCAPE = r"\\u[dD][89a-fA-F]"
+_SHORT_ESCAPES = {'"': r"\\\"", "\\": r"\\\\", "/": r"\\/"}
+
+
+class Doubts:
+    """The checks compiled for one contract.
+
+    They take ``values`` (the records as text), ``parsed`` (the frame of ``read_ndjson``, same rows) and
+    ``texts`` (by JSON field: its source text), and answer with a Boolean series: true is doubt.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        keys = sorted({node.path[-1] for node in layout.nodes})
+        self._keys = _Spelling.of(keys)
+        self._each_key = [
+            (_Spelling.of([key]), [n for n in layout.nodes if n.path[-1] == key and _is_known(n)])
+            for key in keys
+        ]
+        # The shortest second occurrence there can be: a comma, the key in quotes, a colon, one digit.
+        self._room_for_another = min(len(key.encode()) for key in keys) + 5
+        self._known = [node for node in layout.nodes if _is_known(node)]
+        # Keys inside of a JSON text are its own affair, unless the contract reads some of them too.
+        self._opaque = [_text_column(n.json[0].name) for n in layout.nodes if n.json and not n.children]
+        self._text_nodes = [n for n in layout.nodes if n.typed and n.typed[0].type is FieldType.STRING]
+
+    def surrogates(self, values: pl.Series) -> pl.Series:
+        """Records with an escaped surrogate, paired or not."""
+        return values.str.contains(_SURROGATE_ESCAPE)
+
+    def coerced(self, values: pl.Series, parsed: pl.DataFrame) -> pl.Series:
+        """Records in which a text may have been made of another JSON type.
+
+        A text of digits is no rare thing (numeric ids), so a row is cleared when its record has no escapes
+        and names the key once, followed by a quote.
+        """
+        doubt = pl.repeat(False, len(values), dtype=pl.Boolean, eager=True)
+        hits = parsed.select(_not_a_text(node).any().alias(node.label) for node in self._text_nodes).row(0)
+        for node in itertools.compress(self._text_nodes, hits):
+            rows = parsed.select(_not_a_text(node).fill_null(False).alias("rows"))["rows"]
+            key = f'"{node.path[-1]}"'
+            here = values.filter(rows)
+            cleared = (
+                ~here.str.contains("\\", literal=True)
+                & (here.str.count_matches(key, literal=True) == 1)
+                & here.str.contains(re.escape(key) + r'\s*:\s*"')
+            )
+            doubt = doubt | _scatter(rows, ~cleared)
+        return doubt
+
+    def repeated_keys(
+        self, values: pl.Series, parsed: pl.DataFrame, texts: Mapping[str, pl.Series]
+    ) -> pl.Series:
+        """Records in which a contract key may stand twice.
+
+        First by length: every value found accounts for a least number of bytes, and when what remains is too
+        little for another member the proof is done. Else by counting the keys.
+        """
+        known = parsed.with_columns(
+            text.alias(_text_column(name)) for name, text in texts.items()
+        ).with_columns(pl.Series(_SIZE, values.str.len_bytes()))
+        least = [pl.lit(1), *(_least_bytes(node) for node in self._known)]
+        room = known.select(pl.col(_SIZE) - functools.reduce(operator.add, least))[_SIZE]
+        doubt = room >= self._room_for_another
+        if not doubt.any():
+            return doubt
+        return _scatter(doubt, self._uncounted(values.filter(doubt), known.filter(doubt)))
+
+    def _uncounted(self, values: pl.Series, known: pl.DataFrame) -> pl.Series:
+        """Rows in which the keys do not add up to one for each value found."""
+        total = self._outside_texts(self._keys, values, known)
+        doubt = total > self._present(self._known, known)
+        if not doubt.any():
+            return doubt
+        explained = self._explained(values.filter(doubt), known.filter(doubt), total.filter(doubt))
+        return _scatter(doubt, ~explained)
+
+    def _explained(self, values: pl.Series, known: pl.DataFrame, total: pl.Series) -> pl.Series:
+        """Of rows with more keys than values, those where ``"key": null`` explains all of the others."""
+        fine = pl.repeat(True, len(values), dtype=pl.Boolean, eager=True)
+        counted = pl.repeat(0, len(values), dtype=pl.Int64, eager=True)
+        for spelling, nodes in self._each_key:
+            count = self._outside_texts(spelling, values, known)
+            present = self._present(nodes, known)
+            lone_null = (present == 0) & (count == 1) & (len(nodes) == 1)
+            fine = fine & ((count == present) | lone_null)
+            counted = counted + count
+        return fine & (counted == total)
+
+    def _outside_texts(self, keys: _Spelling, values: pl.Series, known: pl.DataFrame) -> pl.Series:
+        count = keys.count(values)
+        for column in self._opaque:
+            count = count - keys.count(known[column].fill_null(""))
+        return count
+
+    def _present(self, nodes: list[Node], known: pl.DataFrame) -> pl.Series:
+        found = (_presence(node).cast(pl.Int64).alias(node.label) for node in nodes)
+        total: pl.Series = known.select(pl.sum_horizontal(pl.lit(0, dtype=pl.Int64), *found).alias("n"))["n"]
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Spelling:
+    """Patterns for some keys in quotes: as they are, and with any of their characters escaped."""
+
+    plain: str
+    escaped: str
+
+    @classmethod
+    def of(cls, keys: Iterable[str]) -> _Spelling:
+        keys = list(keys)
+        return cls("|".join(re.escape(f'"{key}"') for key in keys), "|".join(map(_any_spelling, keys)))
+
+    def count(self, values: pl.Series) -> pl.Series:
+        plain = values.str.count_matches(self.plain).cast(pl.Int64)
+        escapes = values.str.contains("\\", literal=True)
+        if not escapes.any():
+            return plain
+        spelled = values.filter(escapes).str.count_matches(self.escaped).cast(pl.Int64)
+        return plain.scatter(escapes.arg_true(), spelled)
+
+
+_SIZE = "\x1fsize"
+_TEXT_PREFIX = "\x1ftext:"
+
+
+def _text_column(name: str) -> str:
+    return _TEXT_PREFIX + name
+
+
+def _scatter(rows: pl.Series, answers: pl.Series) -> pl.Series:
+    """``answers`` back at the rows they are about, false elsewhere."""
+    return pl.repeat(False, len(rows), dtype=pl.Boolean, eager=True).scatter(rows.arg_true(), answers)
+
+
+def _not_a_text(node: Node) -> pl.Expr:
+    return node.value.str.contains(_NOT_A_TEXT)
+
+
+def _is_known(node: Node) -> bool:
+    """Whether the parsed frame or a JSON text tells that the node is there."""
+    return bool(node.fields) or bool(node.polars_schema())
+
+
+def _presence(node: Node) -> pl.Expr:
+    if node.polars_schema() or node.typed:
+        return node.value.is_not_null()
+    return pl.col(_text_column(node.json[0].name)).is_not_null()
+
+
+def _least_bytes(node: Node) -> pl.Expr:
+    """The fewest bytes the node's member takes in its record, its comma counted; 0 when it is absent.
+
+    Escapes and whitespace only add to it. An object is counted as one byte: two braces less the comma that
+    its first member does not have; the record itself likewise.
+    """
+    around = len(node.path[-1].encode()) + 4
+    if node.children:
+        size: pl.Expr = pl.lit(1)
+    elif not node.typed:
+        size = pl.col(_text_column(node.json[0].name)).str.len_bytes().cast(pl.Int64)
+    else:
+        size = {
+            FieldType.STRING: lambda: node.value.str.len_bytes().cast(pl.Int64) + 2,
+            FieldType.INTEGER: lambda: node.value.cast(pl.String).str.len_bytes().cast(pl.Int64),
+            FieldType.NUMBER: lambda: pl.lit(1),
+            FieldType.BOOLEAN: lambda: pl.lit(4),
+        }[node.typed[0].type]()
+    return pl.when(_presence(node)).then(size + around).otherwise(0)
+
+
+def _any_spelling(key: str) -> str:
+    """A pattern for the key in quotes, each character plain or escaped."""
+    return '"' + "".join(f"(?:{'|'.join(_spellings(character))})" for character in key) + '"'
+
+
+def _spellings(character: str) -> list[str]:
+    units = character.encode("utf-16-be").hex()
+    escape = "".join(rf"\\u(?i:{units[at : at + 4]})" for at in range(0, len(units), 4))
+    short = {"\b": r"\\b", "\f": r"\\f", "\n": r"\\n", "\r": r"\\r", "\t": r"\\t"} | _SHORT_ESCAPES
+    spellings = [escape]
+    if character in short:
+        spellings.append(short[character])
+    if character not in '"\\' and character >= " ":
+        spellings.append(re.escape(character))
+    return spellings
