@@ -40,9 +40,9 @@ class FieldChecks:
     def apply(
         self, columns: pl.DataFrame, received: pl.Series, nul: bool
     ) -> tuple[pl.DataFrame, dict[int, Problem]]:
-        """The columns with ``event_time`` (over a field of that name, else behind the fields); the problems.
+        """The columns with ``event_time`` (over a field of that name, else behind them); the problems.
 
-        """The columns with ``event_time`` (over a field of that name, else behind the fields), the problems.
+        ``received``: the broker's clock per row, Datetime us UTC. ``nul``: whether any record may hold
         a NUL. Problems by row number, for each row the first in the contract's order.
         """
         source = self._contract.event_time
