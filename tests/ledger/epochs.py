@@ -36,8 +36,8 @@ def planned(part: Advance, kind: str = "events", rows: int | None = None) -> Pla
         after=part.after,
         through=part.through,
         rows=count if rows is None else rows,
-        min_time_us=part.through * 900,
-        max_time_us=part.through * 1000,
+        min_time_us=part.clock_us,
+        max_time_us=part.clock_us,
         clock_us=part.clock_us,
     )
 
