@@ -57,7 +57,7 @@ class Streamproc:
             "STREAMPROC_HEALTH": "127.0.0.1:0",
             "STREAMPROC_LOG_LEVEL": "warning",
         }
-        command = [sys.executable, "-m", "streamproc", "run", "--stream", workload.stream]
+        command = [sys.executable, "-m", "streamproc", "run", workload.stream]
         log = directory / "worker.log"
         with log.open("wb") as output:
             worker = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
