@@ -11,10 +11,10 @@ HIDDEN = "***"
 _USERINFO = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^\s:/@?#]*):(?P<password>\S*)@", re.IGNORECASE
 )
-#: ``password=...`` in a URL's query, a libpq connection string or a log line.
+#: ``password=...`` in a URL's query, a libpq connection string, a printed dictionary or a log line.
 _NAMED = re.compile(
-    r"(?P<name>\b(?:ssl|sasl_plain_)?(?:password|passwd|secret_access_key|secret|session_token|token|api_key)"
-    r"['\"]?\s*[=:]\s*)(?P<quote>['\"]?)(?P<value>[^\s&'\",;}]+)",
+    r"(?P<name>[\w.-]*(?:password|passwd|secret|secret_access_key|token|api_key)['\"]?\s*[=:]\s*)"
+    r"(?:'[^']*'|\"[^\"]*\"|[^\s&'\",;}]+)",
     re.IGNORECASE,
 )
 
@@ -24,7 +24,7 @@ def redact(text: str) -> str:
     if "@" in text:
         text = _USERINFO.sub(rf"\g<scheme>\g<user>:{HIDDEN}@", text)
     if "=" in text or ":" in text:
-        text = _NAMED.sub(rf"\g<name>\g<quote>{HIDDEN}", text)
+        text = _NAMED.sub(rf"\g<name>{HIDDEN}", text)
     return text
 
 

@@ -45,7 +45,10 @@ def secret(value: object, folder: Path) -> Secret:
 
 def path(value: object, folder: Path) -> Path:
     """A path; relative to the settings file when it stands there, else to the working directory."""
-    return folder / Path(text(value, folder)).expanduser()
+    try:
+        return folder / Path(text(value, folder)).expanduser()
+    except RuntimeError:  # "~someone" who does not exist
+        raise Invalid(f"{shown(value)} is in no known home folder", "Write the path out") from None
 
 
 def existing_file(value: object, folder: Path) -> Path:
@@ -140,7 +143,7 @@ def broker(value: object, folder: Path) -> Url:
     if url.scheme == "kafka":
         if "@" in url.rest:
             raise Invalid("holds a user or password", "Put them in kafka.username and kafka.password")
-        servers = [server.strip() for server in url.rest.rstrip("/").split(",")]
+        servers = url.rest.rstrip("/").split(",")
         if not all(_SERVER.fullmatch(server) for server in servers):
             raise Invalid(f"{shown(str(url))} does not name each server as host:port", fix)
         return Url("kafka://" + ",".join(servers))
@@ -195,16 +198,19 @@ def _url(value: object, folder: Path, schemes: tuple[str, ...], later: dict[str,
     url = Url(text(value, folder))
     if url.scheme in later:
         raise Invalid(later[url.scheme], fix)
-    if url.scheme not in schemes or any(c.isspace() for c in url.reveal()):
-        # The value is not shown whole: a password with a typo in front of it is still a password.
-        raise Invalid(f"{shown(url.scheme + ':…')} is not one of the schemes it may have", fix)
+    # What is wrong is not quoted from here on: a password with a slip in front of it is still a password.
+    if url.scheme not in schemes:
+        raise Invalid("has none of the schemes it may have", fix)
     if url.scheme in {"embedded", "none"}:
         if url.rest:
             raise Invalid(f'"{url.scheme}" takes nothing behind it', f'Write "{_BARE[url.scheme]}"')
         return Url(_BARE[url.scheme])
     if "://" not in url.reveal():
         raise Invalid(f'has no "//" behind "{url.scheme}:"', fix)
-    return url
+    compact = re.sub(r",\s+", ",", url.reveal())  # "a:9092, b:9092" is how people write lists
+    if any(character.isspace() for character in compact):
+        raise Invalid("holds a space", "Write %20 where a space is meant")
+    return Url(compact)
 
 
 _BARE = {"embedded": "embedded:", "none": "none"}

@@ -161,17 +161,18 @@ def _check_kafka(values: Mapping[str, object], lookup: _Lookup, mistakes: list[M
 
     wrong = {key for key, _ in declared() for m in mistakes if m.where == lookup.place(key)}
     protocol, mechanism = values["kafka.security_protocol"], values["kafka.sasl_mechanism"]
-    if isinstance(protocol, str) and protocol.startswith("SASL"):
+    sasl = isinstance(protocol, str) and protocol.startswith("SASL")
+    if sasl:
         require("sasl_mechanism", f"with security_protocol {protocol}")
     elif protocol is not None and mechanism is not None:
         fix = "Set kafka.security_protocol to SASL_SSL (or SASL_PLAINTEXT)"
         mistakes.append(Mistake(lookup.place("kafka.sasl_mechanism"), f"has no effect with {protocol}", fix))
-    if mechanism == "AWS_MSK_IAM":
+    if sasl and mechanism == "AWS_MSK_IAM":
         require("aws_region", "with AWS_MSK_IAM")
         if protocol == "SASL_PLAINTEXT":
             place, fix = lookup.place("kafka.security_protocol"), "Set kafka.security_protocol to SASL_SSL"
             mistakes.append(Mistake(place, "MSK takes IAM over TLS only", fix))
-    elif mechanism is not None:
+    elif sasl and mechanism is not None:
         require("username", f"with sasl_mechanism {mechanism}")
         require("password", f"with sasl_mechanism {mechanism}")
     if values["kafka.cert_file"] is not None:

@@ -67,6 +67,14 @@ class Kafka:
     username: Annotated[str | None, Setting(parse.text, None, "SASL user")]
     password: Annotated[Secret | None, Setting(parse.secret, None, "SASL password", secret=True)]
     aws_region: Annotated[str | None, Setting(parse.identifier, None, "Region of the MSK cluster")]
+    session_timeout: Annotated[
+        float,
+        Setting(
+            parse.duration("6s", "5m"),
+            "15s",
+            "A worker whose heartbeats stay away this long loses its partitions to the others",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from streamproc.topic_pages.contract import read_contract, read_topic
 from streamproc.topic_pages.enrichments import read_derive, read_enrichments, read_filters
 from streamproc.topic_pages.reader import Mistakes, Reader
 from streamproc.topic_pages.tables import read_tables
-from streamproc.topology import Sinks, Topology
+from streamproc.topology import Duplicates, Enrichment, Sinks, Topology
 
 #: A page is written by hand; a larger file is not one.
 LARGEST_PAGE = 2**20
@@ -128,11 +128,7 @@ def _topology(page: Reader, fingerprint: str) -> Topology:
     privacy = read_enrichments(page, "privacy", columns)
     tables = read_tables(page, columns)
     sinks = _read_sinks(page.table("sinks"), topic.name)
-    if contract.duplicates is not None and not sinks.lake:
-        fix = "Write sinks.lake = true, or remove [contract.duplicates]"
-        page.mistake(
-            "contract.duplicates", "needs the lake: the ids seen are read back from it after a restart", fix
-        )
+    _check_duplicates(page, contract.duplicates, privacy, sinks)
     if sinks.publish_tables is not None and not tables:
         page.mistakes.add("sinks.publish_tables", "there is no table to publish", "Declare one, or remove it")
     page.finish()
@@ -148,6 +144,24 @@ def _topology(page: Reader, fingerprint: str) -> Topology:
         columns=columns.types,
         fingerprint=fingerprint,
     )
+
+
+def _check_duplicates(
+    page: Reader, duplicates: Duplicates | None, privacy: tuple[Enrichment, ...], sinks: Sinks
+) -> None:
+    """After a restart, the ids seen are read back from the lake: they must be there, as they came."""
+    if duplicates is None:
+        return
+    if not sinks.lake:
+        fix = "Write sinks.lake = true, or remove [contract.duplicates]"
+        problem = "needs the lake, from which the ids seen are read back after a restart"
+        page.mistakes.add("contract.duplicates", problem, fix)
+    for enrichment in privacy:
+        hidden = enrichment.options.get("fields", enrichment.options.get("field"))
+        if duplicates.field == hidden or (isinstance(hidden, tuple) and duplicates.field in hidden):
+            problem = f"{duplicates.field!r} is changed by privacy.{enrichment.kind}"
+            fix = "Leave it as it comes: duplicates are recognised by it after a restart"
+            page.mistakes.add("contract.duplicates.field", problem, fix)
 
 
 def _read_sinks(table: Reader, source: str) -> Sinks:

@@ -357,6 +357,13 @@ WRONG: list[tuple[str, object, str, str, str]] = [
         "path",
     ),
     ("contract/duplicates/field", "price", "contract.duplicates.field", "is a number", "identifies"),
+    (
+        "privacy/pseudonym/fields",
+        ["id"],
+        "contract.duplicates.field",
+        "changed by privacy.pseudonym",
+        "as it comes",
+    ),
     # enrichments and expressions
     ("enrich/urll", {}, "enrich.urll", "not a known key", "Did you mean url"),
     ("enrich/url/field", "urll", "enrich.url.field", "no column 'urll'", "url"),
