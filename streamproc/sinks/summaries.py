@@ -1,0 +1,84 @@
+"""The summaries: every table of a stream as typed PostgreSQL tables (15 or later).
+
+The schema is named like the stream. All writing happens in the caller's transaction, which is what makes
+a delta count once: it is merged in the same transaction that advances the positions it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+from psycopg import AsyncConnection, sql
+
+from streamproc.sinks import summaries_schema
+from streamproc.sinks.summaries_copy import copy_out
+from streamproc.sinks.summaries_expiry import expire
+from streamproc.sinks.summaries_layout import Layout, readable
+from streamproc.sinks.summaries_sessions import apply_sessions
+from streamproc.sinks.summaries_windows import apply_windows
+from streamproc.tables.fold import Delta
+from streamproc.topology import Table
+
+
+class Summaries:
+    """The tables of one stream. ``schema`` is the stream's name."""
+
+    def __init__(self, tables: Sequence[Table], schema: str) -> None:
+        self.schema = schema
+        # Every worker touches the tables in this order.
+        self._layouts = {table.name: Layout(table, schema) for table in sorted(tables, key=lambda t: t.name)}
+
+    async def ensure(self, conn: AsyncConnection[Any]) -> None:
+        """Create the tables, or extend them by the measures and derived columns that came later.
+
+        Safe when several workers start at once. Rows that are there already get null in new columns.
+        Raises :class:`~streamproc.errors.ConfigError` when a window, a key, a condition or a measure has
+        changed its meaning.
+        """
+        await summaries_schema.ensure(conn, list(self._layouts.values()), self.schema)
+
+    async def apply(
+        self, conn: AsyncConnection[Any], deltas: Mapping[str, Delta], *, changed: bool = False
+    ) -> dict[str, pl.DataFrame]:
+        """Merge an epoch's deltas (by table name) inside the caller's READ COMMITTED transaction.
+
+        Returns the rows that changed, as analysts see them, for each table that has some; nothing unless
+        ``changed``. Raises what psycopg raises.
+        """
+        results: dict[str, pl.DataFrame] = {}
+        for name, layout in self._layouts.items():
+            delta = deltas.get(name)
+            if delta is None or not len(delta):
+                continue
+            if layout.session:
+                rows = await apply_sessions(conn, layout, delta, changed=changed)
+            else:
+                rows = await apply_windows(conn, layout, delta.rows, changed=changed)
+            if rows is not None:
+                results[name] = _typed(layout, rows)
+        return results
+
+    async def expire(self, conn: AsyncConnection[Any], name: str, watermark_us: int) -> int:
+        """Delete what the watermark has left behind: public rows beyond the table's retention, and state of
+        windows that cannot change any more. ``watermark_us`` must be the smallest of the stream's
+        partitions. In small transactions of its own (``conn`` in autocommit mode), skipping rows that are
+        being written. Returns the number of public rows deleted.
+        """
+        return await expire(conn, self._layouts[name], watermark_us)
+
+    async def rows(self, conn: AsyncConnection[Any], name: str) -> pl.DataFrame:
+        """All public rows of a table, by key."""
+        layout = self._layouts[name]
+        query = sql.SQL("SELECT {} FROM {} t ORDER BY {}").format(
+            sql.SQL(", ").join(readable(column) for column in layout.columns),
+            layout.public,
+            layout.conflict(state=False),
+        )
+        return _typed(layout, await copy_out(conn, query, layout.columns))
+
+
+def _typed(layout: Layout, rows: pl.DataFrame) -> pl.DataFrame:
+    """Integers back to times."""
+    return rows.select(pl.col(column.name).cast(column.type) for column in layout.columns)

@@ -1,0 +1,101 @@
+"""Frames in and out of PostgreSQL through COPY's text format.
+
+Text, because polars writes and reads it at a microsecond a row without a Python object for each value; not
+CSV, because servers before 18 take a line that reads ``\\.`` for the end of the data even inside quotes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+from psycopg import AsyncConnection, sql
+
+from streamproc.sinks.summaries_layout import Column
+
+#: What COPY's text format escapes. It writes the last three too, and reads them either way.
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\b": "\\b", "\f": "\\f", "\v": "\\v"}
+_NULL = "\\N"
+
+
+async def copy_in(
+    conn: AsyncConnection[Any], table: sql.Composable, columns: Sequence[Column], frame: pl.DataFrame
+) -> None:
+    """Append the frame's ``columns`` to a table that stores times as integers."""
+    names = sql.SQL(", ").join(column.id for column in columns)
+    body = await asyncio.to_thread(encode, frame.select(column.name for column in columns))
+    async with (
+        conn.cursor() as cursor,
+        cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(table, names)) as copy,
+    ):
+        await copy.write(body)
+
+
+async def copy_out(
+    conn: AsyncConnection[Any], query: sql.Composable, columns: Sequence[Column]
+) -> pl.DataFrame:
+    """What a query (SELECT, or INSERT … RETURNING) gives, with times as integers; ``columns`` name and
+    type its columns in order, Datetime standing for microseconds and Date for days.
+    """
+    chunks: list[bytes] = []
+    async with conn.cursor() as cursor, cursor.copy(sql.SQL("COPY ({}) TO STDOUT").format(query)) as copy:
+        async for chunk in copy:
+            chunks.append(bytes(chunk))
+    return await asyncio.to_thread(decode, b"".join(chunks), columns)
+
+
+def encode(frame: pl.DataFrame) -> bytes:
+    """The frame in COPY's text format, times as integers."""
+    frame = frame.with_columns(_encoded(series) for series in frame)
+    body = frame.write_csv(include_header=False, separator="\t", quote_style="never", null_value=_NULL)
+    return body.encode()
+
+
+def _encoded(series: pl.Series) -> pl.Series:
+    if series.dtype == pl.String:
+        # Few columns hold anything to escape, and asking is cheaper than replacing.
+        special = series.str.contains_any(list(_ESCAPES)).any()
+        return series.str.replace_many(list(_ESCAPES), list(_ESCAPES.values())) if special else series
+    if series.dtype == pl.Binary:
+        return ("\\\\x" + series.bin.encode("hex")).alias(series.name)
+    if isinstance(series.dtype, pl.Datetime):
+        return series.dt.cast_time_unit("us").to_physical()
+    return series.to_physical() if series.dtype == pl.Date else series
+
+
+def decode(body: bytes, columns: Sequence[Column]) -> pl.DataFrame:
+    """The reverse of :func:`encode`; times stay integers."""
+    schema = {column.name: _wire_type(column.type) for column in columns}
+    if not body:
+        frame = pl.DataFrame(schema=schema)
+    else:
+        frame = pl.read_csv(
+            body,
+            has_header=False,
+            separator="\t",
+            quote_char=None,
+            null_values=_NULL,
+            empty_string_is_null=False,
+            schema=schema,
+        )
+    return frame.with_columns(_decoded(frame[column.name], column.type) for column in columns)
+
+
+def _wire_type(type_: pl.DataType) -> pl.DataType:
+    if isinstance(type_, pl.Datetime):
+        return pl.Int64()
+    if type_ == pl.Date():
+        return pl.Int32()
+    return pl.String() if type_ in (pl.Boolean(), pl.Binary()) else type_
+
+
+def _decoded(series: pl.Series, type_: pl.DataType) -> pl.Series:
+    if type_ == pl.Boolean():
+        return series == "t"
+    if type_ == pl.Binary():
+        return series.str.strip_prefix("\\\\x").str.decode("hex")
+    if type_ == pl.String() and series.str.contains("\\", literal=True).any():
+        return series.str.replace_many(list(_ESCAPES.values()), list(_ESCAPES))
+    return series

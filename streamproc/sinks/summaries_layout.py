@@ -1,0 +1,187 @@
+"""How a table of a stream lies in PostgreSQL.
+
+``<stream>.<table>`` is what analysts read: finished, typed columns only. ``<stream>.<table>__state`` holds
+what cannot be told from those but is needed to merge more events: sketches, the order of first and last
+values, the open sessions of a key. It exists only for tables that need it, its rows only while their window
+may still change. Times are ``timestamptz`` in the former, integer microseconds in the latter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import LiteralString, cast
+
+import polars as pl
+from psycopg import sql
+
+from streamproc.tables.measures import Merge, StateColumn, funnel_columns, state_columns
+from streamproc.topology import Measure, Table
+
+#: A B-tree entry may have 2,704 bytes, and a path of 4,096 characters must not stop the stream.
+_INDEX_BYTES = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its name and polars type."""
+
+    name: str
+    type: pl.DataType
+
+    @property
+    def id(self) -> sql.Identifier:
+        return sql.Identifier(self.name)
+
+
+class Layout:
+    """Names and columns of one table."""
+
+    def __init__(self, table: Table, schema: str) -> None:
+        self.table = table
+        self.session = table.window.kind == "session"
+        self.public = sql.Identifier(schema, table.name)
+        self.state = sql.Identifier(schema, f"{table.name}__state")
+        self.index = sql.Identifier(f"{table.name}__key")
+        self.state_index = sql.Identifier(f"{table.name}__state_key")
+        self.state_columns = [column for measure in table.measures for column in state_columns(measure)]
+        self.has_state = self.session or any(
+            column.merge not in {Merge.ADD, Merge.LEAST, Merge.GREATEST} or column.name != measure.name
+            for measure in table.measures
+            for column in state_columns(measure)
+        )
+        moment = pl.Datetime("us", "UTC")
+        if self.session:
+            key_type = table.by_types[0] if table.by_types else pl.String()
+            self.by = [Column(table.window.key, key_type)]
+            self.span = [Column("session_start", moment), Column("session_end", moment)]
+            self.key = [self.span[0], *self.by]
+        else:
+            self.by = [Column(name, type_) for name, type_ in zip(table.by, table.by_types, strict=True)]
+            self.span = [Column("window_start", moment), Column("window_end", moment)]
+            self.key = [self.span[0], *self.by]
+        self.measures = [Column(*pair) for measure in table.measures for pair in finished_columns(measure)]
+        self.derived = [Column(derived.name, derived.type) for derived in table.derived]
+
+    @property
+    def columns(self) -> list[Column]:
+        """Columns of the public table in the order of a new one."""
+        head = [*self.by, *self.span] if self.session else [*self.span, *self.by]
+        return [*head, *self.measures, *self.derived]
+
+    @property
+    def staged(self) -> list[Column]:
+        """Columns of a delta and of the state: keys, for a session its span, then state columns."""
+        keys = [*self.by, *self.span] if self.session else self.key
+        return [*keys, *(Column(column.name, column.type) for column in self.state_columns)]
+
+    @property
+    def sketches(self) -> list[Column]:
+        """State columns that only DataSketches can merge."""
+        return [Column(c.name, c.type) for c in self.state_columns if c.merge is Merge.VALUES]
+
+    def conflict(self, *, state: bool) -> sql.Composed:
+        """The key as the unique index has it, of the state or the public table."""
+        if state and self.session:
+            return sql.SQL(", ").join([*map(self.indexed, self.by), sql.Identifier("n")])
+        return sql.SQL(", ").join(map(self.indexed, self.key))
+
+    def indexed(self, column: Column, row: LiteralString = "") -> sql.Composable:
+        """A key column as it is indexed: text too long for an index is replaced by a hash of itself.
+
+        Compared byte by byte, which is faster than a language's order and the same everywhere.
+        """
+        name = sql.Identifier(row, column.name) if row else column.id
+        if column.type != pl.String():
+            return name
+        limit = _INDEX_BYTES // sum(key.type == pl.String() for key in self.key)
+        return sql.SQL(
+            "(CASE WHEN octet_length({0}) <= {1} THEN {0} ELSE left({0}, 8) || '#' || "
+            "hashtextextended({0}, 0)::text || '#' || hashtextextended({0}, 1)::text END) COLLATE \"C\""
+        ).format(name, sql.Literal(limit))
+
+
+def finished_columns(measure: Measure) -> list[tuple[str, pl.DataType]]:
+    """The columns of a measure that analysts see."""
+    return funnel_columns(measure) if measure.kind == "funnel" else [(measure.name, measure.type)]
+
+
+def finish(measure: Measure, name: str) -> sql.Composable:
+    """SQL over the state: the finished column ``name`` of a measure (times still integers)."""
+    if measure.kind == "avg":
+        total, count = sql.Identifier(f"{name}__sum"), sql.Identifier(f"{name}__count")
+        return sql.SQL("{} / nullif({}, 0)").format(total, count)
+    return sql.Identifier(name)
+
+
+def public_type(type_: pl.DataType) -> sql.SQL:
+    """The PostgreSQL type analysts see. Raises :class:`ValueError` for a type that has none."""
+    names: list[tuple[pl.DataType, LiteralString]] = [
+        (pl.String(), "text"),
+        (pl.Boolean(), "boolean"),
+        (pl.Int8(), "smallint"),
+        (pl.Int16(), "smallint"),
+        (pl.Int32(), "integer"),
+        (pl.Int64(), "bigint"),
+        (pl.UInt8(), "smallint"),
+        (pl.UInt16(), "integer"),
+        (pl.UInt32(), "bigint"),
+        (pl.Float32(), "real"),
+        (pl.Float64(), "double precision"),
+        (pl.Date(), "date"),
+        (pl.Binary(), "bytea"),
+    ]
+    for known, name in names:
+        if type_ == known:
+            return sql.SQL(name)
+    if isinstance(type_, pl.Datetime):
+        return sql.SQL("timestamptz")
+    raise ValueError(f"no PostgreSQL column holds {type_}")
+
+
+def stored_type(type_: pl.DataType) -> sql.Composable:
+    """The type in the state: dates and times as integers, text in byte order."""
+    if isinstance(type_, pl.Datetime):
+        return sql.SQL("bigint")
+    if type_ == pl.Date():
+        return sql.SQL("integer")
+    if type_ == pl.String():
+        return sql.SQL('text COLLATE "C"')
+    return public_type(type_)
+
+
+def published(column: Column, value: sql.Composable) -> sql.Composable:
+    """SQL: a stored value as the public table has it."""
+    if isinstance(column.type, pl.Datetime):
+        return sql.SQL("'epoch'::timestamptz + {} * interval '1 microsecond'").format(value)
+    if column.type == pl.Date():
+        return sql.SQL("'epoch'::date + {}").format(value)
+    return value
+
+
+def readable(column: Column, row: LiteralString = "t") -> sql.Composable:
+    """SQL: a value of the public table as it would be stored; the reverse of :func:`published`."""
+    name = sql.Identifier(row, column.name)
+    if isinstance(column.type, pl.Datetime):
+        return sql.SQL("(extract(epoch FROM {}) * 1000000)::bigint").format(name)
+    if column.type == pl.Date():
+        return sql.SQL("({} - 'epoch'::date)").format(name)
+    return name
+
+
+def trusted(text: str) -> sql.SQL:
+    """SQL that stands in a topic page, whose author may write what they like."""
+    return sql.SQL(cast(LiteralString, text))
+
+
+__all__ = [
+    "Column",
+    "Layout",
+    "StateColumn",
+    "finish",
+    "finished_columns",
+    "public_type",
+    "published",
+    "readable",
+    "stored_type",
+    "trusted",
+]

@@ -1,0 +1,257 @@
+"""Creating and extending the tables.
+
+What each table was made for is kept beside them (``<stream>.__tables``), because the catalog knows columns
+but not windows: an addition is carried out, anything that would change the meaning of rows already there is
+refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from psycopg import AsyncConnection, sql
+
+from streamproc.errors import ConfigError, Mistake
+from streamproc.sinks.summaries_layout import (
+    Column,
+    Layout,
+    finished_columns,
+    public_type,
+    stored_type,
+    trusted,
+)
+from streamproc.topology import Measure, Table
+
+_COMMA = sql.SQL(", ")
+_REGISTRY = "__tables"
+
+#: Space for new versions of a row on its own page: an update then need not touch the indexes.
+_FILLFACTOR = 75
+
+
+async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: str) -> None:
+    """Create what is missing and extend what has grown, all or nothing.
+
+    Raises :class:`ConfigError` listing every change that existing rows do not allow.
+    """
+    async with conn.transaction():
+        await conn.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"streamproc tables {schema}"]
+        )
+        await conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
+        registry = sql.Identifier(schema, _REGISTRY)
+        await conn.execute(
+            sql.SQL(
+                "CREATE TABLE IF NOT EXISTS {} (name text PRIMARY KEY, definition jsonb NOT NULL)"
+            ).format(registry)
+        )
+        rows = await (
+            await conn.execute(sql.SQL("SELECT name, definition FROM {}").format(registry))
+        ).fetchall()
+        known: dict[str, dict[str, Any]] = dict(rows)
+        mistakes = [
+            mistake
+            for layout in layouts
+            if layout.table.name in known
+            for mistake in _incompatible(schema, layout.table, known[layout.table.name])
+        ]
+        if mistakes:
+            raise ConfigError(mistakes)
+        for layout in layouts:
+            before = known.get(layout.table.name)
+            now = _definition(layout.table)
+            if before == now:
+                continue
+            await _create(conn, layout)
+            await _extend(conn, layout, before or {})
+            await _describe(conn, layout)
+            now["measures"] = {**(before or {}).get("measures", {}), **now["measures"]}
+            await conn.execute(
+                sql.SQL(
+                    "INSERT INTO {} VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET definition = excluded.definition"
+                ).format(registry),
+                [layout.table.name, json.dumps(now)],
+            )
+
+
+def _definition(table: Table) -> dict[str, Any]:
+    window = table.window
+    return {
+        "window": {name: getattr(window, name) for name in ("kind", "size", "hop", "key", "gap", "cap")},
+        "by": {name: str(type_) for name, type_ in zip(table.by, table.by_types, strict=False)},
+        "where": table.where,
+        "measures": {measure.name: _meaning(measure) for measure in table.measures},
+        "derived": {derived.name: derived.sql for derived in table.derived},
+        "comments": [
+            table.comment,
+            *(m.comment for m in table.measures),
+            *(d.comment for d in table.derived),
+        ],
+    }
+
+
+def _meaning(measure: Measure) -> dict[str, Any]:
+    meaning = {name: getattr(measure, name) for name in ("kind", "column", "where", "at", "precision")}
+    return {**meaning, "type": str(measure.type), "steps": [list(step) for step in measure.steps]}
+
+
+def _incompatible(schema: str, table: Table, before: dict[str, Any]) -> list[Mistake]:
+    now = _definition(table)
+    rename = f"Change it back, or give the table a new name; drop table {schema}.{table.name} when its rows are not wanted"
+    mistakes = [
+        Mistake(
+            f"{schema}: tables.{table.name}.{part}",
+            f"has changed from {json.dumps(before[part])} to {json.dumps(now[part])}, and the table has rows of the former",
+            rename,
+        )
+        for part in ("window", "by", "where")
+        if before[part] != now[part]
+    ]
+    for name, meaning in now["measures"].items():
+        old = before["measures"].get(name, meaning)
+        for part in [part for part in meaning if old[part] != meaning[part]]:
+            mistakes.append(
+                Mistake(
+                    f"{schema}: tables.{table.name}.measures.{name}.{part}",
+                    f"has changed from {json.dumps(old[part])} to {json.dumps(meaning[part])}, "
+                    f"and column {name} of {schema}.{table.name} has values of the former",
+                    "Give the new measure a new name",
+                )
+            )
+    return mistakes
+
+
+async def _create(conn: AsyncConnection[Any], layout: Layout) -> None:
+    # The state before the public table, as merging does: the other order could lock in a circle.
+    if layout.has_state:
+        columns = [_stored(column) for column in layout.staged]
+        if layout.session:
+            columns.append(sql.SQL("n smallint NOT NULL"))
+        await _create_one(conn, layout.state, columns, layout.state_index, layout.conflict(state=True))
+        for sketch in layout.sketches:  # noise to a compressor
+            await conn.execute(
+                sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET STORAGE EXTERNAL").format(layout.state, sketch.id)
+            )
+    span = {column.name for column in layout.span}
+    columns = [
+        sql.SQL("{} {} {}").format(
+            column.id, public_type(column.type), sql.SQL("NOT NULL" if column.name in span else "")
+        )
+        for column in layout.columns
+        if column not in layout.derived
+    ]
+    await _create_one(conn, layout.public, columns, layout.index, layout.conflict(state=False))
+
+
+async def _create_one(
+    conn: AsyncConnection[Any],
+    name: sql.Identifier,
+    columns: Sequence[sql.Composable],
+    index: sql.Identifier,
+    key: sql.Composable,
+) -> None:
+    await conn.execute(
+        sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}) WITH (fillfactor = {})").format(
+            name, _COMMA.join(columns), sql.Literal(_FILLFACTOR)
+        )
+    )
+    # by columns may be null, and a null is a value like any other here
+    await conn.execute(
+        sql.SQL("CREATE UNIQUE INDEX IF NOT EXISTS {} ON {} ({}) NULLS NOT DISTINCT").format(index, name, key)
+    )
+
+
+def _stored(column: Column) -> sql.Composed:
+    return sql.SQL("{} {}").format(column.id, stored_type(column.type))
+
+
+async def _extend(conn: AsyncConnection[Any], layout: Layout, before: dict[str, Any]) -> None:
+    """Columns that came later. They are null in rows that were there before: nobody counted then."""
+    add = sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}")
+    if layout.has_state:
+        for column in layout.staged:
+            await conn.execute(add.format(layout.state, column.id, stored_type(column.type)))
+    for column in layout.measures:
+        await conn.execute(add.format(layout.public, column.id, public_type(column.type)))
+    old: dict[str, str] = before.get("derived", {})
+    now = {derived.name: derived.sql for derived in layout.table.derived}
+    for name in old:
+        if now.get(name) != old[name]:  # computed from the row, so nothing is lost
+            await conn.execute(
+                sql.SQL("ALTER TABLE {} DROP COLUMN IF EXISTS {}").format(layout.public, sql.Identifier(name))
+            )
+    for derived, column in zip(layout.table.derived, layout.derived, strict=True):
+        await conn.execute(
+            sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {} GENERATED ALWAYS AS ({}) STORED").format(
+                layout.public, column.id, public_type(column.type), trusted(derived.sql)
+            )
+        )
+
+
+async def _describe(conn: AsyncConnection[Any], layout: Layout) -> None:
+    table = layout.table
+    await _comment(conn, sql.SQL("TABLE {}").format(layout.public), _about_table(table))
+    comments = {column.name: f"{column.name} of the events" for column in layout.by}
+    if layout.session:
+        comments |= {
+            layout.by[0].name: "Whose session it is",
+            "session_start": "Time of the first event",
+            "session_end": "Time of the last event",
+        }
+    else:
+        comments |= {
+            "window_start": "Start of the window, inclusive",
+            "window_end": "End of the window, exclusive",
+        }
+    for measure in table.measures:
+        comments |= _about_measure(measure)
+    comments |= {d.name: f"{d.comment or 'Derived'} ({d.sql})" for d in table.derived}
+    for name, comment in comments.items():
+        column = sql.SQL("COLUMN {}.{}").format(layout.public, sql.Identifier(name))
+        await _comment(conn, column, comment)
+    if layout.has_state:
+        text = f"Internal to streamproc: what is needed to merge more events into {table.name}"
+        await _comment(conn, sql.SQL("TABLE {}").format(layout.state), text)
+
+
+async def _comment(conn: AsyncConnection[Any], what: sql.Composable, text: str) -> None:
+    await conn.execute(sql.SQL("COMMENT ON {} IS {}").format(what, sql.Literal(text)))
+
+
+def _about_table(table: Table) -> str:
+    window, seconds = table.window, 1_000_000
+    about = {
+        "tumbling": f"windows of {window.size // seconds} s",
+        "hopping": f"windows of {window.size // seconds} s, every {window.hop // seconds} s",
+        "session": f"sessions of one {window.key}, {window.gap // seconds} s without an event end them, "
+        f"at most {window.cap // seconds} s long",
+    }[window.kind]
+    return f"{table.comment or table.name}. Event time, {about}; events up to {table.lateness // seconds} s late count"
+
+
+def _about_measure(measure: Measure) -> dict[str, str]:
+    what = f"{measure.kind} of {measure.column}" if measure.column else f"{measure.kind} of events"
+    comment = measure.comment or what.capitalize().replace("_", " ")
+    if measure.where:
+        comment += f", where {measure.where}"
+    match measure.kind:
+        case "approx_distinct":
+            error = 104 / math.sqrt(2**measure.precision)
+            comment += f". Approximate: HyperLogLog, relative standard error {error:.1f} %"
+        case "distinct":
+            comment += ". Exact up to a million, a theta sketch above (relative standard error 0.1 %)"
+        case "approx_percentile":
+            comment += f". Approximate: KLL, k = {measure.precision}; exact for fewer values than that"
+        case "funnel":
+            steps = [name for name, _ in measure.steps]
+            number = (
+                f"Steps reached: {', '.join(f'{i} {name}' for i, name in enumerate(steps, start=1))}; 0 none"
+            )
+            names = [name for name, _ in finished_columns(measure)]
+            return dict(
+                zip(names, [number, *(f"When step {name} was reached" for name in steps)], strict=True)
+            )
+    return {measure.name: comment}

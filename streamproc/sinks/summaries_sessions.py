@@ -1,0 +1,109 @@
+"""Merging a delta into a session table.
+
+Nearly every piece starts a session or continues its key's newest one: those are merged by one statement in
+the server. The rest (a visitor who came back, events out of order, the cap, funnels) is read, stitched by
+:class:`~streamproc.tables.sessions.SessionFold` and written back, under the locks that statement took: it
+locks the row of every key of the delta, in the order of the keys, before any of them is changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import polars as pl
+from psycopg import AsyncConnection, sql
+
+from streamproc.sinks.summaries_copy import copy_in, copy_out
+from streamproc.sinks.summaries_layout import Column, Layout, public_type, published
+from streamproc.sinks.summaries_stage import stage
+from streamproc.sinks.summaries_statements import (
+    merge_sessions,
+    public_sessions,
+    replace_sessions,
+    stored_sessions,
+)
+from streamproc.tables.fold import Delta
+from streamproc.tables.sessions import SessionFold
+
+#: The number of a session among those of its key, 0 for the newest.
+_N = Column("n", pl.Int16())
+
+
+async def apply_sessions(
+    conn: AsyncConnection[Any], layout: Layout, delta: Delta, *, changed: bool
+) -> pl.DataFrame | None:
+    """Merge the pieces of ``delta``; the changed public rows when asked for."""
+    key = layout.by[0]
+    pieces = delta.rows
+    several = pl.col(key.name).is_duplicated()
+    locks = pieces.filter(several).select(key.name).unique()
+    staged = await stage(conn, layout, "rows")
+    await copy_in(
+        conn, staged, layout.staged, pl.concat([pieces.filter(~several), locks], how="diagonal_relaxed")
+    )
+    unmerged = await copy_out(conn, merge_sessions(layout, staged), [key])
+    if len(unmerged):
+        await _stitch(conn, layout, delta, unmerged)
+    if not changed:
+        return None
+    rows = await copy_out(conn, public_sessions(layout, staged), layout.columns)
+    spans = pieces.select(key.name, begin="session_start", end="session_end")
+    touched = rows.join(spans, on=key.name).filter(
+        (pl.col("session_start") <= pl.col("begin")) & (pl.col("end") <= pl.col("session_end"))
+    )
+    return touched.select(rows.columns).unique(["session_start", key.name], maintain_order=True)
+
+
+async def _stitch(conn: AsyncConnection[Any], layout: Layout, delta: Delta, keys: pl.DataFrame) -> None:
+    key = layout.by[0].name
+    wanted = await stage(conn, layout, "keys")
+    await copy_in(conn, wanted, layout.by, keys)
+    stored = await copy_out(conn, stored_sessions(layout, wanted), [*layout.staged, _N])
+    sessions = await asyncio.to_thread(_stitched, layout, delta, keys, stored)
+
+    numbers = stored.join(sessions, on=[key, "n"], how="anti")
+    if len(numbers):
+        await _delete(conn, layout, numbers, state=True)
+    moved = stored.join(sessions, on=[key, "session_start"], how="anti")
+    if len(moved):
+        await _delete(conn, layout, moved, state=False)
+    target = await stage(conn, layout, "sessions")
+    await copy_in(conn, target, [*layout.staged, _N], sessions)
+    await conn.execute(replace_sessions(layout, target), prepare=False)
+
+
+def _stitched(layout: Layout, delta: Delta, keys: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:
+    """All sessions of the keys, with their numbers."""
+    assert delta.events is not None
+    key = layout.by[0].name
+    fold = SessionFold(layout.table)
+    pieces = delta.rows.join(keys, on=key, how="semi")
+    known = stored.select(pl.col(column.name).cast(column.type) for column in layout.staged)
+    sessions = fold.stitch(
+        known.with_columns(pl.col("session_start", "session_end").to_physical()), pieces, delta.events
+    )
+    newest_first = pl.col("session_start").rank("ordinal", descending=True).over(key)
+    return sessions.with_columns((newest_first - 1).cast(pl.Int16).alias("n"))
+
+
+async def _delete(conn: AsyncConnection[Any], layout: Layout, rows: pl.DataFrame, *, state: bool) -> None:
+    key = layout.by[0]
+    other = _N if state else layout.span[0]
+    value = sql.Identifier("gone", "at")
+    await conn.execute(
+        sql.SQL(
+            "DELETE FROM {table} t USING unnest(%s::{key_type}[], %s::bigint[]) AS gone ({key}, at) "
+            "WHERE {mine} = {theirs} AND {other} = {value}"
+        ).format(
+            table=layout.state if state else layout.public,
+            key_type=public_type(key.type),
+            key=key.id,
+            mine=layout.indexed(key, "t"),
+            theirs=layout.indexed(key, "gone"),
+            other=sql.Identifier("t", other.name),
+            value=value if state else published(other, value),
+        ),
+        [rows[key.name].to_list(), rows[other.name].to_list()],
+        prepare=False,
+    )

@@ -1,0 +1,30 @@
+"""Temporary tables in which a delta lies while it is merged."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from psycopg import AsyncConnection, sql
+
+from streamproc.sinks.summaries_layout import Layout, stored_type
+
+
+async def stage(conn: AsyncConnection[Any], layout: Layout, purpose: str) -> sql.Identifier:
+    """An empty temporary table with the columns :attr:`Layout.staged` and ``n``, made once per connection.
+
+    The columns are part of its name: a connection may outlive a change of the table.
+    """
+    columns = sql.SQL(", ").join(
+        sql.SQL("{} {}").format(column.id, stored_type(column.type)) for column in layout.staged
+    )
+    text = f"{layout.public.as_string(None)} {columns.as_string(None)}"
+    name = f"{layout.table.name[:30]}__{purpose}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    table = sql.Identifier("pg_temp", name)
+    await conn.execute(
+        sql.SQL("CREATE TEMPORARY TABLE IF NOT EXISTS {} ({}, n smallint) ON COMMIT DELETE ROWS").format(
+            sql.Identifier(name), columns
+        )
+    )
+    await conn.execute(sql.SQL("DELETE FROM {}").format(table))  # this transaction may have used it before
+    return table

@@ -1,0 +1,220 @@
+"""The SQL that merges a delta into a table: the algebra of :mod:`streamproc.tables.measures`, in the server.
+
+A delta lies in a temporary table. One statement merges it into the state (or, where a table has none, into
+the public table) and copies the finished values of exactly the rows it touched to the public table. Rows are
+touched in the order of their key, by every statement of every worker, so workers wait for each other but
+never in a circle.
+"""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from streamproc.sinks.summaries_layout import Column, Layout, finish, finished_columns, published, readable
+from streamproc.tables.measures import FLOAT_LIMIT, INTEGER_LIMIT, Merge, StateColumn
+
+_COMMA = sql.SQL(", ")
+
+
+def merge_windows(layout: Layout, stage: sql.Identifier) -> sql.Composed:
+    """Merge staged rows of a tumbling or hopping table."""
+    if layout.has_state:
+        state = sql.SQL(
+            "INSERT INTO {state} AS t ({columns}) SELECT {columns} FROM {stage} ORDER BY {key} "
+            "ON CONFLICT ({key}) DO UPDATE SET {merges} RETURNING t.*"
+        ).format(
+            state=layout.state,
+            columns=_COMMA.join(column.id for column in layout.staged),
+            stage=stage,
+            key=layout.conflict(state=True),
+            merges=_COMMA.join(map(_merge, layout.state_columns)),
+        )
+        return sql.SQL("WITH merged AS ({}) {}").format(state, write_public(layout))
+    finished = {column.name for column in layout.measures}
+    return write_public(
+        layout,
+        source=stage,
+        update=_COMMA.join(_merge(column) for column in layout.state_columns if column.name in finished),
+    )
+
+
+def merge_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
+    """Lock every staged key and merge the pieces that simply continue their key's newest session.
+
+    Returns the keys of the others. A staged row without a span only locks its key.
+    """
+    window = layout.table.window
+    joins = sql.SQL(
+        "excluded.session_start >= t.session_start AND excluded.session_start <= t.session_end + {gap} "
+        "AND greatest(t.session_end, excluded.session_end) - t.session_start < {cap}"
+    ).format(gap=sql.Literal(window.gap), cap=sql.Literal(window.cap))
+    if any(column.merge in {Merge.STEPS, Merge.VALUES} for column in layout.state_columns):
+        joins = sql.SQL("false")  # such states are merged outside the server
+    key = layout.by[0]
+    return sql.SQL(
+        "WITH merged AS (INSERT INTO {state} AS t ({columns}, n) SELECT {columns}, 0 FROM {stage} "
+        "ORDER BY {ordered} ON CONFLICT ({conflict}) DO UPDATE SET {merges} WHERE {joins} RETURNING t.*), "
+        "written AS ({public}) "
+        "SELECT {key} FROM {stage} WHERE NOT EXISTS (SELECT FROM merged "
+        "WHERE merged.{key} = {stage}.{key} AND merged.session_start IS NOT NULL)"
+    ).format(
+        state=layout.state,
+        columns=_COMMA.join(column.id for column in layout.staged),
+        stage=stage,
+        ordered=layout.indexed(key),
+        conflict=layout.conflict(state=True),
+        merges=_COMMA.join(
+            [sql.SQL("session_end = greatest(t.session_end, excluded.session_end)")]
+            + [_merge(column) for column in layout.state_columns if column.merge is not Merge.VALUES]
+        ),
+        joins=joins,
+        public=write_public(layout, where=sql.SQL("WHERE session_start IS NOT NULL")),
+        key=key.id,
+    )
+
+
+def replace_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
+    """Put the staged sessions (all of their keys, numbered ``n`` from the newest) in the place of what is there."""
+    columns = [*layout.staged, Column("n", layout.staged[0].type)]
+    names = _COMMA.join(column.id for column in columns)
+    state = sql.SQL(
+        "INSERT INTO {state} AS t ({names}) SELECT {names} FROM {stage} ORDER BY {conflict} "
+        "ON CONFLICT ({conflict}) DO UPDATE SET {replaced} RETURNING t.*"
+    ).format(
+        state=layout.state,
+        names=names,
+        stage=stage,
+        conflict=layout.conflict(state=True),
+        replaced=_COMMA.join(_replace(column.id) for column in layout.staged[1:]),
+    )
+    return sql.SQL("WITH merged AS ({}) {}").format(state, write_public(layout))
+
+
+def touch(layout: Layout, stage: sql.Identifier) -> sql.Composed:
+    """Lock the staged keys of the state, inserting those it lacks; returns the keys and their sketches."""
+    keys = _COMMA.join(column.id for column in layout.key)
+    return sql.SQL(
+        "INSERT INTO {state} AS t ({keys}) SELECT {keys} FROM {stage} ORDER BY {conflict} "
+        "ON CONFLICT ({conflict}) DO UPDATE SET window_start = t.window_start RETURNING {returned}"
+    ).format(
+        state=layout.state,
+        keys=keys,
+        stage=stage,
+        conflict=layout.conflict(state=True),
+        returned=_COMMA.join(column.id for column in [*layout.key, *layout.sketches]),
+    )
+
+
+def stored_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
+    """The sessions that the state has of the staged keys, and their number ``n``."""
+    key = layout.by[0]
+    return sql.SQL(
+        "SELECT {columns}, s.n FROM {stage} k CROSS JOIN LATERAL (SELECT * FROM {state} s "
+        "WHERE {stored} = {wanted} AND s.session_start IS NOT NULL OFFSET 0) s"  # OFFSET: look up, never scan
+    ).format(
+        columns=_COMMA.join(sql.Identifier("s", column.name) for column in layout.staged),
+        stage=stage,
+        state=layout.state,
+        stored=layout.indexed(key, "s"),
+        wanted=layout.indexed(key, "k"),
+    )
+
+
+def public_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
+    """The public rows of the staged keys' sessions that may still change, times as integers."""
+    key = layout.by[0]
+    return sql.SQL(
+        "SELECT {columns} FROM (SELECT DISTINCT {key} FROM {stage}) k CROSS JOIN LATERAL "
+        "(SELECT session_start FROM {state} s WHERE {stored} = {wanted} OFFSET 0) s CROSS JOIN LATERAL "
+        "(SELECT * FROM {public} p WHERE p.session_start = {start} AND {published} = {wanted} OFFSET 0) p"
+    ).format(
+        columns=_COMMA.join(readable(column, "p") for column in layout.columns),
+        key=key.id,
+        stage=stage,
+        state=layout.state,
+        public=layout.public,
+        start=published(layout.span[0], sql.Identifier("s", "session_start")),
+        stored=layout.indexed(key, "s"),
+        published=layout.indexed(key, "p"),
+        wanted=layout.indexed(key, "k"),
+    )
+
+
+def write_public(
+    layout: Layout,
+    *,
+    source: sql.Composable = sql.Identifier("merged"),  # noqa: B008 - immutable
+    update: sql.Composable | None = None,
+    where: sql.Composable = sql.SQL(""),  # noqa: B008 - immutable
+) -> sql.Composed:
+    """Write the finished values of states to the public table; ``update`` says what to set on conflict."""
+    targets = [*layout.by, *layout.span, *layout.measures]
+    values = [published(column, column.id) for column in layout.by]
+    values += [published(column, _span(layout, column)) for column in layout.span]
+    for measure in layout.table.measures:
+        for name, type_ in finished_columns(measure):
+            values.append(published(Column(name, type_), finish(measure, name)))
+    if update is None:
+        update = _COMMA.join(_replace(column.id) for column in [layout.span[1], *layout.measures])
+    return sql.SQL(
+        "INSERT INTO {public} AS t ({names}) SELECT {values} FROM {source} {where} {order} "
+        "ON CONFLICT ({conflict}) DO UPDATE SET {update}"
+    ).format(
+        public=layout.public,
+        names=_COMMA.join(column.id for column in targets),
+        values=_COMMA.join(values),
+        source=source,
+        where=where,
+        # Rows of a state come in its order and under its locks.
+        order=sql.SQL("")
+        if layout.has_state
+        else sql.SQL("ORDER BY {}").format(layout.conflict(state=False)),
+        conflict=layout.conflict(state=False),
+        update=update,
+    )
+
+
+def _span(layout: Layout, column: Column) -> sql.Composable:
+    if column.name == "window_end":
+        return sql.SQL("(window_start + {})").format(sql.Literal(layout.table.window.size))
+    return column.id
+
+
+def _replace(column: sql.Identifier) -> sql.Composed:
+    return sql.SQL("{0} = excluded.{0}").format(column)
+
+
+def _merge(column: StateColumn) -> sql.Composed:
+    """``column = …``: the state of the row (``t``) merged with the staged one (``excluded``)."""
+    name = sql.Identifier(column.name)
+    match column.merge:
+        case Merge.ADD:
+            limit = INTEGER_LIMIT if column.type.is_integer() else FLOAT_LIMIT
+            return sql.SQL(
+                "{0} = CASE WHEN t.{0} IS NULL THEN excluded.{0} WHEN excluded.{0} IS NULL THEN t.{0} "
+                "ELSE least(greatest(t.{0} + excluded.{0}, {1}), {2}) END"
+            ).format(name, sql.Literal(-limit), sql.Literal(limit))
+        case Merge.LEAST:
+            return sql.SQL("{0} = least(t.{0}, excluded.{0})").format(name)
+        case Merge.GREATEST:
+            return sql.SQL("{0} = greatest(t.{0}, excluded.{0})").format(name)
+        case Merge.FIRST | Merge.LAST:
+            value = column.name.removesuffix("__at").removesuffix("__position")
+            order = [
+                sql.Identifier(f"{value}__at"),
+                sql.Identifier(f"{value}__position"),
+                sql.Identifier(value),
+            ]
+            wins = sql.SQL("<") if column.merge is Merge.FIRST else sql.SQL(">")
+            return sql.SQL(
+                "{name} = CASE WHEN t.{value} IS NULL OR ({new}) {wins} ({old}) "
+                "THEN excluded.{name} ELSE t.{name} END"
+            ).format(
+                name=name,
+                value=sql.Identifier(value),
+                new=_COMMA.join(sql.SQL("excluded.{}").format(part) for part in order),
+                old=_COMMA.join(sql.SQL("t.{}").format(part) for part in order),
+                wins=wins,
+            )
+        case Merge.REPLACE | Merge.VALUES | Merge.STEPS:
+            return _replace(name)

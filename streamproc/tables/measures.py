@@ -1,0 +1,258 @@
+"""The algebra of measures: events → state → merged state, as polars expressions.
+
+Every kind of measure is a commutative monoid over its *state columns*: merging the states of two sets of
+events gives the state of their union, whatever the order, and the state of no event is null (or 0 for a
+count). So events may be split over batches, epochs and workers in any way. Two exceptions are inherent:
+sums of floating-point numbers agree up to rounding, and sketches beyond their exact range up to their error.
+
+``first`` and ``last`` go by (event time, position, value): position breaks ties within a partition, the
+value makes ties between partitions deterministic. All measures but ``count`` ignore nulls, and a measure of
+nothing is null, as in SQL.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from streamproc.topology import Measure
+
+#: Sums stop here instead of overflowing: two of them still add up to a finite double, and to a bigint.
+#: PostgreSQL raises on overflow, so one absurd event could otherwise stop a stream for good.
+FLOAT_LIMIT = 8e307
+INTEGER_LIMIT = 2**62 - 1
+
+
+class Merge(enum.Enum):
+    """How a state column is merged with the same column of another state."""
+
+    ADD = "add"
+    LEAST = "least"
+    GREATEST = "greatest"
+    FIRST = "first"  # value, with its __at and __position
+    LAST = "last"
+    REPLACE = "replace"  # computed from another state column
+    VALUES = "values"  # a list before sealing, an Apache DataSketches image after
+    STEPS = "steps"  # the step events of a funnel
+
+
+@dataclass(frozen=True, slots=True)
+class StateColumn:
+    """A column of a table's state. ``type`` is its polars type in a sealed frame."""
+
+    name: str
+    type: pl.DataType
+    merge: Merge
+
+
+def state_columns(measure: Measure) -> tuple[StateColumn, ...]:
+    """The state of a measure in a sealed frame. The column named like the measure is its finished value.
+
+    ``avg`` has none of that name: it is ``__sum / __count``.
+    """
+    name, integer = measure.name, pl.Int64()
+    match measure.kind:
+        case "count" | "sum":
+            return (StateColumn(name, measure.type, Merge.ADD),)
+        case "min":
+            return (StateColumn(name, measure.type, Merge.LEAST),)
+        case "max":
+            return (StateColumn(name, measure.type, Merge.GREATEST),)
+        case "avg":
+            return (
+                StateColumn(f"{name}__sum", pl.Float64(), Merge.ADD),
+                StateColumn(f"{name}__count", integer, Merge.ADD),
+            )
+        case "first" | "last":
+            order = Merge.FIRST if measure.kind == "first" else Merge.LAST
+            return (
+                StateColumn(name, measure.type, order),
+                StateColumn(f"{name}__at", integer, order),
+                StateColumn(f"{name}__position", integer, order),
+            )
+        case "distinct" | "approx_distinct" | "approx_percentile":
+            return (
+                StateColumn(name, measure.type, Merge.REPLACE),
+                StateColumn(f"{name}__sketch", pl.Binary(), Merge.VALUES),
+            )
+        case "funnel":
+            return (
+                *(StateColumn(column, type_, Merge.REPLACE) for column, type_ in funnel_columns(measure)),
+                StateColumn(f"{name}__steps", pl.String(), Merge.STEPS),
+            )
+        case kind:
+            raise ValueError(f"unknown kind of measure: {kind}")
+
+
+def funnel_columns(measure: Measure) -> list[tuple[str, pl.DataType]]:
+    """The finished columns of a funnel: the deepest step reached, and when each step was."""
+    at = [(f"{measure.name}_{step}_at", pl.Datetime("us", "UTC")) for step, _ in measure.steps]
+    return [(f"{measure.name}_step", pl.Int32()), *at]
+
+
+class Aggregation:
+    """The measures of one table over frames of events and of states."""
+
+    def __init__(self, measures: Sequence[Measure]) -> None:
+        self.measures = tuple(measures)
+        self._inputs: dict[tuple[str | None, str | None], str] = {}
+        self._input_of = {m.name: self._input(m) for m in self.measures if m.kind != "funnel"}
+
+    def _input(self, measure: Measure) -> str | None:
+        """Measures of the same column under the same condition share one input column."""
+        if measure.column is None and measure.where is None:
+            return None
+        key = (measure.where, measure.column)
+        return self._inputs.setdefault(key, f"__input{len(self._inputs)}")
+
+    def inputs(self) -> list[pl.Expr]:
+        """Over events: what is measured, null where a measure's condition is not true."""
+        return [_masked(*key).alias(name) for key, name in self._inputs.items()]
+
+    @property
+    def ordered(self) -> list[Measure]:
+        """The measures that depend on the order of events."""
+        return [m for m in self.measures if m.kind in {"first", "last"}]
+
+    def fold(self, frame: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+        """State of each group of events. ``frame`` has ``by``, the inputs and, for ``first``/``last``,
+        ``__at`` (Unix microseconds) and ``position``. Values to be sketched stay lists until sealing.
+        """
+        aggregates: list[pl.Expr] = []
+        for measure in self.measures:
+            aggregates += self._unordered(measure)
+        if not self.ordered:
+            return frame.group_by(by).agg(aggregates)
+        frame, tied = _in_order(frame)
+        aggregates += [pick for m in self.ordered for pick in self._row_of(m)]
+        states = frame.group_by(by, maintain_order=True).agg(aggregates)
+        for measure in self.ordered:
+            if tied:  # the shared order does not look at values: take each measure's own
+                states = states.drop(f"__row_{measure.name}").join(
+                    self._fold_tied(frame, by, measure), on=list(by), how="left", nulls_equal=True
+                )
+            else:
+                rows = states[f"__row_{measure.name}"]
+                picked = frame.select(self._ordered_input(measure)).to_series().gather(rows)
+                states = states.with_columns(
+                    picked.alias(measure.name),
+                    frame["__at"].gather(rows).alias(f"{measure.name}__at"),
+                    frame["position"].gather(rows).alias(f"{measure.name}__position"),
+                ).drop(f"__row_{measure.name}")
+        return states
+
+    def _unordered(self, measure: Measure) -> list[pl.Expr]:
+        name, source = measure.name, self._input_of.get(measure.name)
+        if measure.kind == "count":
+            counted = pl.len() if source is None else self._counted(measure, source)
+            return [counted.cast(pl.Int64).alias(name)]
+        column = pl.col(source or "")
+        match measure.kind:
+            case "sum":
+                return [_sum(column, measure.type).alias(name)]
+            case "min":
+                return [column.min().cast(measure.type).alias(name)]
+            case "max":
+                return [column.max().cast(measure.type).alias(name)]
+            case "avg":
+                return [
+                    _sum(column, pl.Float64()).alias(f"{name}__sum"),
+                    column.count().cast(pl.Int64).alias(f"{name}__count"),
+                ]
+            case "distinct" | "approx_distinct" | "approx_percentile":
+                return [column.alias(f"{name}__sketch")]
+            case _:
+                return []
+
+    def _counted(self, measure: Measure, source: str) -> pl.Expr:
+        return pl.col(source).sum() if measure.column is None else pl.col(source).count()
+
+    def _ordered_input(self, measure: Measure) -> pl.Expr:
+        return pl.col(self._input_of[measure.name] or "").cast(measure.type)
+
+    def _row_of(self, measure: Measure) -> list[pl.Expr]:
+        row = pl.when(self._ordered_input(measure).is_not_null()).then(pl.col("__row"))
+        return [(row.min() if measure.kind == "first" else row.max()).alias(f"__row_{measure.name}")]
+
+    def _fold_tied(self, frame: pl.DataFrame, by: Sequence[str], measure: Measure) -> pl.DataFrame:
+        name = measure.name
+        rows = frame.select(
+            *by,
+            self._ordered_input(measure).alias(name),
+            pl.col("__at").alias(f"{name}__at"),
+            pl.col("position").alias(f"{name}__position"),
+        )
+        return _pick(rows, by, measure)
+
+    def merge(self, states: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+        """Merge the unsealed or sealed states of each group. Sketches and funnels are left as lists of
+        what was merged, for :mod:`streamproc.tables.sketches` and :mod:`streamproc.tables.funnels`.
+        """
+        aggregates: list[pl.Expr] = []
+        for measure in self.measures:
+            for column in state_columns(measure):
+                if column.name not in states.columns:  # finished values are not there before sealing
+                    continue
+                if isinstance(states.schema[column.name], pl.List):
+                    values = pl.col(column.name).explode().drop_nulls()
+                    aggregates.append(values if measure.kind == "approx_percentile" else values.unique())
+                else:
+                    aggregates += _merged(column)
+        merged = states.group_by(by).agg(aggregates)
+        for measure in self.ordered:
+            picked = _pick(states, by, measure)
+            merged = merged.join(picked, on=list(by), how="left", nulls_equal=True)
+        return merged
+
+
+def _masked(where: str | None, column: str | None) -> pl.Expr:
+    value = pl.col(column) if column else None
+    if where is None:
+        assert value is not None
+        return value
+    condition = pl.sql_expr(where)
+    return condition if value is None else pl.when(condition).then(value)
+
+
+def _sum(column: pl.Expr, type_: pl.DataType) -> pl.Expr:
+    if type_.is_integer():
+        total = column.cast(pl.Int128).sum().clip(-INTEGER_LIMIT, INTEGER_LIMIT)
+    else:
+        total = column.cast(pl.Float64).sum().clip(-FLOAT_LIMIT, FLOAT_LIMIT)
+    return pl.when(column.count() > 0).then(total).cast(type_)
+
+
+def _merged(column: StateColumn) -> list[pl.Expr]:
+    source = pl.col(column.name)
+    match column.merge:
+        case Merge.ADD:
+            return [_sum(source, column.type).alias(column.name)]
+        case Merge.LEAST:
+            return [source.min()]
+        case Merge.GREATEST:
+            return [source.max()]
+        case Merge.VALUES | Merge.STEPS:
+            return [source.drop_nulls()]
+        case Merge.REPLACE | Merge.FIRST | Merge.LAST:
+            return []
+
+
+def _in_order(frame: pl.DataFrame) -> tuple[pl.DataFrame, bool]:
+    """The frame by (event time, position) with ``__row``, and whether two events share both."""
+    frame = frame.sort("__at", "position").with_row_index("__row")
+    tie = (pl.col("__at") == pl.col("__at").shift()) & (pl.col("position") == pl.col("position").shift())
+    return frame, bool(frame.select(tie.any()).item())
+
+
+def _pick(states: pl.DataFrame, by: Sequence[str], measure: Measure) -> pl.DataFrame:
+    """The first (last) non-null value of each group by (at, position, value), with its order."""
+    name = measure.name
+    columns = [name, f"{name}__at", f"{name}__position"]
+    rows = states.select(*by, *columns).filter(pl.col(name).is_not_null())
+    rows = rows.sort(f"{name}__at", f"{name}__position", name)
+    return rows.group_by(by).agg(
+        pl.col(columns).first() if measure.kind == "first" else pl.col(columns).last()
+    )

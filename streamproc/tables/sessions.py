@@ -1,0 +1,212 @@
+"""Session windows: the visits of each value of a key.
+
+Two events of a key belong to the same session when at most ``gap`` lies between neighbours (an event exactly
+``gap`` after the last still belongs), unless it comes ``cap`` or more after the session's first event: that
+one starts a new session. With gap 30 min: events at 10:00, 10:20, 10:50 are one session, 11:20:00.000001
+starts the next. ``session_end`` is the time of the last event, not a timeout.
+
+Sessions are built from *pieces*: the gap-connected runs of a key within an epoch. :func:`stitch` joins pieces
+with the sessions the store already has, wherever and whenever the pieces were made. Where a joined run would
+reach the cap its pieces are taken apart into events, so the cap falls between the right two events however
+the stream was cut into epochs. One limit: a stored session is not taken apart again, so an event that
+arrives *before* the start of an already capped run (out of order, within the lateness) does not move the
+cuts after it, and stands alone when joining would exceed the cap.
+
+An event is late when ``event_time + gap + lateness <= watermark``: a session of it alone would be over.
+Events whose key is null belong to no session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from streamproc.tables import funnels
+from streamproc.tables.measures import Aggregation, state_columns
+from streamproc.tables.sketches import SKETCHED, build, estimate, union
+from streamproc.topology import Measure, Table
+
+#: Columns of a piece or session beside its key and state, in Unix microseconds.
+SPAN: dict[str, pl.DataType] = {"session_start": pl.Int64(), "session_end": pl.Int64()}
+
+
+class SessionFold:
+    """Folds events into the pieces of one session table."""
+
+    def __init__(self, table: Table) -> None:
+        assert table.window.kind == "session"
+        self.table = table
+        self.key = table.window.key
+        self._aggregation = Aggregation(table.measures)
+        self._funnels = [m for m in table.measures if m.kind == "funnel"]
+        self._sketched = [m for m in table.measures if m.kind in SKETCHED]
+
+    # -- events to pieces --------------------------------------------------------------------------
+
+    def partial(self, events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+        """What the table needs of its events, and how many were late.
+
+        Not aggregated yet: within a batch a visitor has an event or two, so it would shrink nothing.
+        """
+        at = pl.col("event_time").to_physical()
+        mine = pl.col(self.key).is_not_null()
+        if self.table.where is not None:
+            mine &= pl.sql_expr(self.table.where)
+        over = at + self.table.window.gap + self.table.lateness <= pl.col("watermark").to_physical()
+        kept = (
+            events.lazy()
+            .filter(mine)
+            .select(
+                pl.col(self.key),
+                at.alias("__at"),
+                pl.col("position"),
+                *self._aggregation.inputs(),
+                *(funnels.step_bits(m).alias(f"__bits_{m.name}") for m in self._funnels),
+                over.fill_null(False).alias("__late"),
+            )
+            .collect()
+        )
+        late = int(kept["__late"].sum())
+        return (kept.filter(~pl.col("__late")) if late else kept).drop("__late"), late
+
+    def seal(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The pieces, sorted by key, and the events they came from with the number of their ``piece``."""
+        # Sorting by a hash of the key costs a third of sorting by the key. Should two keys ever share a
+        # hash and a time their runs come apart, and stitching puts them together again.
+        events = events.sort(pl.col(self.key).hash(), "__at", "position")
+        previous = pl.col("__at").shift()
+        begins = (pl.col(self.key) != pl.col(self.key).shift()) | (
+            pl.col("__at") - previous > self.table.window.gap
+        )
+        events = events.with_columns(begins.fill_null(True).cum_sum().cast(pl.UInt32).alias("piece") - 1)
+        return self._aggregate(events, "piece").sort(self.key, "session_start"), events
+
+    def _aggregate(self, events: pl.DataFrame, run: str) -> pl.DataFrame:
+        """One row for each value of ``run`` (0, 1, … in order of appearance): key, SPAN, state, ``run``."""
+        spans = (
+            events.group_by(run)
+            .agg(
+                pl.col(self.key).first(),
+                pl.col("__at").min().alias("session_start"),
+                pl.col("__at").max().alias("session_end"),
+            )
+            .sort(run)
+        )
+        states = spans.join(self._aggregation.fold(events, [run]), on=run, how="left", maintain_order="left")
+        for measure in self._funnels:
+            bits = f"__bits_{measure.name}"
+            long = funnels.long_form(events.rename({run: "session"}), bits, len(measure.steps))
+            states = states.hstack(funnels.finish(measure, long, len(states)))
+        for measure in self._sketched:
+            states = states.with_columns(build(measure, states[f"{measure.name}__sketch"]))
+        return self._finished(states).select(*self.columns, run)
+
+    def _finished(self, states: pl.DataFrame) -> pl.DataFrame:
+        return states.with_columns(
+            *(estimate(measure, states[f"{measure.name}__sketch"]) for measure in self._sketched)
+        )
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of a piece or session: key, SPAN, state."""
+        state = [c.name for m in self.table.measures for c in state_columns(m)]
+        return [self.key, *SPAN, *state]
+
+    # -- pieces to sessions ------------------------------------------------------------------------
+
+    def stitch(self, stored: pl.DataFrame, pieces: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+        """Join pieces with the stored sessions of the same keys: all sessions of those keys afterwards.
+
+        ``stored`` has :attr:`columns`, ``pieces`` and ``events`` are what :meth:`seal` returned, or some keys
+        of it.
+        """
+        window = self.table.window
+        runs = _runs(self.key, window.gap, pl.concat([stored, pieces.select(self.columns)]))
+        span = pl.col("session_end").max().over("run") - pl.col("session_start").min().over("run")
+        whole, long = runs.filter(span < window.cap), runs.filter(span >= window.cap)
+        sessions = self._merge(whole, "run")
+        if long.is_empty():
+            return sessions
+        keys = long.select(pl.col(self.key).unique())
+        cut = self._cut(
+            stored.join(keys, on=self.key, how="semi"),
+            events.join(pieces.join(keys, on=self.key, how="semi"), on="piece", how="semi"),
+        )
+        return pl.concat([sessions.join(keys, on=self.key, how="anti"), cut])
+
+    def _cut(self, stored: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+        """Sessions of the few keys that reach the cap: one after the other, event by event."""
+        window = self.table.window
+        items = pl.concat(
+            [
+                stored.select(self.key, "session_start", "session_end")
+                .with_row_index("row")
+                .with_columns(old=True),
+                events.select(self.key, session_start="__at", session_end="__at")
+                .with_row_index("row")
+                .with_columns(old=False),
+            ]
+        ).sort(self.key, "session_start", pl.col("old").not_(), "session_end")
+        numbers: list[int] = []
+        number, key, start, end = -1, None, 0, 0
+        for item_key, item_start, item_end in items.select(
+            self.key, "session_start", "session_end"
+        ).iter_rows():
+            if (
+                number < 0
+                or item_key != key
+                or item_start - end > window.gap
+                or max(item_end, end) - start >= window.cap
+            ):
+                number, key, start, end = number + 1, item_key, item_start, item_end
+            end = max(end, item_end)
+            numbers.append(number)
+        items = items.with_columns(pl.Series("run", numbers, dtype=pl.UInt32)).sort("old", "row")
+        of_events = items.filter(~pl.col("old"))["run"]
+        of_stored = items.filter("old")["run"]
+        events = events.with_columns(of_events)
+        pieces = self._aggregate(events.with_columns(pl.col("run").rank("dense") - 1), "run")
+        present = of_events.unique().sort()
+        pieces = pieces.with_columns(present.gather(pieces["run"]))
+        return self._merge(pl.concat([stored.with_columns(of_stored), pieces]), "run")
+
+    def _merge(self, rows: pl.DataFrame, run: str) -> pl.DataFrame:
+        alone = pl.len().over(run) == 1
+        single, several = rows.filter(alone).select(self.columns), rows.filter(~alone)
+        if several.is_empty():
+            return single
+        spans = several.group_by(run, maintain_order=True).agg(
+            pl.col(self.key).first(), pl.col("session_start").min(), pl.col("session_end").max()
+        )
+        states = spans.join(
+            self._aggregation.merge(several, [run]), on=run, how="left", maintain_order="left"
+        )
+        for measure in self._funnels:
+            steps = states[f"{measure.name}__steps"].list.join("")
+            finished = funnels.finish(measure, funnels.decode(steps), len(states))
+            states = states.drop(f"{measure.name}__steps").hstack(finished)
+        for measure in self._sketched:
+            states = states.with_columns(union(measure, states[f"{measure.name}__sketch"]))
+        return pl.concat([single, self._finished(states).select(self.columns)])
+
+
+def _runs(key: str, gap: int, rows: pl.DataFrame) -> pl.DataFrame:
+    """Number the gap-connected runs of each key: column ``run``."""
+    rows = rows.sort(key, "session_start", "session_end")
+    reached = pl.col("session_end").cum_max().over(key).shift()
+    begins = (pl.col(key) != pl.col(key).shift()) | (pl.col("session_start") - reached > gap)
+    return rows.with_columns(begins.fill_null(True).cum_sum().cast(pl.UInt32).alias("run"))
+
+
+def concatenate(partials: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Partials of a session table put together."""
+    return pl.concat(partials) if len(partials) > 1 else partials[0]
+
+
+def open_until(table: Table, measure_end: pl.Expr) -> pl.Expr:
+    """Until which watermark a session that ended at ``measure_end`` may still change."""
+    return measure_end + 2 * table.window.gap + table.lateness
+
+
+__all__ = ["SPAN", "Measure", "SessionFold", "concatenate", "open_until"]
