@@ -19,7 +19,7 @@ import polars as pl
 from streamproc.errors import Inconsistent
 from streamproc.model import Advance, Counts, EpochRecord, Partition, RecordBatch, WrittenObject
 from streamproc.progress import PartitionProgress
-from streamproc.tables.fold import TableFold
+from streamproc.tables.fold import Delta, TableFold
 from streamproc.topology import Topology
 from streamproc.transform import Transform
 
@@ -147,7 +147,7 @@ class Epoch:
             if len(partials) >= _COMPACT_AT:
                 self._partials[name] = [fold.merge(partials)]
 
-    def seal(self) -> dict[str, pl.DataFrame]:
+    def seal(self) -> dict[str, Delta]:
         """Each table's delta of this epoch, keyed by table name, ready to be merged into the summaries."""
         begin = time.perf_counter()
         deltas = {

@@ -16,12 +16,13 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import faust
 import structlog
 
 from streamproc.errors import ConfigError, Mistake
-from streamproc.sources.kafka_client import KafkaConnection, faust_options
+from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)
@@ -57,7 +58,7 @@ class UserAgents:
             topic_disable_leader=True,
             stream_wait_empty=False,  # otherwise stopping waits for messages that were never acknowledged
             web_enabled=False,
-            **faust_options(connection),
+            **_broker(connection),
         )
         published = topology.sinks
         self.streams = Streams(
@@ -80,6 +81,36 @@ class UserAgents:
     async def stop(self) -> None:
         """Stop it; agents finish the event they are at."""
         await self.app.stop()
+
+
+def _broker(connection: KafkaConnection) -> dict[str, Any]:
+    """The connection as options of a Faust application."""
+    options = connection.client_options()
+    settings: dict[str, Any] = {
+        "broker": [f"kafka://{address}" for address in connection.bootstrap.split(",")]
+    }
+    tls = options.get("ssl_context")
+    if "sasl_oauth_token_provider" in options:
+        settings["broker_credentials"] = faust.OAuthCredentials(
+            oauth_cb=options["sasl_oauth_token_provider"], ssl_context=tls
+        )
+    elif "sasl_mechanism" in options:
+        settings["broker_credentials"] = faust.SASLCredentials(
+            username=options["sasl_plain_username"],
+            password=options["sasl_plain_password"],
+            mechanism=options["sasl_mechanism"],
+            ssl_context=tls,
+        )
+    elif tls is not None:
+        settings["broker_credentials"] = faust.SSLCredentials(tls)
+    if connection.embedded:
+        # It answers a group's join after half the session timeout, and Faust's default is a minute.
+        settings |= {
+            "broker_session_timeout": 6.0,
+            "broker_heartbeat_interval": 2.0,
+            "broker_rebalance_timeout": 6.0,
+        }
+    return settings
 
 
 def _load(module: str) -> ModuleType:

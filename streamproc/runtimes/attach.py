@@ -15,7 +15,7 @@ from streamproc.sources.kafka_client import KafkaConnection
 
 
 def embedded_in(directory: Path) -> dict[str, object]:
-    """Settings of a wholly embedded set-up in ``directory``, such as a demo's, whatever other settings say."""
+    """Overrides of settings for a wholly embedded set-up in ``directory``, such as a demo's."""
     directory = directory.expanduser().resolve()
     return {
         "data_dir": str(directory),

@@ -92,15 +92,14 @@ class Upkeep:
         log.debug("swept", objects=swept)
 
     async def expire(self) -> None:
-        """Delete summary rows beyond their table's retention, by event time."""
+        """Delete summary rows beyond their table's retention, and state no event can change any more."""
         clocks = [status.clock_us for status in await self._ledger.status() if status.clock_us is not None]
         if not clocks:
             return
         watermark = min(clocks) - self._topology.contract.event_time.disorder
         for table in self._topology.tables:
-            if table.retention is not None:
-                async with self._ledger.database.connection("expire") as conn:
-                    await self._summaries.expire(conn, table.name, watermark)
+            async with self._ledger.database.connection("expire") as conn:
+                await self._summaries.expire(conn, table.name, watermark)
 
     async def _every(self, seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
         while True:

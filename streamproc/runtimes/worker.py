@@ -46,13 +46,13 @@ log = structlog.get_logger(__name__)
 _MAX_WAIT = 0.1
 
 
-class _NoKafka(BootStrategy):  # type: ignore[misc]  # faust ships no types
+class _NoKafka(BootStrategy):
     enable_kafka = False
     enable_web = False
     enable_sensors = False
 
 
-class _HostApp(faust.App):  # type: ignore[misc]  # faust ships no types
+class _HostApp(faust.App):
     BootStrategy = _NoKafka
 
 
@@ -232,7 +232,7 @@ class Worker:
         )
         self._channel = app.channel(maxsize=1)
 
-        @app.agent(self._channel, name="pipeline")  # type: ignore[untyped-decorator]  # faust ships no types
+        @app.agent(self._channel, name="pipeline")
         async def fold(stream: faust.StreamT[tuple[int, list[RecordBatch]]]) -> None:
             async for generation, batches in stream:
                 await self._take(generation, batches)
@@ -265,6 +265,7 @@ class Worker:
         options = KafkaOptions(
             group=f"{self.settings.group}-{self.topology.name}",
             start=self.settings.start,
+            session_timeout=None if self._broker.embedded else self.settings.kafka.session_timeout,
             rebalance_timeout=self.settings.drain_deadline + 15.0,
         )
         self._source = KafkaSource(

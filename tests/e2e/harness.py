@@ -185,16 +185,15 @@ def committed_records(ledger: str, stream: str = "clickstream") -> int:
         return int(row.fetchone()[0])
 
 
-def committed_files(site: Site, kind: str = "events") -> list[Path]:
+def settled_files(db: psycopg.Connection, lake: Path, kind: str = "events") -> list[Path]:
     """The lake's committed objects; each is there with its recorded size and checksum."""
-    with psycopg.connect(site.ledger) as db:
-        rows = db.execute(
-            "select key, size, checksum from streamproc.objects where state = 'committed' and kind = %s order by key",
-            [kind],
-        ).fetchall()
+    rows = db.execute(
+        "select key, size, checksum from streamproc.objects where state = 'committed' and kind = %s order by key",
+        [kind],
+    ).fetchall()
     files = []
     for key, size, checksum in rows:
-        path = site.lake / key
+        path = lake / key
         body = path.read_bytes()
         assert (len(body), hashlib.sha256(body).hexdigest()) == (size, checksum), key
         files.append(path)
@@ -205,7 +204,7 @@ def check_everything(site: Site, topic: dict[tuple[str, int], bytes | None]) -> 
     """What must hold after any run in which every record of the topic was committed."""
     with psycopg.connect(site.ledger) as db:
         check_ranges(db, topic)
-        files = committed_files(site)
+        files = settled_files(db, site.lake)
         lake = (
             duckdb.connect()
             .execute(
@@ -221,7 +220,8 @@ def check_everything(site: Site, topic: dict[tuple[str, int], bytes | None]) -> 
         records, accepted, filtered, rejected, duplicate = map(int, counts)
         assert records == len(topic) == accepted + filtered + rejected + duplicate
         assert len(lake) == accepted
-        check_against_topic(site, topic, set(coordinates), (filtered, rejected, duplicate))
+        refused = settled_files(db, site.lake, "rejects")
+        check_against_topic(refused, topic, set(coordinates), (filtered, rejected, duplicate))
         check_tables(db, oracle.expect(files), site.stream)
 
 
@@ -252,7 +252,6 @@ def check_against_topic(
     assert in_lake <= usable
     assert len(topic) - len(usable) == rejected
     assert len(usable) - len(in_lake) == filtered + duplicate
-    files = committed_files(site, "rejects")
     refused = (
         duckdb.connect()
         .execute(

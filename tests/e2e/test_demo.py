@@ -1,0 +1,127 @@
+"""``streamproc demo`` to its end, and its report and everything it left behind against the oracle."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+import psycopg
+import pytest
+
+from streamproc.embedded.postgres import start_postgres
+from streamproc.generator import Generator
+from tests.e2e import oracle
+from tests.e2e.harness import REPOSITORY, check_tables, settled_files
+
+EVENTS, SEED, BAD_RATIO = 60_000, 7, 0.02
+
+
+def demo(directory: Path, *arguments: str) -> dict:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "streamproc",
+            "demo",
+            "--headless",
+            "--json",
+            "--dir",
+            str(directory),
+            *arguments,
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    directory = tmp_path_factory.mktemp("demo") / "d"
+    return directory, demo(
+        directory, "--events", str(EVENTS), "--seed", str(SEED), "--bad-ratio", str(BAD_RATIO)
+    )
+
+
+def test_the_report_accounts_for_every_record(ran):
+    _, report = ran
+    assert report["produced"] == EVENTS
+    assert report["produced"] == sum(report[k] for k in ("accepted", "filtered", "rejected", "duplicate"))
+    assert report["lake_rows"] == report["warehouse_rows"] == report["accepted"]
+    generated = [r.value for r in Generator(seed=SEED, events=EVENTS, bad_ratio=BAD_RATIO).records()]
+    assert report["rejected"] == sum(oracle.usable(value) is None for value in generated)
+    assert report["rejected"] > 0 and report["filtered"] > 0 and report["duplicate"] > 0
+    assert set(report) == {
+        "produced", "accepted", "filtered", "rejected", "duplicate", "late", "lake_rows", "warehouse_rows",
+        "tables", "seconds", "events_per_second", "lake", "ledger",
+    }  # fmt: skip
+
+
+def test_lake_warehouse_and_tables_equal_the_oracle(ran):
+    directory, report = ran
+    with start_postgres(directory / "postgres") as server, psycopg.connect(server.url) as db:
+        files = settled_files(db, directory / "lake")
+        lake = (
+            duckdb.connect()
+            .execute("select source_partition, position from read_parquet(?)", [[str(f) for f in files]])
+            .fetchall()
+        )
+        assert len(lake) == report["lake_rows"] and max(Counter(lake).values()) == 1
+        warehouse = db.execute("select source_partition, position from warehouse.clickstream").fetchall()
+        assert Counter(warehouse) == Counter(lake)
+        expected = oracle.expect(files)
+        check_tables(db, expected, "clickstream")
+        for table, rows in report["tables"].items():
+            assert db.execute(f"select count(*) from clickstream.{table}").fetchone() == (rows,)
+        assert report["late"] == sum(
+            db.execute(
+                "select coalesce(sum(value::int), 0) from streamproc.epochs, jsonb_each_text(late)"
+            ).fetchone()
+        )
+
+
+def test_a_second_demo_replaces_the_first_and_nothing_else(ran, tmp_path):
+    directory, _ = ran
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    refused = subprocess.run(
+        [sys.executable, "-m", "streamproc", "demo", "--headless", "--events", "10", "--dir", str(precious)],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 2 and "not made by a demo" in refused.stderr
+    assert (precious / "thesis.txt").read_text() == "years of work"
+
+
+def test_real_access_log_lines_give_the_totals_of_plain_counting(shared_data, tmp_path):
+    log = shared_data / "access_logs" / "apache_combined_10k.log.gz"
+    with gzip.open(log, "rt", errors="replace") as file:
+        lines = file.read().splitlines()
+    report = demo(tmp_path / "d", "--input", str(log))
+    assert report["produced"] == len(lines) == 10_000
+    assert report["produced"] == sum(report[k] for k in ("accepted", "filtered", "rejected", "duplicate"))
+    assert report["lake_rows"] == report["accepted"]
+    with start_postgres(tmp_path / "d" / "postgres") as server, psycopg.connect(server.url) as db:
+        files = settled_files(db, tmp_path / "d" / "lake")
+        check_against_plain_counting(files, lines)
+
+
+def check_against_plain_counting(files: list[Path], lines: list[str]) -> None:
+    """Requests per status and bytes served, counted from the text with nothing but ``split``."""
+    statuses = Counter(line.split('" ')[1].split()[0] for line in lines if line.count('"') >= 6)
+    found = (
+        duckdb.connect()
+        .execute("select status, count(*) from read_parquet(?) group by all", [[str(f) for f in files]])
+        .fetchall()
+    )
+    for status, count in found:
+        assert count <= statuses[str(status)]
