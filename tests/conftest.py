@@ -20,10 +20,27 @@ import pytest
 
 from streamproc.embedded.broker import start_broker
 from streamproc.embedded.postgres import EmbeddedPostgres, start_postgres
+from streamproc.sources.kafka_client import KafkaConnection
 from tests.support.apache_kafka import ApacheKafka, KafkaUnavailable
 
 #: Sample data that is not part of the project (access logs, naughty strings): see ``shared_data``.
 SHARED_DATA = Path(os.environ.get("STREAMPROC_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+#: What ``broker`` is: ``embedded`` or ``kafka``.
+BROKER = os.environ.get("STREAMPROC_TEST_BROKER", "embedded")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a misspelt choice of broker before it quietly means another."""
+    if BROKER not in {"embedded", "kafka"}:
+        raise pytest.UsageError(f"STREAMPROC_TEST_BROKER={BROKER}: it is embedded or kafka")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On Apache Kafka, ``-m kafka`` means the broker's ordinary tests too."""
+    for item in items:
+        if BROKER == "kafka" and "broker" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.kafka)
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +120,7 @@ def bucket(s3_server: S3Server) -> str:
 @pytest.fixture(scope="session")
 def broker(server_directory: Path) -> Iterator[str]:
     """``host:port`` of the session's broker."""
-    kind = os.environ.get("STREAMPROC_TEST_BROKER", "embedded")
-    if kind == "kafka":
+    if BROKER == "kafka":
         try:
             kafka = ApacheKafka(server_directory / "kafka")
         except KafkaUnavailable as reason:
@@ -112,9 +128,14 @@ def broker(server_directory: Path) -> Iterator[str]:
         with kafka:
             yield kafka.bootstrap
         return
-    assert kind == "embedded", f"STREAMPROC_TEST_BROKER={kind}: kafka or embedded"
     with start_broker(server_directory / "broker") as started:
         yield started.bootstrap
+
+
+@pytest.fixture(scope="session")
+def kafka(broker: str) -> KafkaConnection:
+    """How to reach the session's broker."""
+    return KafkaConnection(broker, embedded=BROKER == "embedded")
 
 
 @pytest.fixture

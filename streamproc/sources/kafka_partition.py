@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
+import zlib
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
+import cramjam
+from aiokafka.errors import CorruptRecordException, KafkaError
 
 from streamproc.errors import SourceError, UnexpectedPosition
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources.kafka_fetch import Fetched
+
+#: What checksum, codecs and record parsing raise on bytes that are not what they should be. The checksum is
+#: the producer's, so a faulty one can send a batch that passes it and still cannot be unpacked.
+_UNREADABLE = (KafkaError, cramjam.DecompressionError, zlib.error, OSError, EOFError, ValueError, IndexError)
 
 
 class PartitionReader:
@@ -92,37 +98,41 @@ class PartitionReader:
         return None
 
     def _read(self, batch: Any) -> RecordBatch:
+        through: int = batch.next_offset - 1
         try:
-            if not batch.validate_crc():
-                raise SourceError(f"{self._at(batch.next_offset - 1)}: wrong checksum")
-            records = list(batch)
-        except (CorruptRecordException, UnsupportedCodecError) as error:
-            raise SourceError(f"{self._at(batch.next_offset - 1)}: {error!r}") from error
-        through = batch.next_offset - 1
-        values: list[bytes | None] = [record.value for record in records]
-        positions: Sequence[int]
-        if batch.producer_id is None:
-            # Kafka before 0.11: offsets are the records' own, and the header does not know the first.
-            positions = [record.offset for record in records]
-            base = positions[0] if positions else batch.next_offset
-            newest_ms = max((record.timestamp or -1 for record in records), default=-1)
-        else:
-            base, newest_ms = batch.base_offset, batch.max_timestamp
-            if len(values) == through - base + 1:
-                positions = range(base, through + 1)
-            else:
-                positions = [record.offset for record in records]
+            values, positions, newest_ms = self._unpack(batch)
+        except _UNREADABLE as error:
+            raise SourceError(
+                f"{self.partition}: the record batch that ends at offset {through} cannot be read: {error!r}"
+            ) from error
+        base = positions[0] if batch.producer_id is None and positions else batch.base_offset
         self._expect(base)
-        if not self._compacted and len(positions) != through - base + 1:
-            missing = through - base + 1 - len(positions)
+        if not self._compacted and len(values) != through - base + 1:
             raise UnexpectedPosition(
-                f"{self.partition}: {missing} of the offsets {base} to {through} are missing, "
+                f"{self.partition}: {len(values)} records for the offsets {base} to {through}, "
                 "and the topic is not compacted"
             )
         if base <= self.seen:  # the fetch began inside this batch
             first = bisect_right(positions, self.seen)
             values, positions = values[first:], positions[first:]
         return self._hand_out(through, values, positions, newest_ms)
+
+    def _unpack(self, batch: Any) -> tuple[list[bytes | None], Sequence[int], int]:
+        """Values, positions, and the newest timestamp in milliseconds (-1 for none)."""
+        if not batch.validate_crc():
+            raise CorruptRecordException("wrong checksum")
+        if batch.producer_id is None:  # Kafka before 0.11: offsets and timestamps are the records' own
+            records = list(batch)
+            newest_ms = max((record.timestamp or -1 for record in records), default=-1)
+            return [record.value for record in records], [record.offset for record in records], newest_ms
+        if self._compacted:
+            records = list(batch)
+            values = [record.value for record in records]
+            if len(values) != batch.last_offset_delta + 1:
+                return values, [record.offset for record in records], batch.max_timestamp
+        else:
+            values = [record.value for record in batch]  # holding on to the records costs half as much again
+        return values, range(batch.base_offset, batch.next_offset), batch.max_timestamp
 
     def _expect(self, base: int) -> None:
         if base > self.seen + 1 and not self._compacted:
@@ -146,6 +156,3 @@ class PartitionReader:
         )
         self.after = self.seen = through
         return batch
-
-    def _at(self, through: int) -> str:
-        return f"{self.partition}: the record batch that ends at offset {through} cannot be read"
