@@ -13,6 +13,7 @@ import polars as pl
 from streamproc.errors import ConfigError, EnrichmentFailed, Mistake
 from streamproc.model import SYSTEM_COLUMNS, Counts, RecordBatch, Transformed
 from streamproc.topology import Enrichment, Filter, Topology
+from streamproc.transform.decode import decode
 from streamproc.transform.enrich import ORDER, PRIVACY, SPECS
 from streamproc.transform.enrich.spec import Resources, Step
 from streamproc.transform.expressions import Compiled, ExpressionError, compile_sql
@@ -53,8 +54,6 @@ class Transform:
         Bad data never raises: it is in ``rejects``. Raises EnrichmentFailed when an enrichment's own code
         is at fault, naming it; nothing of the batches is lost then, for nothing was committed.
         """
-        from streamproc.transform.decode import decode
-
         decoded = decode(batches, self.topology.contract)
         counts: dict[str, Counts] = {}
         for batch in batches:
@@ -79,7 +78,7 @@ class Transform:
 
     def _conform(self, events: pl.DataFrame) -> pl.DataFrame:
         columns = self.topology.columns
-        events = events.select(columns)
+        events = events.select(list(columns))
         for name, dtype in events.schema.items():
             if dtype != columns[name]:
                 raise EnrichmentFailed(name, f"the column came out as {dtype}, declared is {columns[name]}")

@@ -4,6 +4,9 @@ The dialect is polars' own: ``and or not = <> < in between like case coalesce ca
 on. An expression must be a function of one row: the same record must get the same answer whatever
 batch it arrives in, or a replay would disagree with the stream. Aggregates, window functions, subqueries
 and clocks are therefore refused when the page is loaded, not met at run time.
+
+One difference from other SQL: ``x is not true`` of null is null (polars 2.1); ``not coalesce(x, false)`` is
+what it should mean.
 """
 
 from __future__ import annotations

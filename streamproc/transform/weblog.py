@@ -78,7 +78,7 @@ class LineParser:
 
     def parse(self, batch: Batch) -> pl.DataFrame:
         """The columns of :data:`FIELDS` for the lines that stay in ``batch``; the others get a problem."""
-        lines = batch.series.cast(pl.String, strict=False)
+        lines = _text(batch)
         parts = _parse(lines)
         keep = batch.drop(dict(_problems(lines, parts)))
         parts = parts.filter(keep)
@@ -88,6 +88,22 @@ class LineParser:
             page_url=_page_url(self._site),
             event_type=_event_type(),
         ).select(field.name for field in FIELDS)
+
+
+def _text(batch: Batch) -> pl.Series:
+    """The records as text, null where one is not UTF-8."""
+    try:
+        return batch.series.cast(pl.String)
+    except (pl.exceptions.InvalidOperationError, pl.exceptions.ComputeError):
+        # Polars refuses the series for one bad record; only then are they looked at one by one.
+        return pl.Series([_decoded(value) for value in batch.series.to_list()], dtype=pl.String)
+
+
+def _decoded(value: bytes) -> str | None:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _parse(lines: pl.Series) -> pl.DataFrame:

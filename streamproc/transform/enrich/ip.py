@@ -37,7 +37,8 @@ class _Anonymise:
         self._octets: int = options["keep_octets"]
         self._segments: int = options["keep_segments"]
         self._zero_octets = ".".join([""] * bool(self._octets) + ["0"] * (4 - self._octets))
-        self._zero_segments = "::" if self._segments < 8 else ""
+        # RFC 5952 shortens two zero segments or more, not one.
+        self._zero_segments = {8: "", 7: ":0"}.get(self._segments, "::")
         self._v4 = _ipv4_pattern(self._octets)
         self._v6 = _ipv6_pattern(self._segments)
 

@@ -37,7 +37,7 @@ class _Function:
         except Exception as error:  # it is not our code: whatever it raises has to carry its name
             raise EnrichmentFailed(self._name, f"it raised {type(error).__name__}: {error}") from error
         self._check(frame, out)
-        return frame.hstack(out.select(self._adds))
+        return frame.hstack(out.select(list(self._adds)))
 
     def _check(self, frame: pl.DataFrame, out: object) -> None:
         if not isinstance(out, pl.DataFrame):

@@ -1,0 +1,166 @@
+"""Time, lookups from files, and a user's own function."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamproc.errors import ConfigError, EnrichmentFailed
+from streamproc.transform.enrich.lookup import Lookup
+from tests.transform.enriching import build, enrich, frame, mistakes
+
+LOOKUP = {"file": "plans.csv", "keys": {"plan_id": "id"}, "add": {"plan": "string", "price": "number"}}
+
+
+@given(st.lists(st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)), min_size=1, max_size=20))
+@settings(max_examples=60)
+def test_calendar_columns_agree_with_datetime(moments: list[datetime]) -> None:
+    aware = [moment.replace(tzinfo=UTC) for moment in moments]
+    events = frame(event_time=pl.Series(aware, dtype=pl.Datetime("us", "UTC")))
+    out = enrich("time", {"time_zone": "America/New_York"}, events)
+    local = [moment.astimezone(ZoneInfo("America/New_York")) for moment in aware]
+    for prefix, expected in (("event", aware), ("local", local)):
+        assert out[f"{prefix}_date"].to_list() == [moment.date() for moment in expected]
+        assert out[f"{prefix}_hour"].to_list() == [moment.hour for moment in expected]
+        assert out[f"{prefix}_weekday"].to_list() == [moment.isoweekday() for moment in expected]
+
+
+def test_an_unknown_time_zone_is_a_mistake() -> None:
+    assert mistakes("time", {"time_zone": "Mars/Base"})[0].path == "time_zone"
+
+
+def write(path: Path, text: str) -> None:
+    """A new state of the file, whatever the resolution of its clock."""
+    before = path.stat().st_mtime if path.exists() else 0.0
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, (before + 10, before + 10))
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> Path:
+    path = tmp_path / "plans.csv"
+    write(path, "id,plan,price,other\n1,basic,9.5,x\n2,pro,20,y\n,none,0,z\n")
+    return path
+
+
+def test_a_lookup_adds_the_files_columns_by_key(plans: Path) -> None:
+    events = frame(plan_id=pl.Series([2, None, 3, 1, 2], dtype=pl.Int64))
+    out = enrich("lookup", LOOKUP, events, base=plans.parent)
+    assert out.select("plan", "price").rows() == [
+        ("pro", 20.0),
+        (None, None),
+        (None, None),
+        ("basic", 9.5),
+        ("pro", 20.0),
+    ]
+
+
+def test_a_lookup_reads_parquet_and_several_keys(tmp_path: Path) -> None:
+    rows = pl.DataFrame({"a": ["x", "x"], "b": [1, 2], "label": ["one", "two"]})
+    rows.write_parquet(tmp_path / "labels.parquet")
+    options = {"file": "labels.parquet", "keys": {"k": "a", "n": "b"}, "add": {"label": "string"}}
+    events = frame(k=["x", "x", "y"], n=pl.Series([2, 1, 1], dtype=pl.Int64))
+    assert enrich("lookup", options, events, base=tmp_path)["label"].to_list() == ["two", "one", None]
+
+
+def test_a_changed_file_is_read_again_and_a_broken_one_is_not(plans: Path) -> None:
+    step = build("lookup", LOOKUP, {"plan_id": pl.Int64()}, base=plans.parent)
+    assert isinstance(step, Lookup)
+    events = frame(plan_id=pl.Series([1], dtype=pl.Int64))
+
+    def plan() -> object:
+        return step(events)["plan"][0]
+
+    assert plan() == "basic"
+    write(plans, "id,plan,price\n1,starter,5\n")
+    assert plan() == "starter"
+    for broken in ("id,plan,price\n1,a,1\n1,b,2\n", "id,plan\n1,a\n", "id,plan,price\n1,a,dear\n", ""):
+        write(plans, broken)
+        assert plan() == "starter"
+        assert step.problem
+    plans.unlink()
+    assert plan() == "starter"
+    write(plans, "id,plan,price\n1,final,5\n")
+    assert plan() == "final"
+    assert step.problem is None
+
+
+def test_a_key_that_stands_twice_is_a_mistake_at_the_start(plans: Path) -> None:
+    write(plans, "id,plan,price\n7,a,1\n7,b,2\n")
+    with pytest.raises(ConfigError, match="stands twice"):
+        build("lookup", LOOKUP, {"plan_id": pl.Int64()}, base=plans.parent)
+
+
+def test_lookup_options_are_checked() -> None:
+    found = mistakes(
+        "lookup", {"file": "x.xls", "keys": {"nope": "id"}, "add": {"p": "money"}}, plan_id=pl.Int64()
+    )
+    assert {each.path for each in found} == {"file", "keys.nope", "add.p"}
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "own_functions.py").write_text(
+        "import polars as pl\n"
+        "def good(f): return f.with_columns(twice=pl.col('n') * 2, n=pl.lit(0)).drop('text')\n"
+        "def fails(f): raise KeyError('boom')\n"
+        "def loses(f): return f.with_columns(twice=pl.col('n')).head(1)\n"
+        "def reorders(f): return f.with_columns(twice=pl.col('n')).reverse()\n"
+        "def mistypes(f): return f.with_columns(twice=pl.lit('x'))\n"
+        "def forgets(f): return f\n"
+        "def none(f): return None\n"
+        "not_callable = 1\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("own_functions", None)
+
+
+def own(name: str) -> pl.DataFrame:
+    options = {"function": f"own_functions:{name}", "adds": {"twice": "integer"}}
+    return enrich("python", options, frame(n=pl.Series([1, 2], dtype=pl.Int64), text=["a", "b"]))
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_users_function_adds_its_columns_and_can_touch_nothing_else() -> None:
+    assert own("good").select("n", "text", "twice").rows() == [(1, "a", 2), (2, "b", 4)]
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("fails", "it raised KeyError: 'boom'"),
+        ("loses", "it returned 1 rows for 2 events"),
+        ("reorders", "it reordered the events"),
+        ("mistypes", "column 'twice' is String, not Int64"),
+        ("forgets", "column 'twice' is missing, not Int64"),
+        ("none", "it returned NoneType"),
+    ],
+)
+def test_a_users_function_that_misbehaves_stops_with_its_name(name: str, problem: str) -> None:
+    with pytest.raises(EnrichmentFailed, match=f"own_functions:{name}: {problem}"):
+        own(name)
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize("name", ["own_functions:absent", "own_functions:not_callable", "no_such_module:f"])
+def test_a_function_that_is_not_there_is_a_configuration_mistake(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"python\.function"):
+        build("python", {"function": name, "adds": {"x": "integer"}}, {})
+
+
+def test_time_is_the_events_not_the_clocks() -> None:
+    moment = datetime(2001, 2, 3, 4, 5, tzinfo=UTC)
+    events = frame(event_time=pl.Series([moment, moment + timedelta(days=1)], dtype=pl.Datetime("us", "UTC")))
+    assert enrich("time", {}, events)["event_hour"].to_list() == [4, 4]

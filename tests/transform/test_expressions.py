@@ -1,0 +1,145 @@
+"""SQL of a topic page: what is taken, what is refused, and that what is taken sees one row only."""
+
+from __future__ import annotations
+
+import duckdb
+import polars as pl
+import pytest
+
+from streamproc.transform.expressions import FUNCTIONS, ExpressionError, compile_sql
+
+COLUMNS: dict[str, pl.DataType] = {
+    "is_bot": pl.Boolean(),
+    "event_type": pl.String(),
+    "host": pl.String(),
+    "path": pl.String(),
+    "value": pl.Float64(),
+    "n": pl.Int64(),
+    "event_time": pl.Datetime("us", "UTC"),
+    "event_date": pl.Date(),
+}
+EVENTS = pl.DataFrame(
+    {
+        "is_bot": [True, False, None, False],
+        "event_type": ["heartbeat", "page_view", "click", None],
+        "host": ["a.example", "b.example", None, "a.example"],
+        "path": ["/", "/shop/shoes", "/shop", None],
+        "value": [1.5, None, -2.0, 0.0],
+        "n": [1, 2, None, 40],
+    }
+)
+ACCEPTED = [
+    "is_bot or event_type = 'heartbeat'",
+    "event_type in ('page_view', 'click')",
+    "not is_bot and value >= 0",
+    "path like '/shop%'",
+    "host || path",
+    "coalesce(host, 'none')",
+    "case when n > 1 then 'many' when n = 1 then 'one' else 'none' end",
+    "value between -2 and 1",
+    "event_type is null",
+    "upper(event_type)",
+    "split_part(path, '/', 2)",
+    "n % 2 = 1",
+    "not coalesce(is_bot, false)",
+]
+
+
+@pytest.mark.parametrize("sql", ACCEPTED)
+def test_an_expression_means_what_it_means_in_another_sql_engine(sql: str) -> None:
+    expected = duckdb.sql(f"select {sql} from EVENTS").fetchall()
+    assert EVENTS.select(compile_sql(sql, COLUMNS).expr).rows() == expected
+
+
+@pytest.mark.parametrize("sql", ACCEPTED)
+def test_an_expression_gives_each_row_the_same_answer_alone(sql: str) -> None:
+    expr = compile_sql(sql, COLUMNS).expr
+    alone = [EVENTS[row].select(expr).item() for row in range(EVENTS.height)]
+    assert EVENTS.select(expr).to_series().to_list() == alone
+
+
+def test_columns_and_type_are_told() -> None:
+    compiled = compile_sql("n + n > value", COLUMNS)
+    assert (compiled.columns, compiled.type) == (("n", "value"), pl.Boolean())
+    assert compile_sql("n * value", COLUMNS).type == pl.Float64()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "count(*)",
+        "n > count(*)",
+        "sum(n)",
+        "n > sum(n)",
+        "max(n)",
+        "first(host)",
+        "array_agg(n)",
+        "median(n) > 1",
+        "sum(n) over (partition by host)",
+        "row_number() over ()",
+        "lag(n) over (order by n)",
+        "rank() over (order by n)",
+        "n in (select n from self)",
+        "exists (select 1)",
+        "n > (select max(n) from self)",
+        "unnest(string_to_array(host, '.'))",
+    ],
+)
+def test_what_sees_several_rows_is_refused(sql: str) -> None:
+    with pytest.raises(ExpressionError, match="one event"):
+        compile_sql(sql, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "sql", ["now()", "event_time < now()", "CURRENT_TIMESTAMP", "event_date = current_date"]
+)
+def test_what_reads_the_clock_is_refused(sql: str) -> None:
+    with pytest.raises(ExpressionError, match="clock"):
+        compile_sql(sql, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "sql", ["", "  ", "n >", "select n", "n; drop", "*", "n n n", "read_csv('/etc/passwd')", "random() > 0.5"]
+)
+def test_what_is_no_expression_is_refused(sql: str) -> None:
+    with pytest.raises(ExpressionError):
+        compile_sql(sql, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["host > 1", "n = '1'", "host + n", "cast(host as int) > 1", "strptime(host, '%Y') is null", "not host"],
+)
+def test_what_could_fail_on_some_event_is_refused(sql: str) -> None:
+    with pytest.raises(ExpressionError):
+        compile_sql(sql, COLUMNS)
+
+
+def test_a_failing_cast_is_told_to_try() -> None:
+    with pytest.raises(ExpressionError, match="try_cast"):
+        compile_sql("cast(host as bigint)", COLUMNS)
+    assert compile_sql("try_cast(host as bigint)", COLUMNS).type == pl.Int64()
+
+
+def test_unknown_columns_are_all_named_with_near_matches() -> None:
+    with pytest.raises(
+        ExpressionError, match=r"'event_typ' \(near: event_type.*\); there is no column 'zzz'"
+    ):
+        compile_sql("event_typ = 'a' and zzz", COLUMNS)
+
+
+def test_words_inside_texts_and_quoted_names_are_not_sql() -> None:
+    assert compile_sql("event_type = 'now() select count(*)'", COLUMNS).columns == ("event_type",)
+    assert compile_sql("\"over\" = 'it''s'", {"over": pl.String()}).columns == ("over",)
+
+
+def test_functions_that_are_allowed_are_known_to_the_engine() -> None:
+    unknown = []
+    grammar = {"cast": "n as int", "try_cast": "n as int", "extract": "year from n", "position": "'a' in n"}
+    for name in sorted(FUNCTIONS):
+        try:
+            pl.sql_expr(f"{name}({grammar.get(name, 'n')})")
+        except pl.exceptions.PolarsError as error:
+            if "unsupported function" in str(error):
+                unknown.append(name)
+    assert unknown == []
