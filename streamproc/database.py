@@ -172,9 +172,10 @@ def _complete(conninfo: str, name: str) -> str:
     try:
         given = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError:
-        # psycopg quotes the string, password and all, and a chained exception would show it.
+        # The string is not shown: in one that cannot be parsed nobody can find the password to hide it.
+        # psycopg's message quotes it, so the exception is not chained either.
         mistake = Mistake(
-            redact(conninfo), "is not a PostgreSQL URL", "Write postgresql://user:password@host:5432/database"
+            "database", "is not a PostgreSQL URL", "Write postgresql://user:password@host:5432/database"
         )
         raise ConfigError([mistake]) from None
     return make_conninfo("", **{**_CONNECTION_DEFAULTS, "application_name": name, **given})

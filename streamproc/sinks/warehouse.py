@@ -16,7 +16,6 @@ import polars as pl
 
 from streamproc.errors import ConfigError, Mistake
 from streamproc.model import CommittedObject
-from streamproc.redaction import redact
 from streamproc.sinks.object_store import ObjectStore
 
 
@@ -86,5 +85,5 @@ def open_warehouse(url: str, stream: str) -> Warehouse | None:
 
         return PostgresWarehouse(url, stream)
     raise ConfigError(
-        [Mistake(redact(url), "is not a warehouse", "Write none or postgresql://host/database")]
+        [Mistake("warehouse", "is not one we know", "Write none or postgresql://user@host/database")]
     )

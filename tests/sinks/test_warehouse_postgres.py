@@ -300,6 +300,7 @@ def test_every_type_of_column_is_written_as_postgresql_reads_it(postgres: str) -
 
 def test_a_url_that_is_no_warehouse_is_a_configuration_mistake_without_its_password() -> None:
     assert open_warehouse("none", "clicks") is None
-    with pytest.raises(ConfigError, match="is not a warehouse") as caught:
-        open_warehouse("mysql://me:hunter2@host/db", "clicks")
-    assert "hunter2" not in str(caught.value)
+    for url in ("mysql://me:hunter2@host/db", "postgresql//me:hunter2@host/db"):
+        with pytest.raises(ConfigError, match="warehouse: is not one we know") as caught:
+            open_warehouse(url, "clicks")
+        assert "hunter2" not in str(caught.value)
