@@ -1,0 +1,249 @@
+"""The command as a person meets it: help, exit codes, ``check`` and ``topics``."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from streamproc import __version__
+from streamproc.cli import COMMANDS, main
+
+PAGE = """
+[stream]
+name = "shop"
+[topic]
+name = "{topic}"
+partitions = {partitions}
+retention = "2d"
+[contract.fields]
+time = {{ type = "integer", required = true }}
+[contract.event_time]
+field = "time"
+[sinks]
+publish_events = "{topic}-enriched"
+"""
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory without settings or pages."""
+    monkeypatch.chdir(tmp_path)
+
+
+def write_page(folder: Path, topic: str = "shop", partitions: int = 2) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "shop.toml").write_text(PAGE.format(topic=topic, partitions=partitions))
+    return folder
+
+
+def call(*arguments: str, **environ: str) -> Result:
+    return CliRunner().invoke(main, list(arguments), env={f"STREAMPROC_{k}": v for k, v in environ.items()})
+
+
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_help_lists_every_verb_and_imports_none() -> None:
+    code = (
+        "import sys; from streamproc.cli import main; main(['--help'], standalone_mode=False); "
+        "heavy = {'polars', 'faust', 'aiokafka', 'psycopg', 'structlog'}; "
+        "print('HEAVY', sorted({name.partition('.')[0] for name in sys.modules} & heavy))"
+    )
+    started = time.perf_counter()
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert time.perf_counter() - started < 10, (
+        "generous: what makes it fast is that nothing heavy is imported"
+    )
+    assert "HEAVY []" in answer.stdout
+    for verb, (_, _, help_) in COMMANDS.items():
+        assert verb in answer.stdout
+        assert help_.split()[0] in answer.stdout
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_a_verb_can_be_imported_and_its_help_begins_as_the_overview_says(verb: str) -> None:
+    answer = call(verb, "-h")
+    assert answer.exit_code == 0, answer.output
+    assert COMMANDS[verb][2].rstrip(".") in " ".join(answer.output.split())
+
+
+def test_the_version_is_the_package_s() -> None:
+    assert call("--version").output.strip() == f"streamproc, version {__version__}"
+
+
+def test_an_unknown_verb_is_a_usage_error() -> None:
+    assert call("fly").exit_code == 2
+
+
+def test_a_configuration_mistake_is_printed_without_a_traceback_and_exits_with_2() -> None:
+    answer = call("topics", "list", START="soon")
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith("streamproc: 1 configuration mistake")
+    assert "STREAMPROC_START" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_failure_exits_with_1_and_shows_its_traceback_when_debugging() -> None:
+    broker = f"kafka://127.0.0.1:{free_port()}"
+    answer = call("topics", "list", BROKER=broker)
+    assert answer.exit_code == 1
+    assert "Traceback" not in answer.stderr
+    assert "127.0.0.1" in answer.stderr
+    assert "Traceback" in call("--debug", "topics", "list", BROKER=broker).stderr
+
+
+class TestCheck:
+    def test_everything_embedded_is_fine(self) -> None:
+        answer = call("check", "--json")
+        report = json.loads(answer.stdout)
+        assert answer.exit_code == 0, report
+        assert report["ok"]
+        names = ["settings", "topic pages", "broker", "ledger", "lake", "warehouse"]
+        assert [check["what"] for check in report["checks"]] == names
+        assert all(check["ok"] and check["seconds"] >= 0 for check in report["checks"])
+
+    def test_real_endpoints_are_tried(self, broker: str, postgres: str, bucket: str, tmp_path: Path) -> None:
+        answer = call(
+            "check",
+            "--json",
+            "--topics",
+            str(write_page(tmp_path / "pages")),
+            BROKER=f"kafka://{broker}",
+            LEDGER=postgres,
+            WAREHOUSE=postgres,
+            LAKE=f"s3://{bucket}/lake",
+        )
+        report = json.loads(answer.stdout)
+        assert answer.exit_code == 0, report
+        notes = {check["what"]: check["note"] for check in report["checks"]}
+        assert notes["ledger"].startswith("PostgreSQL")
+        assert "topics visible" in notes["broker"]
+
+    def test_nothing_stays_in_the_lake(self, tmp_path: Path) -> None:
+        lake = tmp_path / "lake"
+        answer = call("check", LAKE=lake.as_uri())
+        assert answer.exit_code == 0, answer.output
+        assert [path for path in lake.rglob("*") if path.is_file()] == []
+
+    def test_every_unreachable_endpoint_is_listed_and_passwords_are_not(self, tmp_path: Path) -> None:
+        port = free_port()
+        (tmp_path / "file").write_text("in the way")
+        answer = call(
+            "check",
+            "--json",
+            BROKER=f"kafka://127.0.0.1:{port}",
+            LEDGER=f"postgresql://app:hunter2@127.0.0.1:{port}/x",
+            LAKE=(tmp_path / "file" / "lake").as_uri(),
+        )
+        assert answer.exit_code == 1
+        report = json.loads(answer.stdout)
+        wrong = {check["what"]: check for check in report["checks"] if not check["ok"]}
+        assert list(wrong) == ["broker", "ledger", "lake"]
+        assert all(check["problem"] for check in wrong.values())
+        assert wrong["ledger"]["hint"]
+        assert "hunter2" not in answer.output
+
+    def test_mistakes_in_settings_and_pages_are_listed_together(self, tmp_path: Path) -> None:
+        pages = write_page(tmp_path / "pages", partitions=0)
+        answer = call("check", "--json", "--topics", str(pages), START="soon", GROUP="my group")
+        assert answer.exit_code == 2
+        report = json.loads(answer.stdout)
+        assert [mistake["where"] for mistake in report["mistakes"]] == [
+            "environment: STREAMPROC_GROUP",
+            "environment: STREAMPROC_START",
+            "shop.toml: topic.partitions",
+        ]
+        assert all(mistake["problem"] and mistake["fix"] for mistake in report["mistakes"])
+
+    def test_files_and_secrets_that_a_page_names_must_be_there(self, tmp_path: Path) -> None:
+        pages = write_page(tmp_path / "pages")
+        extra = '[privacy.pseudonym]\nfields = ["who"]\nkey_env = "SHOP_KEY"\n'
+        text = (pages / "shop.toml").read_text() + extra
+        (pages / "shop.toml").write_text(
+            text.replace("[contract.event", 'who = { type = "string" }\n[contract.event')
+        )
+        answer = call("check", "--topics", str(pages))
+        assert answer.exit_code == 2
+        assert "SHOP_KEY" in answer.output
+
+    def test_a_person_sees_what_is_wrong_and_what_to_write(self, tmp_path: Path) -> None:
+        answer = call("check", "--topics", str(write_page(tmp_path / "pages", partitions=0)))
+        assert "FAIL topic pages" in answer.output
+        assert "→ Write a whole number from 1 to 10,000" in answer.output
+
+    def test_a_variable_that_looks_like_a_slip_is_mentioned(self) -> None:
+        assert "STREAMPROC_LEGDER is not read: STREAMPROC_LEDGER?" in call("check", LEGDER="x").output
+
+    def test_a_database_in_which_no_schema_may_be_created_is_refused(self, postgres: str) -> None:
+        import psycopg
+        from psycopg import sql
+
+        user = f"reader_{uuid.uuid4().hex[:8]}"
+        with psycopg.connect(postgres, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(user)))
+        try:
+            answer = call("check", LEDGER=postgres.replace("postgres@", f"{user}@"))
+        finally:
+            with psycopg.connect(postgres, autocommit=True) as connection:
+                connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(user)))
+        assert answer.exit_code == 1
+        assert f"user {user} may not create schemas" in answer.output
+        assert "GRANT CREATE" in answer.output
+
+
+class TestTopics:
+    @pytest.fixture
+    def topic(self) -> str:
+        return f"shop-{uuid.uuid4().hex[:8]}"
+
+    def test_diff_then_apply_then_no_difference(self, broker: str, topic: str, tmp_path: Path) -> None:
+        pages = str(write_page(tmp_path / "pages", topic))
+        where = {"BROKER": f"kafka://{broker}"}
+        diff = call("topics", "diff", "--json", "--topics", pages, **where)
+        assert diff.exit_code == 1
+        missing = json.loads(diff.stdout)["differences"]
+        assert [each["topic"] for each in missing] == [topic, f"{topic}-enriched"]
+        assert all(each["actual"] is None for each in missing)
+
+        applied = call("topics", "apply", "--json", "--yes", "--topics", pages, **where)
+        assert applied.exit_code == 0, applied.output
+        assert [each["topic"] for each in json.loads(applied.stdout)["applied"]] == [
+            topic,
+            f"{topic}-enriched",
+        ]
+
+        again = call("topics", "apply", "--topics", pages, **where)
+        assert again.output == "Nothing to do.\n"
+        assert call("topics", "diff", "--topics", pages, **where).exit_code == 0
+
+        listed = json.loads(call("topics", "list", "--json", "--topics", pages, **where).stdout)["topics"]
+        ours = {each["name"]: each for each in listed if each["stream"] == "shop"}
+        assert ours[topic]["partitions"] == 2
+        assert ours[topic]["retention_ms"] == 2 * 24 * 3600 * 1000
+
+    def test_apply_asks_first_and_no_means_no(self, broker: str, topic: str, tmp_path: Path) -> None:
+        pages = str(write_page(tmp_path / "pages", topic))
+        where = {"BROKER": f"kafka://{broker}"}
+        answer = call("topics", "apply", "--topics", pages, **where)  # stdin is empty
+        assert answer.exit_code == 1
+        assert "missing" in answer.stderr
+        listed = call("topics", "list", "--topics", pages, **where).output
+        assert f"{topic:<32} missing  stream shop" in listed
+
+    def test_an_embedded_broker_is_asked_too(self, topic: str, tmp_path: Path) -> None:
+        pages = str(write_page(tmp_path / "pages", topic))
+        assert call("topics", "apply", "--yes", "--topics", pages).exit_code == 0
