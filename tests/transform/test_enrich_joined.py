@@ -22,7 +22,7 @@ LOOKUP = {"file": "plans.csv", "keys": {"plan_id": "id"}, "add": {"plan": "strin
 
 
 @given(st.lists(st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)), min_size=1, max_size=20))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_calendar_columns_agree_with_datetime(moments: list[datetime]) -> None:
     aware = [moment.replace(tzinfo=UTC) for moment in moments]
     events = frame(event_time=pl.Series(aware, dtype=pl.Datetime("us", "UTC")))

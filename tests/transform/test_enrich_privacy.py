@@ -55,7 +55,7 @@ address = st.one_of(
 
 
 @given(st.lists(address, min_size=1, max_size=40), st.integers(0, 4), st.integers(0, 8))
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_addresses_keep_what_the_network_of_that_length_keeps(
     texts: list[str], octets: int, segments: int
 ) -> None:

@@ -120,6 +120,23 @@ def test_a_list_can_be_the_pages_own(tmp_path: Path) -> None:
     assert got == [("email", "Acme Mail", None)]
 
 
+def test_a_search_term_may_be_in_the_path(tmp_path: Path) -> None:
+    (tmp_path / "SearchEngines.yml").write_text(
+        "Acme:\n  -\n    urls: [find.example]\n    params: ['/s\\/([^\\/]+)/', q]\n", encoding="utf-8"
+    )
+    urls = ["https://find.example/s/red+shoes/2", "https://find.example/?q=blue", "https://find.example/s/"]
+    got = referrers(*urls, base=tmp_path, lists=["SearchEngines.yml"])
+    assert [row[2] for row in got] == ["red shoes", "blue", None]
+
+
+@pytest.mark.parametrize("detail", ["params: ['/(/']", "charsets: [klingon]"])
+def test_a_search_engine_that_could_fail_on_a_term_is_a_mistake(tmp_path: Path, detail: str) -> None:
+    content = f"Acme:\n  -\n    urls: [find.example]\n    {detail}\n"
+    (tmp_path / "SearchEngines.yml").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match="'Acme': "):
+        build("referrer", {"lists": ["SearchEngines.yml"]}, {"referrer": pl.String()}, base=tmp_path)
+
+
 @pytest.mark.parametrize("content", ["- just\n- a list\n", "A:\n  - 7\n", "A: [", "A: text\n"])
 def test_a_list_of_another_form_is_a_mistake(tmp_path: Path, content: str) -> None:
     (tmp_path / "Socials.yml").write_text(content, encoding="utf-8")

@@ -51,13 +51,13 @@ def urls(draw: st.DrawFn) -> str:
 
 
 @given(urls())
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_parts_of_any_well_formed_url_are_those_urllib_finds(url: str) -> None:
     assert parts(url) == [by_urllib(url)]
 
 
 @given(urls())
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_campaign_parameters_are_the_first_ones_that_urllib_decodes(url: str) -> None:
     first: dict[str, str] = {}
     for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):

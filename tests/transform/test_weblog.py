@@ -208,7 +208,7 @@ def test_appended_fields_users_with_spaces_and_ipv6_are_taken() -> None:
         max_size=12,
     )
 )
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 def test_every_line_is_an_event_or_a_problem_whatever_it_holds(lines: list[bytes]) -> None:
     events, problems = parse(*lines)
     assert len(events) + len(problems) == len(lines)

@@ -12,6 +12,8 @@ import polars as pl
 
 #: From a series of distinct, non-null values to a frame of answers, row by row.
 Describe = Callable[[pl.Series], pl.DataFrame]
+#: What one enrichment may remember, whatever length its values have.
+MAX_BYTES = 32 * 2**20
 _KEY = "distinct value"
 _KNOWN = "is known"
 
@@ -19,9 +21,9 @@ _KNOWN = "is known"
 class Remembered:
     """A step that adds ``describe``'s answers for the values of ``column``; null for null.
 
-    Answers are kept from batch to batch, ``bound`` values at most: when they would be more, those that the
-    current batch uses stay and the others are forgotten. What is remembered changes the cost only, never an
-    answer. A batch with more distinct values than ``bound`` is answered all the same.
+    Answers are kept from batch to batch, ``bound`` values and :data:`MAX_BYTES` at most: when they would be
+    more, those that the current batch uses stay and the others are forgotten. What is remembered changes the
+    cost only, never an answer. A batch with more distinct values than fit is answered all the same.
     """
 
     def __init__(self, column: str, describe: Describe, bound: int = 20_000) -> None:
@@ -45,7 +47,7 @@ class Remembered:
 
     def _learn(self, frame: pl.DataFrame, values: pl.Series) -> None:
         known = self._known
-        if known.height + len(values) > self._bound:
+        if known.height + len(values) > self._bound or known.estimated_size() > MAX_BYTES:
             known = known.join(frame.select(self._column), left_on=_KEY, right_on=self._column, how="semi")
         self._known = pl.concat([known, self._answers(values)], rechunk=True)
 

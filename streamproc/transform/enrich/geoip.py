@@ -94,7 +94,9 @@ def _at(record: Any, path: tuple[str | int, ...]) -> object:
 
 
 def _unmapped(addresses: pl.Series) -> pl.Series:
-    """IPv4-mapped addresses as IPv4; the others as they are."""
+    """IPv4-mapped addresses as IPv4; the others as they are. They are rare: mostly this is one quick look."""
+    if not addresses.str.starts_with("::").any():
+        return addresses
     return addresses.str.replace(r"^::(?i:ffff):([0-9.]+)$", "$1")
 
 

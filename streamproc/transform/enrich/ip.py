@@ -44,22 +44,21 @@ class _Anonymise:
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with the field replaced."""
-        address = pl.col(self._field)
-        quick = frame.select(
-            address,
-            masked=pl.coalesce(
-                address.str.extract(self._v4) + self._zero_octets,
-                address.str.extract(self._v6) + self._zero_segments,
-            ),
-        )
-        masked = quick["masked"]
-        odd = quick.filter(pl.col("masked").is_null() & address.is_not_null())[self._field].unique()
-        if len(odd):
-            answers = pl.Series([self._mask(text) for text in odd.to_list()], dtype=pl.String)
-            slow = pl.DataFrame({self._field: odd, "slow": answers})
-            joined = quick.join(slow, on=self._field, how="left", maintain_order="left")
-            masked = joined.select(pl.coalesce("masked", "slow")).to_series()
+        addresses = frame[self._field].alias("address")
+        masked = addresses.str.extract(self._v4) + self._zero_octets
+        others = addresses.filter(masked.is_null()).unique().drop_nulls()
+        if len(others):
+            known = pl.DataFrame({"address": others, "masked": self._mask_others(others)})
+            joined = addresses.to_frame().join(known, on="address", how="left", maintain_order="left")
+            masked = masked.zip_with(masked.is_not_null(), joined["masked"])
         return frame.with_columns(masked.alias(self._field))
+
+    def _mask_others(self, addresses: pl.Series) -> pl.Series:
+        """Distinct values that are no plain IPv4 address."""
+        masked = addresses.str.extract(self._v6) + self._zero_segments
+        odd = masked.is_null()
+        answers = [self._mask(text) for text in addresses.filter(odd).to_list()]
+        return masked.scatter(odd.arg_true(), pl.Series(answers, dtype=pl.String))
 
     def _mask(self, text: str) -> str | None:
         try:

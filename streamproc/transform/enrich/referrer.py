@@ -28,6 +28,7 @@ from streamproc.transform.enrich.percent import decode_component
 from streamproc.transform.enrich.referrer_table import (
     ReferrerTable,
     Source,
+    is_path_pattern,
     medium_of,
     read_matomo,
     shipped_table,
@@ -72,16 +73,20 @@ class _Referrers:
         )
         parts = parts.join(answers, on=["host", "path"], how="left", nulls_equal=True, maintain_order="left")
         by_key = dict(zip(keys.iter_rows(), found, strict=True))
+        searches = parts["medium"] == "search"
         terms = [
             _term(by_key[host, path], whole, query)
-            for host, path, whole, query in self._searches(parts).iter_rows()
+            for host, path, whole, query in parts.filter(searches)
+            .select("host", "path", "whole", "query")
+            .iter_rows()
         ]
-        return self._with_terms(parts, terms).select(
+        term = pl.repeat(None, parts.height, dtype=pl.String, eager=True)
+        return parts.select(
             _site("host").alias(_SITE),
             referrer_host="host",
             referrer_medium=pl.when(~blank).then("medium").otherwise(pl.lit("direct")),
             referrer_source="source",
-            referrer_term="term",
+            referrer_term=term.scatter(searches.arg_true(), pl.Series(terms, dtype=pl.String)),
         )
 
     def _classify(self, host: str | None, path: str) -> Source:
@@ -91,22 +96,11 @@ class _Referrers:
             return Source("internal", "")
         return self._table.find(host, path) or Source("other", "")
 
-    def _searches(self, parts: pl.DataFrame) -> pl.DataFrame:
-        return parts.filter(pl.col("medium") == "search").select("host", "path", "whole", "query")
-
-    def _with_terms(self, parts: pl.DataFrame, terms: list[str | None]) -> pl.DataFrame:
-        is_search = parts["medium"] == "search"
-        rows = is_search.arg_true()
-        term = pl.repeat(None, parts.height, dtype=pl.String, eager=True).scatter(
-            rows, pl.Series(terms, dtype=pl.String)
-        )
-        return parts.with_columns(term.alias("term"))
-
 
 def _term(source: Source, path: str, query: str | None) -> str | None:
     """The search term of a search engine's URL: the first of the source's parameters that says one."""
     for param in source.params:
-        if len(param) > 2 and param.startswith("/") and param.endswith("/"):
+        if is_path_pattern(param):
             found = re.search(param[1:-1], path)
             raw = found[1] if found and found.groups() else ""
         else:

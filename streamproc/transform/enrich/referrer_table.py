@@ -11,6 +11,7 @@ subdomains too. This is how Matomo reads its lists.
 
 from __future__ import annotations
 
+import codecs
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -120,8 +121,27 @@ def _matomo_entry(name: str, medium: str, entry: Any) -> Iterator[tuple[str, Sou
     if isinstance(entry, str):
         yield entry, Source(medium, name)
     elif isinstance(entry, Mapping) and isinstance(entry.get("urls"), list):
-        params, charsets = entry.get("params") or (), entry.get("charsets") or ()
-        source = Source(medium, name, tuple(map(str, params)), tuple(map(str, charsets)))
+        params = tuple(map(str, entry.get("params") or ()))
+        charsets = tuple(map(str, entry.get("charsets") or ()))
+        _check_terms(name, params, charsets)
+        source = Source(medium, name, params, charsets)
         yield from ((str(url), source) for url in entry["urls"])
     else:
         raise ValueError(f"'{name}' is not a list of hosts")
+
+
+def _check_terms(name: str, params: tuple[str, ...], charsets: tuple[str, ...]) -> None:
+    """What would otherwise fail on the first referrer with a search term."""
+    try:
+        for param in params:
+            if is_path_pattern(param):
+                re.compile(param[1:-1])
+        for charset in charsets:
+            codecs.lookup(charset)
+    except (re.error, LookupError) as error:
+        raise ValueError(f"'{name}': {error}") from error
+
+
+def is_path_pattern(param: str) -> bool:
+    """Whether a search engine's parameter is a regular expression on the path: ``/s\\/([^\\/]+)/``."""
+    return len(param) > 2 and param.startswith("/") and param.endswith("/")
