@@ -54,6 +54,8 @@ class Streamproc:
             "STREAMPROC_DATA_DIR": str(directory),
             "STREAMPROC_TOPICS": str(workload.page),
             "STREAMPROC_GROUP": f"bench-{database}",
+            # The last, partly filled epoch waits this long; at the default of 5 s the wait would be most of a run.
+            "STREAMPROC_FLUSH_INTERVAL": "1s",
             "STREAMPROC_HEALTH": "127.0.0.1:0",
             "STREAMPROC_LOG_LEVEL": "warning",
         }
@@ -132,6 +134,7 @@ class PlainFaust:
     def run(self, workload: Workload, number: int) -> Run:
         """Process the workload once. Raises :class:`Failed`."""
         directory = self.directory / f"faust_{number}"
+        directory.mkdir(parents=True)
         command = [
             sys.executable, str(_HERE / "plain_faust.py"),
             "--bootstrap", self.bootstrap, "--topic", workload.topic,

@@ -16,7 +16,7 @@ import psycopg
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from streamproc.sources.kafka_client import KafkaConnection
-from streamproc.sources.kafka_produce import BulkProducer
+from streamproc.sources.kafka_produce import KafkaProducer
 
 PARTITIONS = 4
 _HERE = Path(__file__).parent
@@ -93,7 +93,8 @@ async def _fill(bootstrap: str, topic: str, records: list[Record]) -> None:
         await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
     finally:
         await admin.close()
-    async with BulkProducer(KafkaConnection.embedded(bootstrap), topic) as producer:
+    async with KafkaProducer(KafkaConnection(bootstrap, embedded=True)) as producer:
         for start in range(0, len(records), _CHUNK):
-            await producer.send(records[start : start + _CHUNK])
+            keys, values = zip(*records[start : start + _CHUNK], strict=True)
+            await producer.send(topic, values, keys)
         await producer.flush()
