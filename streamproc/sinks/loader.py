@@ -31,8 +31,8 @@ class CommittedObjects(Protocol):
 class LoadLimits:
     """Most ``objects`` and ``rows`` of one warehouse transaction; one object may have more rows.
 
-    While running, a pass looks back ``overlap`` before the last one began, and every ``full_pass`` at the
-    whole list: an object's commit time is a little older than its appearance in the list.
+    :meth:`Loader.load_new` looks back ``overlap`` before the last pass began, because an object's commit
+    time is older than its appearance in the list and clocks differ, and every ``full_pass`` at everything.
     """
 
     objects: int = 200
@@ -59,6 +59,8 @@ class Loader:
         self._warehouse = warehouse
         self._store = store
         self._limits = limits or LoadLimits()
+        self._looked_at: datetime | None = None
+        self._full_pass_due = datetime.min.replace(tzinfo=UTC)
 
     async def run_once(self, since: datetime | None = None) -> LoadReport:
         """Load everything committed (at ``since`` or later) and not loaded; returns what was added.
@@ -75,23 +77,31 @@ class Loader:
                 report += added
         return report
 
+    async def load_new(self) -> LoadReport:
+        """As :meth:`run_once`, but looking only at what was committed lately; for calling again and again.
+
+        The first call and one every ``full_pass`` look at the whole list.
+        """
+        began = datetime.now(UTC)
+        full = self._looked_at is None or began >= self._full_pass_due
+        since = None if full or self._looked_at is None else self._looked_at - self._limits.overlap
+        report = await self.run_once(since)
+        self._looked_at = began
+        if full:
+            self._full_pass_due = began + self._limits.full_pass
+        return report
+
     async def run(self, interval: float) -> None:
-        """A pass every ``interval`` seconds until cancelled; an unreachable warehouse is tried again.
+        """:meth:`load_new` every ``interval`` seconds until cancelled; what does not answer is tried again.
 
         Cancelling rolls back the transaction under way. Raises :class:`Inconsistent` and
         :class:`ConfigError`: something is wrong that waiting does not mend.
         """
-        full_pass_due = began = datetime.now(UTC)
         while True:
-            last, began = began, datetime.now(UTC)
-            full = began >= full_pass_due
             try:
-                await self.run_once(None if full else last - self._limits.overlap)
+                await self.load_new()
             except DependencyError as error:
                 _log.warning("warehouse load failed, will be tried again", error=str(error))
-                began = last
-            else:
-                full_pass_due = began + self._limits.full_pass if full else full_pass_due
             await asyncio.sleep(interval)
 
     def _batches(self, objects: Sequence[CommittedObject]) -> Iterator[list[CommittedObject]]:

@@ -33,6 +33,9 @@ _HINTS = {
     "NoRegionError": "set AWS_REGION",
 }
 
+#: Objects a listing asks for at once; S3 gives no more than this.
+_PAGE = 1000
+
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -107,10 +110,12 @@ class S3Store:
             await self._connected().delete_object(Bucket=self._bucket, Key=self._prefix + key)
 
     async def list(self, prefix: str = "") -> AsyncIterator[Listed]:
-        """Pages of 1000; S3 sorts by key."""
+        """Page by page; S3 sorts by key."""
         with self._speaking("list", prefix):
             pages = self._connected().get_paginator("list_objects_v2")
-            async for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+            async for page in pages.paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix, PaginationConfig={"PageSize": _PAGE}
+            ):
                 for found in page.get("Contents", ()):
                     yield Listed(found["Key"].removeprefix(self._prefix), found["Size"])
 

@@ -69,10 +69,10 @@ async def test_a_listing_is_sorted_and_a_prefix_may_end_inside_a_name(store: Obj
     assert await keys(store, "nothing/here") == []
 
 
-async def test_a_listing_goes_past_a_page(store: ObjectStore) -> None:
-    wanted = [f"many/{number:05}" for number in range(1001)]
-    for start in range(0, len(wanted), 100):
-        await asyncio.gather(*(store.put(key, b"") for key in wanted[start : start + 100]))
+async def test_a_listing_goes_past_a_page(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamproc.sinks.s3._PAGE", 10)
+    wanted = [f"many/{number:05}" for number in range(31)]
+    await asyncio.gather(*(store.put(key, b"") for key in wanted))
     assert await keys(store, "many/") == wanted
 
 
@@ -206,3 +206,34 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def test_a_request_that_s3_turns_away_is_made_again(
+    s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aiohttp import web
+
+    bodies: list[bytes] = []
+
+    async def turn_away_twice(request: web.Request) -> web.Response:
+        if request.method == "HEAD":
+            return web.Response()
+        bodies.append(await request.read())
+        return web.Response(status=503 if len(bodies) < 3 else 200)
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", turn_away_twice)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    assert site._server is not None
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]  # AbstractServer has none
+    store = open_store("s3://bucket", StoreSettings(endpoint_url=f"http://127.0.0.1:{port}"))
+    await store.open()
+    stored = await store.put("a", b"body")
+    await store.close()
+    await runner.cleanup()
+    assert len(bodies) == 3
+    assert set(bodies) == {b"body"}
+    assert stored.size == 4

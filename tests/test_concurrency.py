@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from streamproc.concurrency import each
+
+
+async def test_results_stand_in_the_items_order_and_no_more_than_allowed_are_under_way() -> None:
+    under_way = most = 0
+
+    async def work(item: int) -> int:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        for _ in range(item % 5):
+            await asyncio.sleep(0)
+        under_way -= 1
+        return item * 2
+
+    assert await each(work, range(50), at_once=4) == [item * 2 for item in range(50)]
+    assert most == 4
+    assert await each(work, [], at_once=4) == []
+
+
+async def test_the_first_failure_is_raised_as_it_is_and_stops_the_others() -> None:
+    stopped: list[int] = []
+
+    async def work(item: int) -> None:
+        if item == 3:
+            raise LookupError("three")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            stopped.append(item)
+            raise
+
+    with pytest.raises(LookupError, match="three"):
+        await each(work, range(5), at_once=10)
+    assert sorted(stopped) == [0, 1, 2, 4]
+
+
+async def test_cancelling_the_caller_cancels_the_work() -> None:
+    started = asyncio.Event()
+
+    async def work(item: int) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(each(work, range(3), at_once=2))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
