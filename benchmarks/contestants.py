@@ -54,7 +54,7 @@ class Streamproc:
             "STREAMPROC_DATA_DIR": str(directory),
             "STREAMPROC_TOPICS": str(workload.page),
             "STREAMPROC_GROUP": f"bench-{database}",
-            # The last, partly filled epoch waits this long; at the default of 5 s the wait would be most of a run.
+            # The last, partly filled epoch waits this long; the default of 5 s would be most of a run.
             "STREAMPROC_FLUSH_INTERVAL": "1s",
             "STREAMPROC_HEALTH": "127.0.0.1:0",
             "STREAMPROC_LOG_LEVEL": "warning",

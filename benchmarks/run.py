@@ -116,7 +116,7 @@ def take(runs: dict[str, list[Run]], title: str, run: Run) -> None:
 
 def report(runs: dict[str, list[Run]]) -> None:
     """The table on stdout: medians, the slowest and fastest round, and the ratio of the two contestants."""
-    console = Console()
+    console = Console(width=110)
     table = Table(
         "", "events/s", "slowest-fastest", "CPU s per million", "peak memory", "answer", title=machine()
     )
