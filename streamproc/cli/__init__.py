@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rejects": ("rejects", "rejects_command", "Look at rejected records and send them again."),
     "lake": ("lake", "lake_command", "List the lake's committed objects."),
     "warehouse": ("warehouse", "warehouse_command", "Load the warehouse by hand."),
+    "sql": ("sql", "sql_command", "Run a read-only query in the ledger's database."),
 }
 
 

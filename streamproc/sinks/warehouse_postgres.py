@@ -115,8 +115,10 @@ class PostgresWarehouse:
             return report
 
     async def status(self) -> WarehouseStatus:
-        """Sums over ``warehouse.loads``."""
+        """Sums over ``warehouse.loads``, zero before the first :meth:`ensure`."""
         async with self._database.connection("read the loads") as conn:
+            if not await _exists(conn, "warehouse.loads"):
+                return WarehouseStatus(0, 0, None)
             cursor = await conn.execute(
                 "SELECT count(*), COALESCE(sum(rows), 0)::bigint, max(loaded_at)"
                 " FROM warehouse.loads WHERE stream = %s",

@@ -113,7 +113,9 @@ class RedriveProducer:
         Never raises for a record that was not taken: its outcome says so.
         """
         return {
-            number: [outcome for batch in await self._submit(number, resends) for outcome in await batch.fate()]
+            number: [
+                outcome for batch in await self._submit(number, resends) for outcome in await batch.fate()
+            ]
             for number, resends in records.items()
         }
 

@@ -1,0 +1,103 @@
+"""Tables for a person: drawn on a terminal, plain aligned text elsewhere. Never a control character."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A titled table. Cells are text, numbers (set to the right), times or ``None`` (shown as ``-``)."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+def show(sections: Sequence[Section]) -> None:
+    """Print the sections on stdout."""
+    if sys.stdout.isatty():
+        from rich.console import Console  # noqa: PLC0415 - keeps --help fast
+
+        Console().print(drawn(sections))
+    else:
+        click.echo("\n".join(plain(sections)))
+
+
+def drawn(sections: Sequence[Section]) -> RenderableType:
+    """The sections as rich draws them."""
+    from rich import box  # noqa: PLC0415 - keeps --help fast
+    from rich.console import Group  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    tables = []
+    for section in sections:
+        table = Table(title=Text(section.title), title_justify="left", box=box.SIMPLE_HEAD)
+        for place, name in enumerate(section.header):
+            numeric = any(_is_number(row[place]) for row in section.rows)
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        for row in section.rows:
+            table.add_row(*(Text(cell_text(cell)) for cell in row))
+        tables.append(table)
+    return Group(*tables)
+
+
+def plain(sections: Sequence[Section]) -> Iterator[str]:
+    """The sections as lines, columns aligned by spaces, nothing cut."""
+    for number, section in enumerate(sections):
+        if number:
+            yield ""
+        if section.title:
+            yield section.title
+        texts = [list(section.header), *([cell_text(cell) for cell in row] for row in section.rows)]
+        widths = [max(len(row[place]) for row in texts) for place in range(len(section.header))]
+        right = [any(_is_number(row[place]) for row in section.rows) for place in range(len(widths))]
+        for row in texts:
+            cells = [
+                text.rjust(width) if numeric else text.ljust(width)
+                for text, width, numeric in zip(row, widths, right, strict=True)
+            ]
+            yield "  ".join(cells).rstrip()
+
+
+def cell_text(cell: object) -> str:
+    """A value as a cell shows it: times in UTC to the second, anything not printable escaped."""
+    match cell:
+        case None:
+            return "-"
+        case datetime():
+            return cell.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        case float():
+            return f"{cell:,.2f}"
+        case bytes():
+            return printable_bytes(cell)
+        case _:
+            return printable(str(cell))
+
+
+def printable(text: str) -> str:
+    r"""``text`` with everything escaped that a terminal would act on: ``\x1b``, ``\n``, ``\u202e``."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
+
+
+def printable_bytes(value: bytes) -> str:
+    r"""Bytes as text on one line; what is not UTF-8 as ``\xNN``."""
+    return printable(value.decode("utf-8", "backslashreplace"))
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
