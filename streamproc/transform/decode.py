@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import polars as pl
 
@@ -78,7 +78,9 @@ class _Decoder:
         problems = self._unreadable(records["original"])
         readable = _without(problems, records.height)
         original = records["original"].gather(readable) if problems else records["original"]
-        batch = Batch([v for row, v in enumerate(values) if v is not None and row not in problems], original)
+        # What is left has a value: tombstones are among the problems.
+        present = cast(list[bytes], [values[row] for row in readable.to_list()] if problems else list(values))
+        batch = Batch(present, original)
         columns = self._parser.parse(batch)
         kept = readable.gather(batch.rows)
         problems |= {readable[row]: problem for row, problem in batch.problems.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import polars as pl
@@ -22,6 +23,7 @@ class Batch:
         self.rows = pl.int_range(len(series), dtype=pl.UInt32, eager=True)
         self.problems: dict[int, Problem] = {}
         self._lines: bytes | None = None
+        self._text: pl.Series | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -29,10 +31,9 @@ class Batch:
     @property
     def text(self) -> pl.Series:
         """The records as text, null where one is not UTF-8."""
-        try:
-            return self.series.cast(pl.String)
-        except pl.exceptions.ComputeError:  # strict=False raises as well
-            return pl.Series([_decoded(value) for value in self.values], dtype=pl.String)
+        if self._text is None:
+            self._text = as_text(self.series)
+        return self._text
 
     @property
     def lines(self) -> bytes:
@@ -56,19 +57,24 @@ class Batch:
             self.problems.update((self.rows[place], problem) for place, problem in problems.items())
             self.rows = self.rows.filter(keep)
             self.series = self.series.filter(keep)
-            self.values = [value for place, value in enumerate(self.values) if place not in problems]
-            self._lines = None
+            self.values = list(itertools.compress(self.values, keep.to_list()))
+            self._lines = self._text = None
         return keep
 
     def replace(self, values: Mapping[int, bytes]) -> None:
         """Put in other bytes that mean the same, by place."""
-        self.values = [values.get(place, value) for place, value in enumerate(self.values)]
-        self._lines = None
+        for place, value in values.items():
+            self.values[place] = value
+        self._lines = self._text = None
         self.series = pl.Series(self.values, dtype=pl.Binary)
 
 
-def _decoded(value: bytes) -> str | None:
+def as_text(series: pl.Series) -> pl.Series:
+    """Binary as String, null where it is not UTF-8."""
     try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return None
+        return series.cast(pl.String)
+    except pl.exceptions.ComputeError:  # with strict=False as well
+        if len(series) == 1:
+            return pl.Series([None], dtype=pl.String)
+    middle = len(series) // 2  # a cast only looks at the bytes, so halving finds the few bad ones soonest
+    return as_text(series[:middle]).append(as_text(series[middle:]))

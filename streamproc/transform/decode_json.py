@@ -14,7 +14,7 @@ import msgspec
 import polars as pl
 
 from streamproc.topology import Contract, FieldType
-from streamproc.transform.decode_batch import Batch
+from streamproc.transform.decode_batch import Batch, as_text
 from streamproc.transform.decode_doubts import Doubts
 from streamproc.transform.decode_inspect import MAX_DEPTH, WHITESPACE, Inspector, is_too_deep
 from streamproc.transform.decode_layout import Node, layout_of, source_text_struct
@@ -23,8 +23,8 @@ from streamproc.transform.decode_rejects import Problem, Reason
 #: What polars raises on records it cannot read: bad syntax or types, a text in place of an object.
 _REFUSALS = (pl.exceptions.ComputeError, pl.exceptions.SchemaError, pl.exceptions.InvalidOperationError)
 
-#: Where a number may hide that JSON allows and polars does not: too many digits, too large an exponent.
-_LARGE_NUMBER = r"[0-9]{39}|[eE]\+?[0-9]{3}"
+#: Finds numbers that JSON allows and polars may not: too many digits, too large an exponent.
+_LARGE_NUMBER = r"[:,\[\s]-?(?:[0-9]{39}|[0-9.]+[eE]\+?[0-9]{3})"
 
 
 class JsonParser:
@@ -72,7 +72,7 @@ class JsonParser:
             batch.replace(lines)
             batch.drop(problems)
         if (large := batch.series.bin.size() >= 2 * MAX_DEPTH).any():
-            brackets = batch.text.filter(large).str.count_matches(r"[\[{]")
+            brackets = as_text(batch.series.filter(large)).str.count_matches(r"[\[{]")
             places = large.arg_true().filter((brackets > MAX_DEPTH).fill_null(False))
             deep = [place for place in places if is_too_deep(batch.values[place])]
             batch.drop(self._problems(batch, deep))
@@ -148,13 +148,12 @@ class JsonParser:
             return frame, texts
         if self._first_wins:
             batch.replace({place: self._inspector.first_wins(batch.values[place]) for place in problems})
-        else:
-            # A second occurrence of another type is the complaint that isolation would find first.
-            keep = batch.drop(
-                {place: self._inspector.problem(batch.values[place]) or p for place, p in problems.items()}
-            )
-            frame = frame.filter(keep)
-        return frame, self._read_texts(batch)
+            return frame, self._read_texts(batch)
+        # A second occurrence of another type is the complaint that isolation would find first.
+        keep = batch.drop(
+            {place: self._inspector.problem(batch.values[place]) or p for place, p in problems.items()}
+        )
+        return frame.filter(keep), {name: text.filter(keep) for name, text in texts.items()}
 
     def _problems(self, batch: Batch, places: Iterable[int]) -> dict[int, Problem]:
         found = ((place, self._inspector.problem(batch.values[place])) for place in places)
