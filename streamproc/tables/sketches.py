@@ -28,6 +28,9 @@ SKETCHED = frozenset({"distinct", "approx_distinct", "approx_percentile"})
 
 _EXACT_LG_K = 20
 
+#: DataSketches passes over empty strings. An event's text never holds a NUL, so nothing else is this.
+_EMPTY = "\0"
+
 
 @dataclass(frozen=True, slots=True)
 class Sketching:
@@ -58,6 +61,8 @@ def build(measure: Measure, values: pl.Series) -> pl.Series:
         values = _hashable(values).list.unique()
     lengths = values.list.len()
     flat = values.filter(lengths > 0).explode()
+    if flat.dtype == pl.String and (flat == "").any():
+        flat = flat.replace("", _EMPTY)
     # One conversion for the whole column: a polars object for each row would cost more than its sketch.
     items = (
         flat.to_list()

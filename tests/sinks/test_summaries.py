@@ -1,0 +1,286 @@
+"""The summaries in a real PostgreSQL say what a loop over the events says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import uuid
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg import AsyncConnection
+
+from streamproc.sinks.summaries import Summaries
+from streamproc.tables.fold import TableFold
+from streamproc.topology import DAY, MINUTE
+from tests.tables import oracle
+from tests.tables.streams import MEASURES, START, cut, hopping, sealed, streams, tumbling, visits
+
+ADDITIVE = [m for m in MEASURES if m.kind in {"count", "sum", "min", "max"}]
+IN_SERVER = [m for m in MEASURES if m.kind not in {"approx_distinct", "distinct", "approx_percentile"}]
+
+
+def every_kind_of_table():
+    return [
+        tumbling(),
+        hopping(),
+        visits(),
+        replace(tumbling(ADDITIVE), name="additive"),
+        replace(tumbling(IN_SERVER), name="ordered"),
+        replace(visits(IN_SERVER), name="plain_visits"),
+    ]
+
+
+some_streams = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def fresh_schema():
+    return f"s_{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def conn(postgres):
+    async with await AsyncConnection.connect(postgres, autocommit=True) as connection:
+        yield connection
+
+
+def expected(table, events):
+    rows, _ = (oracle.sessions if table.window.kind == "session" else oracle.windowed)(table, events)
+    return rows
+
+
+def keyed(table, rows):
+    keys = (
+        ["session_start", table.window.key] if table.window.kind == "session" else ["window_start", *table.by]
+    )
+    found = {
+        tuple(row[k] for k in keys): {k: v for k, v in row.items() if k not in keys}
+        for row in rows.to_dicts()
+    }
+    assert len(found) == len(rows)
+    return found
+
+
+async def commit(conn, summaries, tables, batches, **options):
+    deltas = {table.name: sealed(TableFold(table), batches)[0] for table in tables}
+    async with conn.transaction():
+        return await summaries.apply(conn, deltas, **options)
+
+
+async def assert_tables_equal_the_oracle(conn, summaries, tables, events):
+    for table in tables:
+        assert keyed(table, await summaries.rows(conn, table.name)) == expected(table, events), table.name
+
+
+@given(data=st.data())
+@some_streams
+async def test_any_cut_of_a_stream_into_transactions_gives_the_tables_of_the_whole(conn, data):
+    events = data.draw(streams(most=30))
+    tables = every_kind_of_table()
+    summaries = Summaries(tables, fresh_schema())
+    await summaries.ensure(conn)
+    for batches in data.draw(cut(events)):
+        await commit(conn, summaries, tables, batches)
+    await assert_tables_equal_the_oracle(conn, summaries, tables, events)
+
+
+@given(data=st.data(), cap=st.sampled_from([MINUTE, 3 * MINUTE, 7 * MINUTE]))
+@some_streams
+async def test_sessions_in_order_are_capped_whichever_transaction_the_cap_falls_into(conn, data, cap):
+    events = sorted(data.draw(streams(most=30)), key=lambda e: e["at"])
+    events = [{**e, "position": index} for index, e in enumerate(events)]
+    tables = [visits(gap=MINUTE, cap=cap), replace(visits(IN_SERVER, gap=MINUTE, cap=cap), name="plain")]
+    summaries = Summaries(tables, fresh_schema())
+    await summaries.ensure(conn)
+    for batches in data.draw(cut(events, shuffle=False)):
+        await commit(conn, summaries, tables, batches)
+    await assert_tables_equal_the_oracle(conn, summaries, tables, events)
+
+
+async def test_workers_that_commit_the_same_keys_at_once_neither_deadlock_nor_lose_anything(conn, postgres):
+    chance = random.Random(1)
+    kinds, pages = ["view", "cart", "buy", "click"], ["/", "/a", None]
+    events = [
+        event(
+            chance.randrange(40 * MINUTE),
+            visitor=chance.choice(["a", "b", "c", "d"]),
+            site=chance.choice(["x", "y", None]),
+            kind=chance.choice(kinds),
+            page=chance.choice(pages),
+            amount=chance.randrange(8) / 4,
+            units=chance.randrange(8),
+            position=index,
+        )
+        for index in range(400)
+    ]
+    tables = every_kind_of_table()
+    summaries = Summaries(tables, fresh_schema())
+    await summaries.ensure(conn)
+
+    async def worker(mine):
+        async with await AsyncConnection.connect(postgres, autocommit=True) as own:
+            await own.execute("SET deadlock_timeout = '50ms'")
+            for start in range(0, len(mine), 10):
+                await commit(own, summaries, tables, [mine[start : start + 10]])
+
+    await asyncio.gather(*(worker(events[number::4]) for number in range(4)))
+    await assert_tables_equal_the_oracle(conn, summaries, tables, events)
+
+
+def event(at, **columns):
+    given = {
+        "visitor": "a",
+        "site": "x",
+        "kind": "view",
+        "page": "/",
+        "amount": None,
+        "units": None,
+        "bot": None,
+    }
+    return {**given, "at": START + at, "position": at, "watermark": None, **columns}
+
+
+async def test_a_transaction_that_is_rolled_back_leaves_nothing(conn):
+    tables = every_kind_of_table()
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    await commit(conn, summaries, tables, [[event(0)]])
+    with pytest.raises(ZeroDivisionError):
+        async with conn.transaction():
+            deltas = {table.name: sealed(TableFold(table), [[event(1)]])[0] for table in tables}
+            await summaries.apply(conn, deltas)
+            raise ZeroDivisionError
+    await assert_tables_equal_the_oracle(conn, summaries, tables, [event(0)])
+
+
+async def test_deltas_applied_twice_in_one_transaction_count_twice(conn):
+    tables = every_kind_of_table()
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    async with conn.transaction():
+        for at in (0, 1):
+            deltas = {table.name: sealed(TableFold(table), [[event(at)]])[0] for table in tables}
+            await summaries.apply(conn, deltas)
+    await assert_tables_equal_the_oracle(conn, summaries, tables, [event(0), event(1)])
+
+
+async def test_any_text_can_be_a_key_or_a_value(conn, shared_data):
+    strings = json.loads((shared_data / "bad_input" / "blns.json").read_text())
+    strings = [s for s in dict.fromkeys(strings) if "\0" not in s]
+    strings += ["", "\\N", "\\.", "a\nb", "a\n\\.\nb", "tab\there", "\b\f\v\r", "é" * 4096, "/" + "x" * 9000]
+    chance = random.Random(2)  # a compressor makes nothing of it
+    long = "".join(chr(0x4E00 + chance.randrange(20_000)) for _ in range(4096))
+    strings += [long, long + "y"]  # differ at the end only
+    events = [event(i % 7, visitor=s, site=s, page=s, position=i) for i, s in enumerate(strings)]
+    tables = every_kind_of_table()
+    summaries = Summaries(tables, "naughty")
+    await summaries.ensure(conn)
+    for half in (events[::2], events[1::2], events):
+        await commit(conn, summaries, tables, [half])
+    await assert_tables_equal_the_oracle(conn, summaries, tables, events + events)
+
+
+async def test_changed_rows_are_returned_as_analysts_see_them(conn):
+    tables = every_kind_of_table()
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    first, second = event(0), event(1, visitor="b", site="y")
+    await commit(conn, summaries, tables, [[first]])
+    changed = await commit(conn, summaries, tables, [[second]], changed=True)
+    for table in tables:
+        assert keyed(table, changed[table.name]) == expected(table, [second]), table.name
+        assert changed[table.name].columns == (await summaries.rows(conn, table.name)).columns
+
+
+async def test_the_changed_sessions_are_those_that_were_touched(conn):
+    table = visits(gap=MINUTE)
+    summaries = Summaries([table], "clicks")
+    await summaries.ensure(conn)
+    events = [event(0), event(10 * MINUTE), event(20 * MINUTE)]
+    await commit(conn, summaries, [table], [events])
+    more = [event(10 * MINUTE + 1), event(30 * MINUTE)]
+    changed = await commit(conn, summaries, [table], [more], changed=True)
+    everything = expected(table, events + more)
+    touched = {
+        k: v
+        for k, v in everything.items()
+        if k[0] in (oracle.moment(START + 10 * MINUTE), oracle.moment(START + 30 * MINUTE))
+    }
+    assert keyed(table, changed["visits"]) == touched
+
+
+async def test_a_session_that_begins_earlier_than_was_known_moves(conn):
+    table = visits(gap=MINUTE)
+    summaries = Summaries([table], "clicks")
+    await summaries.ensure(conn)
+    events = [event(3 * MINUTE), event(0), event(2 * MINUTE), event(MINUTE)]
+    for e in events:
+        await commit(conn, summaries, [table], [[e]])
+    await assert_tables_equal_the_oracle(conn, summaries, [table], events)
+
+
+async def test_sums_beyond_what_the_column_holds_saturate_instead_of_stopping_the_stream(conn):
+    table = tumbling(ADDITIVE)
+    summaries = Summaries([table, visits()], "clicks")
+    await summaries.ensure(conn)
+    for at in range(4):
+        await commit(
+            conn, summaries, [table, visits()], [[event(at, units=2**62, amount=1.7e308, kind="buy")]]
+        )
+    for name in ("per_minute", "visits"):
+        (row,) = (await summaries.rows(conn, name)).to_dicts()
+        assert (row["units"], row["revenue"]) == (2**62 - 1, 8e307)
+
+
+# -- expiry ----------------------------------------------------------------------------------------
+
+
+async def count(conn, table):
+    return (await (await conn.execute(f"SELECT count(*) FROM clicks.{table}")).fetchone())[0]
+
+
+async def test_rows_beyond_retention_and_state_of_closed_windows_expire(conn):
+    tables = [tumbling(retention=DAY, lateness=MINUTE), visits(gap=MINUTE, lateness=MINUTE)]
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    await commit(conn, summaries, tables, [[event(0), event(10 * MINUTE)]])
+
+    assert await summaries.expire(conn, "per_minute", START + 2 * MINUTE - 1) == 0
+    assert await count(conn, "per_minute__state") == 2
+    assert await summaries.expire(conn, "per_minute", START + 2 * MINUTE) == 0
+    assert await count(conn, "per_minute__state") == 1
+    assert await summaries.expire(conn, "per_minute", START + DAY + MINUTE) == 1
+    assert await count(conn, "per_minute") == 1
+
+    await summaries.expire(conn, "visits", START + 3 * MINUTE - 1)
+    assert await count(conn, "visits__state") == 2
+    await summaries.expire(conn, "visits", START + 3 * MINUTE)
+    assert (await count(conn, "visits__state"), await count(conn, "visits")) == (1, 2)
+
+
+async def test_events_after_an_expiry_are_merged_as_before(conn):
+    tables = every_kind_of_table()
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    events = [event(n * MINUTE, visitor="ab"[n % 2]) for n in range(0, 60, 5)]
+    for e in events:
+        await commit(conn, summaries, tables, [[e]])
+        for table in tables:
+            await summaries.expire(conn, table.name, e["at"])
+    await assert_tables_equal_the_oracle(conn, summaries, tables, events)
+
+
+async def test_expiry_passes_over_rows_that_are_being_written(conn, postgres):
+    table = tumbling(retention=MINUTE)
+    summaries = Summaries([table], "clicks")
+    await summaries.ensure(conn)
+    await commit(conn, summaries, [table], [[event(0)]])
+    async with await AsyncConnection.connect(postgres, autocommit=True) as other, other.transaction():
+        await other.execute("SELECT FROM clicks.per_minute FOR UPDATE")
+        assert await summaries.expire(conn, "per_minute", START + DAY) == 0
+    assert await summaries.expire(conn, "per_minute", START + DAY) == 1
