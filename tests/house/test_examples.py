@@ -1,0 +1,55 @@
+"""The queries that the documentation shows run on what the demo leaves behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from tests.house.documents import ROOT, Block, blocks
+
+EVENTS = 20_000
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """Where a finished demo left its data, and what it reported."""
+
+    directory: Path
+    report: dict[str, object]
+
+
+def streamproc(*arguments: str) -> str:
+    command = [sys.executable, "-m", "streamproc", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(server_directory: Path) -> DemoRun:
+    directory = server_directory / "documented-demo"
+    options = ["--events", str(EVENTS), "--seed", "7", "--bad-ratio", "0.02", "--headless", "--json"]
+    return DemoRun(directory, json.loads(streamproc("demo", *options, "--dir", str(directory))))
+
+
+def test_the_report_has_what_the_command_line_promises(demo: DemoRun) -> None:
+    promised = "produced accepted filtered rejected duplicate late lake_rows warehouse_rows tables seconds"
+    assert {*promised.split(), "events_per_second", "lake", "ledger"} <= demo.report.keys()
+    assert demo.report["produced"] == EVENTS
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("sql") if "read_parquet" not in b.text], ids=str)
+def test_postgresql_examples_run(demo: DemoRun, block: Block) -> None:
+    streamproc("sql", "--data-dir", str(demo.directory), "--json", block.text.strip().rstrip(";"))
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("sql") if "read_parquet" in b.text], ids=str)
+def test_duckdb_examples_count_every_accepted_event(demo: DemoRun, block: Block) -> None:
+    rows = duckdb.sql(block.text.replace("demo-data", str(demo.directory))).fetchall()
+    assert sum(row[-1] for row in rows) == demo.report["accepted"]
