@@ -22,7 +22,7 @@ from streamproc.errors import DependencyError, SourceError
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources import Listener, kafka_fetch
 from streamproc.sources.kafka_admin import admin
-from streamproc.sources.kafka_claims import Claims, bounds
+from streamproc.sources.kafka_claims import Bounds, Claims
 from streamproc.sources.kafka_client import KafkaConnection
 
 log = structlog.get_logger(__name__)
@@ -82,8 +82,12 @@ class KafkaSource:
         """Connect and join the group; waits, as long as it takes, for a broker that has the topic."""
         compacted = await self._until_answered(self._is_compacted)
         consumer = await self._until_answered(self._connect)
+
+        async def persistent_bounds(partitions: Sequence[TopicPartition]) -> Bounds:
+            return await self._until_answered(lambda: self._bounds(consumer, partitions))
+
         start = self._options.start
-        claims = Claims(consumer, self._listener, self._until_answered, start=start, compacted=compacted)
+        claims = Claims(consumer, self._listener, persistent_bounds, start=start, compacted=compacted)
         consumer.subscribe([self._topic], listener=claims)
         self._membership = claims
 
@@ -193,7 +197,7 @@ class KafkaSource:
 
     async def beginning_positions(self) -> dict[Partition, int]:
         """See :meth:`streamproc.sources.Source.beginning_positions`; all partitions of the topic."""
-        found = await bounds(self._consumer, self._all_partitions())
+        found = await self._bounds(self._consumer, self._all_partitions())
         return {_partition(tp): offset for tp, offset in found.first.items()}
 
     async def end_positions(self) -> dict[Partition, int]:
@@ -201,8 +205,17 @@ class KafkaSource:
 
         The newest that readers of committed data get: before the oldest open transaction.
         """
-        found = await bounds(self._consumer, self._all_partitions())
+        found = await self._bounds(self._consumer, self._all_partitions())
         return {_partition(tp): offset - 1 for tp, offset in found.end.items()}
+
+    async def _bounds(self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> Bounds:
+        try:
+            first = await consumer.beginning_offsets(partitions)
+            if self._connection.embedded:
+                return Bounds(first, await kafka_fetch.high_watermarks(consumer, partitions))
+            return Bounds(first, await consumer.end_offsets(partitions))
+        except KafkaError as error:
+            raise DependencyError(str(self._connection), f"does not say what it has: {error!r}") from error
 
     def _all_partitions(self) -> list[TopicPartition]:
         numbers = self._consumer.partitions_for_topic(self._topic) or set()

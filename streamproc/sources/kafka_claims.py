@@ -10,7 +10,7 @@ the end of a claim and the revocation.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -18,15 +18,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from streamproc.errors import DependencyError, Gap, SourceError, UnexpectedPosition
+from streamproc.errors import Gap, SourceError, UnexpectedPosition
 from streamproc.model import Partition
 from streamproc.sources import Listener
 from streamproc.sources.kafka_partition import PartitionReader
 
 log = structlog.get_logger(__name__)
-
-#: Retries a Kafka request until it is answered.
-Persist = Callable[[Callable[[], Awaitable["Bounds"]]], Awaitable["Bounds"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +34,28 @@ class Bounds:
     end: dict[TopicPartition, int]
 
 
-async def bounds(consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> Bounds:
-    """Ask the brokers. Raises :class:`DependencyError` when they do not answer."""
-    wanted = list(partitions)
-    try:
-        return Bounds(await consumer.beginning_offsets(wanted), await consumer.end_offsets(wanted))
-    except KafkaError as error:
-        raise DependencyError("Kafka", f"does not say which offsets it has: {error!r}") from error
+AskBounds = Callable[[Sequence[TopicPartition]], Awaitable[Bounds]]
 
 
 class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
     """Turns assignments into readers, through the listener's claims.
 
-    ``start``: ``earliest`` or ``latest``. ``compacted``: see :class:`PartitionReader`. ``persist`` retries.
+    ``bounds`` asks the brokers until they answer. ``start``: ``earliest`` or ``latest``. ``compacted``: see
+    :class:`PartitionReader`.
     """
 
     def __init__(
-        self, consumer: AIOKafkaConsumer, listener: Listener, persist: Persist, *, start: str, compacted: bool
+        self,
+        consumer: AIOKafkaConsumer,
+        listener: Listener,
+        bounds: AskBounds,
+        *,
+        start: str,
+        compacted: bool,
     ) -> None:
         self.consumer = consumer
         self._listener = listener
-        self._persist = persist
+        self._bounds = bounds
         self._start = start
         self._compacted = compacted
         self._failure: BaseException | None = None
@@ -126,7 +124,7 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         """The broker gave ``error`` instead of records. What was fetched before is still handed out."""
         problem: SourceError | None = SourceError(f"{_partition(tp)}: the broker gives no records: {error!r}")
         if isinstance(error, OffsetOutOfRangeError):
-            found = await self._persist(lambda: bounds(self.consumer, [tp]))
+            found = await self._bounds([tp])
             reader = self.readers.get(tp)
             through = -1 if reader is None else reader.fetched_through
             problem = _misplaced(through, found.first[tp], found.end[tp], tp)
@@ -152,7 +150,7 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
             before.cancel()
             await asyncio.wait({before})
         positions = await self._listener.assigned([_partition(tp) for tp in tps])
-        found = await self._persist(lambda: bounds(self.consumer, tps))
+        found = await self._bounds(tps)
         for tp in tps:
             first, end = found.first[tp], found.end[tp]
             position = positions[_partition(tp)]

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer.fetcher import FetchError, FetchResult
 from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.protocol.fetch import FetchRequest
 
 from streamproc.errors import DependencyError, SourceError
 
 #: Key of a control record: int16 version, int16 type; type 0 ends a transaction by aborting it.
 _ABORT = b"\x00\x00"
+
+_BEYOND_ANY_LOG = 1 << 62
 
 
 class Fetched:
@@ -105,6 +109,27 @@ async def wait_for_fetch(consumer: AIOKafkaConsumer, seconds: float, *others: as
         raise DependencyError("Kafka consumer group", repr(error)) from error
     finally:
         waiter.cancel()
+
+
+async def high_watermarks(
+    consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """The next offset of each partition, as the fetch answers of the embedded broker tell it.
+
+    Asked with ListOffsets, as everybody does, it answers with the first offset of the newest batch plus one.
+    It has one node and takes any fetch offset; Apache Kafka would refuse this one.
+    """
+    topics: dict[str, list[tuple[int, int, int]]] = {}
+    for tp in partitions:
+        topics.setdefault(tp.topic, []).append((tp.partition, _BEYOND_ANY_LOG, 1))
+    request = FetchRequest(1, 1, 1 << 20, 0, list(topics.items()), rack_id="")
+    node = consumer._client.cluster.leader_for_partition(partitions[0])
+    answer = await consumer._client.send(node, request)
+    return {
+        TopicPartition(topic, number): high_watermark
+        for topic, found in answer.topics
+        for number, _, high_watermark, *_ in found
+    }
 
 
 def polling(consumer: AIOKafkaConsumer) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -153,7 +154,7 @@ def test_a_batch_with_a_wrong_checksum_is_never_handed_out() -> None:
     good = partition.next()
     assert good is not None
     assert good.values == [b"good"]
-    with pytest.raises(SourceError, match="ends at offset 1 cannot be read.*wrong checksum"):
+    with pytest.raises(SourceError, match=r"ends at offset 1 cannot be read.*wrong checksum"):
         partition.next()
 
 
@@ -245,7 +246,7 @@ def test_any_log_read_from_anywhere_in_any_pieces_gives_each_visible_record_once
 
     partition = reader(after=start - 1, compacted=True)
     edges = [0, *sorted(cut for cut in cuts if cut < len(batches)), len(batches)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         partition.add(fetched(*batches[begin:end], aborted=aborted))
     read = everything(partition)
 
@@ -253,7 +254,7 @@ def test_any_log_read_from_anywhere_in_any_pieces_gives_each_visible_record_once
         p: v for p, v in visible.items() if p >= start
     }
     assert sum(map(len, read)) == sum(p >= start for p in visible)
-    for before, after in zip(read, read[1:], strict=False):
+    for before, after in itertools.pairwise(read):
         assert before.through == after.after
     if batches and offset > start and log[-1][0] != "hole":
         assert read[0].after == start - 1
