@@ -92,8 +92,6 @@ class JsonParser:
         """Take out the records that polars refuses."""
         suspects = {*batch.text.is_null().arg_true(), *self._inspector.suspects(batch.values)}
         batch.drop(self._problems(batch, sorted(suspects)))
-        if (frame := self._read(batch.lines, len(batch))) is not None:
-            return frame
         places = batch.text.str.contains(_LARGE_NUMBER).arg_true()
         found = ((place, self._inspector.number_problem(batch.values[place])) for place in places)
         batch.drop({place: problem for place, problem in found if problem})
