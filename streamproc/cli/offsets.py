@@ -143,6 +143,8 @@ async def _set(settings: Settings, topic: str, change: Change, *, yes: bool) -> 
         partition = Partition(page.topic.name, change.partition)
         _refuse_owned(partition, await owner(ledger.database, page.name, partition), force=change.force)
         span = await _span(broker, partition)
+        if span is None:
+            click.echo("The embedded broker is not running: the topic's positions are unknown.", err=True)
         position = await _position(change.where, partition, broker, span)
         _refuse_outside(partition, position, span)
         before = await _committed(ledger, partition)

@@ -41,8 +41,13 @@ def set_up_options(command: Callable[..., None]) -> Callable[..., None]:
         config: Path | None, topics: Path | None, data_dir: Path | None, **others: object
     ) -> None:
         from streamproc.runtimes.attach import embedded_in  # noqa: PLC0415 - keeps --help fast
+        from streamproc.settings import variable  # noqa: PLC0415
 
-        settings = load_settings(config, topics, embedded_in(data_dir) if data_dir else None)
+        overrides = embedded_in(data_dir) if data_dir else {}
+        # Whoever asks a question wants the answer; what an embedded server does on the way is for a service.
+        if variable("log.level") not in os.environ:
+            overrides["log.level"] = "warning"
+        settings = load_settings(config, topics, overrides)
         command(settings=settings, **others)
 
     path = click.Path(path_type=Path, file_okay=False)

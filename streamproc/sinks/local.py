@@ -75,7 +75,7 @@ class LocalStore:
 
     def url(self, key: str) -> str:
         """``file:///...``."""
-        return f"file://{quote(str(self.root / check_key(key)))}"
+        return f"file://{quote(str(self.root / check_key(key)), safe='/=')}"
 
     async def _run(self, operation: str, key: str, work: Callable[[], T]) -> T:
         try:
