@@ -58,7 +58,7 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         self._bounds = bounds
         self._start = start
         self._compacted = compacted
-        self._failure: BaseException | None = None
+        self._not_let_go: Exception | None = None
         self._between_assignments = True
         #: The claim under way; done or ``None`` when there is none.
         self.claiming: asyncio.Task[None] | None = None
@@ -84,16 +84,17 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         try:
             await self._listener.revoked([_partition(tp) for tp in sorted(revoked)])
         except Exception as error:  # aiokafka would only log it; check() raises it
-            self._failure = error
+            self._not_let_go = error
 
     # -- called by the source ------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise what the listener raised, until partitions are assigned anew."""
+        """Raise what the listener raised: of a revocation once, of a claim until the next one begins."""
+        if self._not_let_go is not None:
+            error, self._not_let_go = self._not_let_go, None
+            raise error
         if self.claiming is not None and self.claiming.done() and not self.claiming.cancelled():
-            self._failure = self._failure or self.claiming.exception()
-        if self._failure is not None:
-            raise self._failure
+            self.claiming.result()
 
     async def abandon(self) -> None:
         """Close all gates, and cancel a claim that is under way."""
@@ -134,7 +135,6 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
     # -- claiming ------------------------------------------------------------------------------------
 
     def _begin(self, assigned: Iterable[TopicPartition]) -> None:
-        self._failure = None
         self.readers.clear()
         self.stopped.clear()
         tps = sorted(assigned)

@@ -1,0 +1,103 @@
+"""From a connection to aiokafka's arguments: protocols, certificates, mechanisms, secrets."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+
+from streamproc.errors import ConfigError, DependencyError
+from streamproc.redaction import Secret
+from streamproc.settings import read_settings
+from streamproc.sources.kafka_client import KafkaConnection, MskIamTokens
+
+
+def test_plaintext_needs_nothing_else() -> None:
+    assert KafkaConnection("a:9092,b:9092").client_options() == {
+        "bootstrap_servers": "a:9092,b:9092",
+        "security_protocol": "PLAINTEXT",
+    }
+
+
+def test_tls_always_checks_the_broker_and_its_name() -> None:
+    context = KafkaConnection("a:9093", "SSL").client_options()["ssl_context"]
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
+def test_a_password_reaches_the_client_and_nothing_that_is_printed(mechanism: str) -> None:
+    connection = KafkaConnection(
+        "a:9093", "SASL_SSL", sasl_mechanism=mechanism, username="alice", password=Secret("hunter2")
+    )
+    options = connection.client_options()
+    assert (options["sasl_mechanism"], options["sasl_plain_username"]) == (mechanism, "alice")
+    assert options["sasl_plain_password"] == "hunter2"
+    assert "ssl_context" in options
+    assert "hunter2" not in f"{connection} {connection!r}"
+
+
+def test_settings_describe_a_connection() -> None:
+    settings = read_settings(
+        environ={
+            "STREAMPROC_BROKER": "kafka://one:9094,two:9094",
+            "STREAMPROC_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+            "STREAMPROC_KAFKA_SASL_MECHANISM": "PLAIN",
+            "STREAMPROC_KAFKA_USERNAME": "alice",
+            "STREAMPROC_KAFKA_PASSWORD": "hunter2",
+        }
+    )
+    assert KafkaConnection.of(settings.broker, settings.kafka) == KafkaConnection(
+        "one:9094,two:9094",
+        "SASL_PLAINTEXT",
+        sasl_mechanism="PLAIN",
+        username="alice",
+        password=Secret("hunter2"),
+    )
+
+
+def test_a_certificate_file_that_is_none_is_a_configuration_mistake(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("not a certificate")
+    with pytest.raises(ConfigError, match=r"ca\.pem cannot be used"):
+        KafkaConnection("a:9093", "SSL", ca_file=file).client_options()
+    with pytest.raises(ConfigError, match=r"ca\.pem cannot be used"):
+        KafkaConnection("a:9093", "SSL", cert_file=file, key_file=file).client_options()
+
+
+async def test_iam_signs_with_the_credentials_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aws_msk_iam_sasl_signer")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
+    connection = KafkaConnection("b:9098", "SASL_SSL", sasl_mechanism="AWS_MSK_IAM", aws_region="eu-west-1")
+    options = connection.client_options()
+    assert options["sasl_mechanism"] == "OAUTHBEARER"
+    tokens = options["sasl_oauth_token_provider"]
+    token = await tokens.token()
+    assert token
+    assert await tokens.token() == token, "valid for minutes: signed once"
+    assert tokens._expires > time.time() + 600
+
+
+async def test_a_token_about_to_end_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aws_msk_iam_sasl_signer")
+    tokens = MskIamTokens("eu-west-1")
+    signed = iter([("first", (time.time() + 30) * 1000), ("second", (time.time() + 900) * 1000)])
+    tokens._sign = lambda region: next(signed)
+    assert await tokens.token() == "first"
+    assert await tokens.token() == "second"
+    assert await tokens.token() == "second"
+
+
+async def test_no_credentials_are_named_as_what_is_missing() -> None:
+    pytest.importorskip("aws_msk_iam_sasl_signer")
+    tokens = MskIamTokens("eu-west-1")
+
+    def fail(region: str) -> tuple[str, int]:
+        raise RuntimeError("no credentials")
+
+    tokens._sign = fail
+    with pytest.raises(DependencyError, match="AWS credentials: cannot sign in to MSK: no credentials"):
+        await tokens.token()
