@@ -48,6 +48,7 @@ class UserAgents:
     ) -> None:
         """Raises :class:`ConfigError` when the module cannot be imported or has no ``setup``."""
         loaded = _load(module)
+        data_dir.mkdir(parents=True, exist_ok=True)  # Faust makes the last part of the path only
         self.app = faust.App(
             f"{group}-{topology.name}-agents",
             autodiscover=False,

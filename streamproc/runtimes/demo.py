@@ -26,10 +26,10 @@ from streamproc.model import Counts
 from streamproc.pipeline import Stats
 from streamproc.redaction import Url
 from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.service import apply_embedded
 from streamproc.runtimes.worker import Worker
 from streamproc.settings import Bind, Settings
 from streamproc.sinks.warehouse import open_warehouse
-from streamproc.sources.kafka_admin import admin
 from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)
@@ -119,8 +119,7 @@ class Demo:
         async with Endpoints(self.settings) as endpoints:
             self._endpoints = endpoints
             assert endpoints.broker is not None
-            async with admin(endpoints.broker) as topics:
-                await topics.apply(self.topology.topic)
+            await apply_embedded(self.settings, endpoints, [self.topology])
             self._worker = Worker(self.settings, self.topology, endpoints, pages=self._pages)
             ending = asyncio.Event()
             async with asyncio.TaskGroup() as group:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,14 @@ async def _run_all(workers: Sequence[Worker], ending: asyncio.Event) -> None:
             raise result
 
 
-async def apply_embedded(settings: Settings, endpoints: Endpoints, pages: Any) -> None:
+async def apply_embedded(settings: Settings, endpoints: Endpoints, pages: Iterable[Topology]) -> None:
     """Create the topics of an embedded broker: it begins empty and nobody else would."""
     if not settings.broker.embedded or endpoints.broker is None:
         return
     async with admin(endpoints.broker) as topics:
         for page in pages:
-            await topics.apply(page.topic)
+            if await topics.describe(page.topic.name) is None:
+                await topics.apply(page.topic)
 
 
 @contextmanager

@@ -68,11 +68,9 @@ class Upkeep:
                 group.create_task(self._every(LOAD_EVERY, "load", self.load))
 
     async def load(self) -> None:
-        """Load every committed object that the warehouse does not have yet."""
+        """Load the committed objects that the warehouse does not have yet."""
         if self._loader is not None:
-            report = await self._loader.run_once()
-            if report.objects:
-                log.info("warehouse_loaded", objects=report.objects, rows=report.rows)
+            await self._loader.load_new()
 
     async def finish(self) -> None:
         """Connect, load what is left, disconnect: for a run that has an end."""
@@ -80,7 +78,7 @@ class Upkeep:
             await self._ledger.open()
             try:
                 await self.open()
-                await self.load()
+                await self._loader.run_once()
             finally:
                 await self.close()
                 await self._ledger.close()

@@ -220,11 +220,13 @@ class Worker:
     # -- records ---------------------------------------------------------------------------------------
 
     def _host(self) -> faust.App:
+        data = self.settings.data_dir / "faust"
+        data.mkdir(parents=True, exist_ok=True)  # Faust makes the last part of it only
         app = _HostApp(
             f"{self.settings.group}-{self.topology.name}",
             autodiscover=False,
             broker="kafka://unused",  # the setting is mandatory; this application opens no connection
-            datadir=str(self.settings.data_dir / "faust"),
+            datadir=str(data),
             store="memory://",
             stream_wait_empty=False,
             topic_disable_leader=True,

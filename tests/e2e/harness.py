@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import duckdb
 import psycopg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from streamproc.generator import Generator
 from tests.e2e import oracle
 
 REPOSITORY = Path(__file__).parents[2]
@@ -33,11 +34,12 @@ class Site:
 
     directory: Path
     broker: str
+    broker_url: str
     ledger: str
     topics: Path
     stream: str = "clickstream"
     topic: str = "clickstream"
-    flush_interval: str = "0.5s"
+    flush_interval: str = "500ms"
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -47,7 +49,7 @@ class Site:
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
-            "STREAMPROC_BROKER": f"kafka://{self.broker}",
+            "STREAMPROC_BROKER": self.broker_url,
             "STREAMPROC_LEDGER": self.ledger,
             "STREAMPROC_LAKE": self.lake.as_uri(),
             "STREAMPROC_WAREHOUSE": self.ledger,
@@ -113,8 +115,15 @@ class Worker:
         return self.log.read_text(errors="replace")[-6000:]
 
 
+def generated(events: int, seed: int, bad_ratio: float = 0.02) -> Iterator[tuple[bytes, bytes | None]]:
+    """Generated records with their keys, but for those that a broker with default settings would refuse."""
+    for record in Generator(seed=seed, events=events, bad_ratio=bad_ratio).records():
+        if record.value is None or len(record.value) < 900_000:
+            yield record.key, record.value
+
+
 async def produce(
-    broker: str, topic: str, records: Iterable[tuple[bytes, bytes]], *, flush_every: int = 20_000
+    broker: str, topic: str, records: Iterable[tuple[bytes, bytes | None]], *, flush_every: int = 20_000
 ) -> int:
     """Send records keyed as given, spread by Kafka's own partitioner; returns how many."""
     producer = AIOKafkaProducer(
@@ -244,7 +253,10 @@ def check_ranges(db: psycopg.Connection, topic: dict[tuple[str, int], bytes | No
 
 
 def check_against_topic(
-    site: Site, topic, in_lake: set[tuple[str, int]], others: tuple[int, int, int]
+    files: list[Path],
+    topic: dict[tuple[str, int], bytes | None],
+    in_lake: set[tuple[str, int]],
+    others: tuple[int, int, int],
 ) -> None:
     """The lake holds the records that an independent judge accepts, but for filtered ones and duplicates."""
     filtered, rejected, duplicate = others

@@ -7,6 +7,7 @@ are recomputed by DuckDB from the lake's Parquet (and funnels in plain Python).
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +180,7 @@ def usable(value: bytes | None) -> dict | None:
         if text.startswith("\ufeff"):
             return None
         event = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant)
-        json.dumps(event, ensure_ascii=False).encode("utf-8")
+        json.dumps(event, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError):
         return None
     if type(event) is not dict:
@@ -194,7 +195,7 @@ def usable(value: bytes | None) -> dict | None:
     for name, limit in LIMITS.items():
         if event.get(name) is not None and len(event[name]) > limit:
             return None
-    if not 0 <= event["event_time"] < 253_402_300_800_000:
+    if not 0 <= event["event_time"] <= min(253_402_300_800_000, (time.time() + 600) * 1000):
         return None
     if any("\x00" in str(event.get(name) or "") for name in (*REQUIRED, *OPTIONAL)):
         return None

@@ -8,34 +8,33 @@ import random
 
 import pytest
 
-from streamproc.generator import Generator
-from tests.e2e.harness import check_everything, committed_records, produce, read_topic, until
+from tests.e2e.harness import check_everything, committed_records, generated, produce, read_topic, until
 
 KILLS = 10
-EVENTS = 150_000
-RATE = 3_000  # records a second: some fifty seconds of load, in which the kills happen
+RATE = 2_000  # records a second
 
 
-async def feed(site, sent: list[int]) -> None:
-    """Produce steadily, so that every kill hits records in flight."""
-    generator = Generator(seed=21, events=EVENTS, bad_ratio=0.02)
-    records = ((r.key, r.value) for r in generator.records())
+async def feed(site, sent: list[int], enough: asyncio.Event) -> None:
+    """Produce steadily for as long as there are kills to come, so that each hits records in flight."""
+    records = generated(10**7, seed=21)
     clock = asyncio.get_running_loop().time
     begin = clock()
-    for chunk in iter(lambda: list(itertools.islice(records, RATE // 2)), []):
+    while not enough.is_set():
+        chunk = list(itertools.islice(records, RATE // 2))
         sent[0] += await produce(site.broker, site.topic, chunk)
         await asyncio.sleep(max(0.0, begin + sent[0] / RATE - clock()))
 
 
 @pytest.mark.slow
 @pytest.mark.broker
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 async def test_killing_one_of_two_workers_ten_times_loses_and_doubles_nothing(site, start):
     chance = random.Random(5)
     names = (f"worker-{n}" for n in itertools.count())
     workers = [start(next(names)), start(next(names))]
     sent = [0]
-    feeding = asyncio.create_task(feed(site, sent))
+    enough = asyncio.Event()
+    feeding = asyncio.create_task(feed(site, sent, enough))
     fired = 0
     for _ in range(KILLS):
         before = committed_records(site.ledger)
@@ -48,6 +47,7 @@ async def test_killing_one_of_two_workers_ten_times_loses_and_doubles_nothing(si
         workers[victim].kill()
         fired += in_flight
         workers[victim] = start(next(names))
+    enough.set()
     await feeding
     assert fired >= KILLS // 2, "too few kills hit records in flight"
     await until(lambda: committed_records(site.ledger) == sent[0], "all committed", 120, workers)

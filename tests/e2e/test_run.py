@@ -10,19 +10,14 @@ import urllib.request
 import psycopg
 import pytest
 
-from streamproc.generator import Generator
-from tests.e2e.harness import check_everything, committed_records, produce, read_topic, until
+from tests.e2e.harness import check_everything, committed_records, generated, produce, read_topic, until
 
 pytestmark = pytest.mark.broker
 
 
-def records(events: int, seed: int, bad_ratio: float = 0.02):
-    return ((r.key, r.value) for r in Generator(seed=seed, events=events, bad_ratio=bad_ratio).records())
-
-
 async def test_two_workers_share_a_topic_and_everything_is_accounted_for(site, start):
     workers = [start("one"), start("two")]
-    sent = await produce(site.broker, site.topic, records(40_000, seed=11))
+    sent = await produce(site.broker, site.topic, generated(40_000, seed=11))
     await until(lambda: committed_records(site.ledger) == sent, "all committed", 90, workers)
     assert [worker.stop() for worker in workers] == [0, 0], workers[0].tail() + workers[1].tail()
     check_everything(site, await read_topic(site.broker, site.topic))
@@ -36,10 +31,10 @@ async def test_two_workers_share_a_topic_and_everything_is_accounted_for(site, s
 
 async def test_a_worker_that_is_stopped_and_started_goes_on_where_it_was(site, start):
     first = start("first")
-    sent = await produce(site.broker, site.topic, records(10_000, seed=12))
+    sent = await produce(site.broker, site.topic, generated(10_000, seed=12))
     await until(lambda: committed_records(site.ledger) > 0, "something committed", 60, [first])
     assert first.stop() == 0, first.tail()
-    sent += await produce(site.broker, site.topic, records(10_000, seed=13))
+    sent += await produce(site.broker, site.topic, generated(10_000, seed=13))
     second = start("second")
     await until(lambda: committed_records(site.ledger) == sent, "all committed", 60, [second])
     assert second.stop() == 0, second.tail()
@@ -52,7 +47,7 @@ async def test_a_worker_waits_for_a_database_that_is_not_there_and_says_so(site,
 
     def said() -> list[dict]:
         lines = [json.loads(line) for line in worker.log.read_text().splitlines() if line.startswith("{")]
-        return [line for line in lines if line.get("event") == "waiting_for_endpoint"]
+        return [line for line in lines if line.get("message") == "waiting_for_endpoint"]
 
     await until(said, "the log says what it waits for", 30, [worker])
     assert said()[0]["endpoint"] == "ledger"
