@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from aiokafka.errors import (
     KafkaError,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
     for_code,
 )
 
@@ -24,6 +26,8 @@ from streamproc.topology import Topic
 _SET_ON_TOPIC = 1
 
 _FOREVER = "-1"
+
+_VISIBLE_DEADLINE = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,8 @@ class Admin:
         if name not in await self._inventory():
             return None
         (topic,) = await self._client.describe_topics([name])
+        if topic["error_code"] == UnknownTopicOrPartitionError.errno:  # deleted, or not known everywhere yet
+            return None
         _check(topic["error_code"])
         partitions = topic["partitions"]
         (answer,) = await self._client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
@@ -152,9 +158,17 @@ class Admin:
                     done.append(difference)
             elif difference.what != "replication":  # worth a word in the diff, no reason to fail
                 obstacles.append(difference)
+        if done:
+            await self._until_visible(topic, {difference.what for difference in done})
         if obstacles:
             raise ConfigError(obstacle.as_mistake() for obstacle in obstacles)
         return done
+
+    async def _until_visible(self, topic: Topic, changed: set[str]) -> None:
+        """Brokers learn of a change one after the other, and each answers from what it knows."""
+        async with asyncio.timeout(_VISIBLE_DEADLINE):
+            while changed & {difference.what for difference in await self.diff(topic)}:  # noqa: ASYNC110 - remote
+                await asyncio.sleep(0.02)
 
     async def _change(self, topic: Topic, difference: Difference) -> None:
         match difference.what:

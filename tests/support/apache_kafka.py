@@ -98,8 +98,8 @@ def _resolve(jars: Path) -> None:
 class ApacheKafka:
     """One broker that is its own controller. Data, ports and cluster id survive :meth:`restart`.
 
-    ``properties`` are added to ``server.properties`` (and win); ``format_options`` go to the storage tool,
-    e.g. ``--add-scram``.
+    ``properties`` are added to ``server.properties`` (and win); ``more_listeners``: name → port on
+    localhost; ``format_options`` go to the storage tool, e.g. ``--add-scram``.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class ApacheKafka:
         directory: Path,
         *,
         properties: Mapping[str, str] | None = None,
+        more_listeners: Mapping[str, int] | None = None,
         format_options: Sequence[str] = (),
         heap: str = "512m",
     ) -> None:
@@ -119,11 +120,18 @@ class ApacheKafka:
         self.log = directory / "kafka.log"
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "log4j2.properties").write_text(_LOG4J)
-        self._configure({**_properties(directory, self.port, controller_port), **(properties or {})})
+        listeners = {name: f"localhost:{port}" for name, port in (more_listeners or {}).items()}
+        listeners["PLAINTEXT"] = self.bootstrap
+        self._configure({**_properties(directory, listeners, controller_port), **(properties or {})})
         self._run_tool(
             "kafka.tools.StorageTool",
             ["format", "-t", str(uuid.uuid4()), "-c", str(self._config), *format_options],
         )
+
+    @staticmethod
+    def check() -> None:
+        """Raise :class:`KafkaUnavailable` when this machine cannot run it."""
+        kafka_jars()
 
     @property
     def _config(self) -> Path:
@@ -185,13 +193,15 @@ class ApacheKafka:
         self.stop()
 
 
-def _properties(directory: Path, port: int, controller_port: int) -> dict[str, str]:
+def _properties(directory: Path, listeners: Mapping[str, str], controller_port: int) -> dict[str, str]:
+    advertised = ",".join(f"{name}://{address}" for name, address in listeners.items())
     return {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
-        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "listeners": f"{advertised},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": advertised,
+        "inter.broker.listener.name": "PLAINTEXT",
         "controller.listener.names": "CONTROLLER",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": str(directory / "data"),
