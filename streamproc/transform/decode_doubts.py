@@ -57,6 +57,8 @@ class Doubts:
         and names the key once, followed by a quote.
         """
         doubt = pl.repeat(False, len(values), dtype=pl.Boolean, eager=True)
+        if not self._text_nodes:
+            return doubt
         hits = parsed.select(_not_a_text(node).any().alias(node.label) for node in self._text_nodes).row(0)
         for node in itertools.compress(self._text_nodes, hits):
             rows = parsed.select(_not_a_text(node).fill_null(False).alias("rows"))["rows"]

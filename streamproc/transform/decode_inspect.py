@@ -32,7 +32,10 @@ _SMALLEST_INTEGER, _LARGEST_INTEGER = -(2**127), 2**128 - 1
 _BRACKET_OR_TEXT = re.compile(rb'[\[\]{}]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 # Escapes in reading order, so that the second half of an escaped backslash never starts one.
-_SURROGATES = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL)
+_HEX2 = rb"[0-9a-fA-F]{2}"
+_SURROGATES = re.compile(
+    rb"\\u[dD][89abAB]%b\\u[dD][c-fC-F]%b|(\\u[dD][89a-fA-F]%b)|\\." % (_HEX2, _HEX2, _HEX2), re.DOTALL
+)
 _MESSAGE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$.*)`)?$", re.DOTALL)
 
 
@@ -100,13 +103,13 @@ class Inspector:
         syntax = _syntax_error(value)  # a record cut off later on is malformed first of all
         if syntax is not None:
             return _not_json(value, syntax)
-        if self._first_wins and self.duplicate_key(value) is not None:
-            # msgspec looks at every occurrence of a key, but only the first one counts.
-            return self.problem(self.first_wins(value))
         match = _MESSAGE.match(str(error))
         what, path = (match["what"], match["path"]) if match else (str(error), None)
         if path is None:
             return Problem(Reason.NOT_AN_OBJECT, None, what)
+        if self._first_wins and self.duplicate_key(value) is not None:
+            # msgspec looks at every occurrence of a key, but only the first one counts.
+            return self.problem(self.first_wins(value))
         out_of_range = "out of range" in what or "Expected `int` " in what
         reason = Reason.NUMBER_OUT_OF_RANGE if out_of_range else Reason.WRONG_TYPE
         return Problem(reason, self._field_at.get(path), f"{what} at {path}")
