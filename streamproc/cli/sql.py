@@ -14,11 +14,13 @@ from decimal import Decimal
 from typing import Any, cast
 
 import click
-from psycopg import AsyncCursor
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor, IsolationLevel
 
 from streamproc.cli.rendering import Section, printable, show
 from streamproc.cli.streams import set_up_options
 from streamproc.database import Database
+from streamproc.errors import LedgerError
 from streamproc.runtimes.attach import attached
 from streamproc.settings import Settings
 
@@ -50,21 +52,33 @@ def sql_command(settings: Settings, query: str, form: str | None) -> None:
 
 
 async def _run(settings: Settings, query: str, write: Callable[[Answer], Awaitable[None]]) -> None:
-    async with (
-        attached(settings) as endpoints,
-        Database(endpoints.ledger, "streamproc sql", size=1) as database,
-        database.connection("query") as conn,
-        conn.cursor() as cursor,
-    ):
-        await conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        # One row at a time, and by the protocol that takes a single statement only.
-        stream = cast("AsyncGenerator[Row]", cursor.stream(query.encode()))  # declared as less than it is
-        async with aclosing(stream) as rows:
-            answer = Answer(cursor, rows)
-            await write(answer)
-        if not answer.columns:  # streamed, an answer without rows does not name its columns
-            await cursor.execute(query.encode())
-            await write(Answer(cursor, cursor))
+    async with attached(settings) as endpoints:
+        database = Database(endpoints.ledger, "streamproc sql")  # for its words only: one connection will do
+        with database.speaking("query"):
+            conn = await AsyncConnection.connect(endpoints.ledger, application_name="streamproc sql")
+            try:
+                await conn.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+                await conn.set_read_only(True)
+                await conn.execute("SET LOCAL TimeZone TO 'UTC'")
+                await _ask(conn, query, write)
+            except psycopg.ProgrammingError as error:
+                if error.sqlstate is not None:
+                    raise
+                raise LedgerError(f"{database.place}: query: it does not answer with rows") from error
+            finally:
+                await conn.close()
+
+
+async def _ask(conn: AsyncConnection[Any], query: str, write: Callable[[Answer], Awaitable[None]]) -> None:
+    cursor = conn.cursor()
+    # One row at a time, and by the protocol that takes a single statement only.
+    stream = cast("AsyncGenerator[Row]", cursor.stream(query.encode()))  # declared as less than it is
+    async with aclosing(stream) as rows:
+        answer = Answer(cursor, rows)
+        await write(answer)
+    if not answer.columns:  # streamed, an answer without rows does not name its columns
+        await cursor.execute(query.encode())
+        await write(Answer(cursor, cursor))
 
 
 class Answer:

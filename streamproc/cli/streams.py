@@ -46,7 +46,7 @@ def set_up_options(command: Callable[..., None]) -> Callable[..., None]:
         overrides = embedded_in(data_dir) if data_dir else {}
         # Whoever asks a question wants the answer; what an embedded server does on the way is for a service.
         if variable("log.level") not in os.environ:
-            overrides["log.level"] = "warning"
+            overrides["log.level"] = "error"
         settings = load_settings(config, topics, overrides)
         command(settings=settings, **others)
 

@@ -40,14 +40,17 @@ async def spans(connection: KafkaConnection, topic: str) -> dict[Partition, Span
 async def first_since(connection: KafkaConnection, topic: str, time_ms: int) -> dict[Partition, int | None]:
     """Per partition, the first position whose record has a timestamp of ``time_ms`` or later.
 
-    ``time_ms``: Unix milliseconds, on the clock of the topic's timestamps (the producer's, by Kafka's
-    default). ``None`` where there is no such record. Raises :class:`DependencyError` like :func:`spans`.
+    ``time_ms``: Unix milliseconds, on the clock of the topic's timestamps: the producer's, by Kafka's
+    default; the embedded broker goes by arrival. ``None`` where there is no such record. Raises
+    :class:`DependencyError` like :func:`spans`.
     """
     async with _reader(connection, topic) as (consumer, partitions):
         found = await consumer.offsets_for_times(dict.fromkeys(partitions, time_ms))
+        # Where there is none, Kafka answers with nothing and the embedded broker with the timestamp -1.
         return {
-            Partition(topic, str(tp.partition)): None if found[tp] is None else found[tp].offset
+            Partition(topic, str(tp.partition)): at.offset if at is not None and at.timestamp >= 0 else None
             for tp in partitions
+            for at in [found[tp]]
         }
 
 

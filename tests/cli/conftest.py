@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,11 @@ from tests.cli.shop import Shop
 
 
 @pytest.fixture
-def shop(tmp_path: Path, postgres: str, broker: str, topic: str) -> Shop:
+def shop(tmp_path: Path, server_directory: Path, postgres: str, broker: str, topic: str) -> Shop:
     """A stream whose ledger has its tables and nothing in them."""
     shop = Shop(tmp_path / "shop", postgres, broker, topic)
+    if os.environ.get("STREAMPROC_TEST_BROKER", "embedded") == "embedded":
+        # Joined as the embedded broker it is, so that nothing is asked of it that it cannot do.
+        shop.settings |= {"STREAMPROC_BROKER": "embedded:", "STREAMPROC_DATA_DIR": str(server_directory)}
     shop.with_ledger(lambda ledger: ledger.migrate())
     return shop

@@ -119,7 +119,7 @@ def test_a_topic_made_anew_is_a_note_and_not_a_negative_lag(shop: Shop) -> None:
 
 def test_a_broker_that_does_not_answer_leaves_the_rest_of_the_status(shop: Shop) -> None:
     fill(shop)
-    shop.broker = "127.0.0.1:1"
+    shop.settings["STREAMPROC_BROKER"] = "kafka://127.0.0.1:1"
     (stream,) = shop.json("status")["streams"]
     assert [p["position"] for p in stream["partitions"]] == [5, 0]
     assert stream["lag"] is None

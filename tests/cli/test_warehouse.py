@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import psycopg
+
+from tests.cli.shop import Reject, Shop
+
+
+def test_what_is_committed_is_loaded_once_however_often_it_is_asked_for(shop: Shop) -> None:
+    shop.commit(0, [0, 1, 2], [Reject(3, b"?")])
+    shop.commit(1, [0])
+    first = shop.json("warehouse", "load")
+    assert first == {"loaded": [{"stream": "shop", "objects": 2, "rows": 4}]}
+    assert shop.json("warehouse", "load", "shop") == {"loaded": [{"stream": "shop", "objects": 0, "rows": 0}]}
+    with psycopg.connect(shop.ledger) as connection:
+        rows = connection.execute("SELECT source_partition, position FROM warehouse.shop ORDER BY 1, 2")
+        assert rows.fetchall() == [("0", 0), ("0", 1), ("0", 2), ("1", 0)]
+
+
+def test_status_says_how_far_it_is_behind_the_lake(shop: Shop) -> None:
+    shop.commit(0, [0, 1, 2])
+    (before,) = shop.json("warehouse", "status")["streams"]
+    assert (before["rows"], before["rows_behind_lake"], before["loaded_at"]) == (0, 3, None)
+    shop.call("warehouse", "load")
+    shop.commit(0, [3])
+    (after,) = shop.json("warehouse", "status")["streams"]
+    assert (after["rows"], after["lake_rows"], after["rows_behind_lake"]) == (3, 4, 1)
+    assert after["loaded_at"] is not None
+
+
+def test_without_a_warehouse_it_says_so(shop: Shop) -> None:
+    shop.settings["STREAMPROC_WAREHOUSE"] = "none"
+    assert "warehouse: is none" in shop.call("warehouse", "load", code=2).stderr
+
+
+def test_a_page_that_does_not_feed_the_warehouse_is_not_loaded(shop: Shop) -> None:
+    with (shop.pages / "shop.toml").open("a") as page:
+        page.write("\n[sinks]\nwarehouse = false\n")
+    assert "sinks.warehouse" in shop.call("warehouse", "load", code=2).stderr
