@@ -79,6 +79,23 @@ def test_what_pyproject_asks_for_is_locked_within_its_range() -> None:
             assert requirement.specifier.contains(pin.version, prereleases=True), text
 
 
+def test_what_the_extras_of_a_dependency_bring_is_locked_too() -> None:
+    """A lock from before an extra was added still resolves, and installs less."""
+    versions = locked("requirements.lock")
+    for text in PROJECT["project"]["dependencies"]:
+        asked = Requirement(text)
+        for extra in asked.extras:
+            brought = [
+                needed.name
+                for needed in map(Requirement, importlib.metadata.requires(asked.name) or [])
+                if needed.marker is not None
+                and needed.marker.evaluate({"extra": extra})
+                and not needed.marker.evaluate({"extra": ""})
+            ]
+            assert brought, f"{asked.name} has no extra {extra}"
+            assert {canonicalize_name(name) for name in brought} <= versions.keys(), text
+
+
 def test_every_runtime_dependency_has_a_licence_that_we_accept() -> None:
     refused = {}
     for name in locked("requirements.lock"):
