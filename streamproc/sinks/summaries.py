@@ -21,6 +21,10 @@ from streamproc.sinks.summaries_windows import apply_windows
 from streamproc.tables.fold import Delta
 from streamproc.topology import Table
 
+#: For the transaction: a delta of some ten thousand rows is sorted in memory, and no query is compiled,
+#: which takes longer than any of these runs.
+_SETTINGS = "SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true)"
+
 
 class Summaries:
     """The tables of one stream. ``schema`` is the stream's name."""
@@ -48,6 +52,7 @@ class Summaries:
         ``changed``. Raises what psycopg raises.
         """
         results: dict[str, pl.DataFrame] = {}
+        await conn.execute(_SETTINGS)
         for name, layout in self._layouts.items():
             delta = deltas.get(name)
             if delta is None or not len(delta):

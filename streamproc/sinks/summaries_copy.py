@@ -39,10 +39,8 @@ async def copy_out(
     """What a query (SELECT, or INSERT … RETURNING) gives, with times as integers; ``columns`` name and
     type its columns in order, Datetime standing for microseconds and Date for days.
     """
-    chunks: list[bytes] = []
     async with conn.cursor() as cursor, cursor.copy(sql.SQL("COPY ({}) TO STDOUT").format(query)) as copy:
-        async for chunk in copy:
-            chunks.append(bytes(chunk))
+        chunks = [bytes(chunk) async for chunk in copy]
     return await asyncio.to_thread(decode, b"".join(chunks), columns)
 
 

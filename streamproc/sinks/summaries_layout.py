@@ -8,8 +8,9 @@ may still change. Times are ``timestamptz`` in the former, integer microseconds 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import LiteralString, cast
+from typing import LiteralString
 
 import polars as pl
 from psycopg import sql
@@ -21,6 +22,10 @@ from streamproc.topology import Measure, Table
 _INDEX_BYTES = 2_000
 
 
+#: Microseconds, in a frame written as PostgreSQL writes arrays. No column that analysts see is one.
+ARRAY = pl.List(pl.Int64())
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column: its name and polars type."""
@@ -30,6 +35,7 @@ class Column:
 
     @property
     def id(self) -> sql.Identifier:
+        """The name, quoted."""
         return sql.Identifier(self.name)
 
 
@@ -38,6 +44,7 @@ class Layout:
 
     def __init__(self, table: Table, schema: str) -> None:
         self.table = table
+        self._rendered: dict[str, sql.SQL] = {}
         self.session = table.window.kind == "session"
         self.public = sql.Identifier(schema, table.name)
         self.state = sql.Identifier(schema, f"{table.name}__state")
@@ -60,6 +67,7 @@ class Layout:
             self.span = [Column("window_start", moment), Column("window_end", moment)]
             self.key = [self.span[0], *self.by]
         self.measures = [Column(*pair) for measure in table.measures for pair in finished_columns(measure)]
+        self.onward = [Column(f"{m.name}__onward", ARRAY) for m in table.measures if m.kind == "funnel"]
         self.derived = [Column(derived.name, derived.type) for derived in table.derived]
 
     @property
@@ -75,9 +83,20 @@ class Layout:
         return [*keys, *(Column(column.name, column.type) for column in self.state_columns)]
 
     @property
+    def incoming(self) -> list[Column]:
+        """Columns of a delta: :attr:`staged`, and how the funnels of a piece go on."""
+        return [*self.staged, *self.onward]
+
+    @property
     def sketches(self) -> list[Column]:
         """State columns that only DataSketches can merge."""
         return [Column(c.name, c.type) for c in self.state_columns if c.merge is Merge.VALUES]
+
+    def rendered(self, name: str, build: Callable[[], sql.Composable]) -> sql.SQL:
+        """A statement that is always the same, put together once."""
+        if name not in self._rendered:
+            self._rendered[name] = trusted(build().as_string(None))
+        return self._rendered[name]
 
     def conflict(self, *, state: bool) -> sql.Composed:
         """The key as the unique index has it, of the state or the public table."""
@@ -144,6 +163,8 @@ def stored_type(type_: pl.DataType) -> sql.Composable:
         return sql.SQL("bigint")
     if type_ == pl.Date():
         return sql.SQL("integer")
+    if type_ == ARRAY:
+        return sql.SQL("bigint[]")
     if type_ == pl.String():
         return sql.SQL('text COLLATE "C"')
     return public_type(type_)
@@ -169,8 +190,8 @@ def readable(column: Column, row: LiteralString = "t") -> sql.Composable:
 
 
 def trusted(text: str) -> sql.SQL:
-    """SQL that stands in a topic page, whose author may write what they like."""
-    return sql.SQL(cast(LiteralString, text))
+    """SQL that is no literal: a topic page's, whose author may write what they like, or our own."""
+    return sql.SQL(text)
 
 
 __all__ = [

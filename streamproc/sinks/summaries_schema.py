@@ -71,7 +71,8 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
             now["measures"] = {**(before or {}).get("measures", {}), **now["measures"]}
             await conn.execute(
                 sql.SQL(
-                    "INSERT INTO {} VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET definition = excluded.definition"
+                    "INSERT INTO {} VALUES (%s, %s) "
+                    "ON CONFLICT (name) DO UPDATE SET definition = excluded.definition"
                 ).format(registry),
                 [layout.table.name, json.dumps(now)],
             )
@@ -100,11 +101,13 @@ def _meaning(measure: Measure) -> dict[str, Any]:
 
 def _incompatible(schema: str, table: Table, before: dict[str, Any]) -> list[Mistake]:
     now = _definition(table)
-    rename = f"Change it back, or give the table a new name; drop table {schema}.{table.name} when its rows are not wanted"
+    place = f"{schema}.{table.name}"
+    rename = f"Change it back or give the table a new name; drop {place} when its rows are not wanted"
     mistakes = [
         Mistake(
             f"{schema}: tables.{table.name}.{part}",
-            f"has changed from {json.dumps(before[part])} to {json.dumps(now[part])}, and the table has rows of the former",
+            f"has changed from {json.dumps(before[part])} to {json.dumps(now[part])}, "
+            f"and {place} has rows of the former",
             rename,
         )
         for part in ("window", "by", "where")
@@ -112,22 +115,23 @@ def _incompatible(schema: str, table: Table, before: dict[str, Any]) -> list[Mis
     ]
     for name, meaning in now["measures"].items():
         old = before["measures"].get(name, meaning)
-        for part in [part for part in meaning if old[part] != meaning[part]]:
-            mistakes.append(
-                Mistake(
-                    f"{schema}: tables.{table.name}.measures.{name}.{part}",
-                    f"has changed from {json.dumps(old[part])} to {json.dumps(meaning[part])}, "
-                    f"and column {name} of {schema}.{table.name} has values of the former",
-                    "Give the new measure a new name",
-                )
+        mistakes += [
+            Mistake(
+                f"{schema}: tables.{table.name}.measures.{name}.{part}",
+                f"has changed from {json.dumps(old[part])} to {json.dumps(value)}, "
+                f"and column {name} of {place} has values of the former",
+                "Give the new measure a new name",
             )
+            for part, value in meaning.items()
+            if old[part] != value
+        ]
     return mistakes
 
 
 async def _create(conn: AsyncConnection[Any], layout: Layout) -> None:
     # The state before the public table, as merging does: the other order could lock in a circle.
     if layout.has_state:
-        columns = [_stored(column) for column in layout.staged]
+        columns: list[sql.Composable] = [_stored(column) for column in layout.incoming]
         if layout.session:
             columns.append(sql.SQL("n smallint NOT NULL"))
         await _create_one(conn, layout.state, columns, layout.state_index, layout.conflict(state=True))
@@ -172,14 +176,14 @@ async def _extend(conn: AsyncConnection[Any], layout: Layout, before: dict[str, 
     """Columns that came later. They are null in rows that were there before: nobody counted then."""
     add = sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}")
     if layout.has_state:
-        for column in layout.staged:
+        for column in layout.incoming:
             await conn.execute(add.format(layout.state, column.id, stored_type(column.type)))
     for column in layout.measures:
         await conn.execute(add.format(layout.public, column.id, public_type(column.type)))
     old: dict[str, str] = before.get("derived", {})
     now = {derived.name: derived.sql for derived in layout.table.derived}
-    for name in old:
-        if now.get(name) != old[name]:  # computed from the row, so nothing is lost
+    for name, formula in old.items():
+        if now.get(name) != formula:  # computed from the row, so nothing is lost
             await conn.execute(
                 sql.SQL("ALTER TABLE {} DROP COLUMN IF EXISTS {}").format(layout.public, sql.Identifier(name))
             )
@@ -229,7 +233,8 @@ def _about_table(table: Table) -> str:
         "session": f"sessions of one {window.key}, {window.gap // seconds} s without an event end them, "
         f"at most {window.cap // seconds} s long",
     }[window.kind]
-    return f"{table.comment or table.name}. Event time, {about}; events up to {table.lateness // seconds} s late count"
+    late = f"events up to {table.lateness // seconds} s behind the watermark count"
+    return f"{table.comment or table.name}. Event time, {about}; {late}"
 
 
 def _about_measure(measure: Measure) -> dict[str, str]:

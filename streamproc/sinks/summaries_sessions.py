@@ -1,7 +1,7 @@
 """Merging a delta into a session table.
 
 Nearly every piece starts a session or continues its key's newest one: those are merged by one statement in
-the server. The rest (a visitor who came back, events out of order, the cap, funnels) is read, stitched by
+the server. The rest (a visitor who came back, events out of order, the cap) is read, stitched by
 :class:`~streamproc.tables.sessions.SessionFold` and written back, under the locks that statement took: it
 locks the row of every key of the delta, in the order of the keys, before any of them is changed.
 """
@@ -40,9 +40,9 @@ async def apply_sessions(
     locks = pieces.filter(several).select(key.name).unique()
     staged = await stage(conn, layout, "rows")
     await copy_in(
-        conn, staged, layout.staged, pl.concat([pieces.filter(~several), locks], how="diagonal_relaxed")
+        conn, staged, layout.incoming, pl.concat([pieces.filter(~several), locks], how="diagonal_relaxed")
     )
-    unmerged = await copy_out(conn, merge_sessions(layout, staged), [key])
+    unmerged = await copy_out(conn, layout.rendered("merge", lambda: merge_sessions(layout, staged)), [key])
     if len(unmerged):
         await _stitch(conn, layout, delta, unmerged)
     if not changed:
@@ -59,7 +59,9 @@ async def _stitch(conn: AsyncConnection[Any], layout: Layout, delta: Delta, keys
     key = layout.by[0].name
     wanted = await stage(conn, layout, "keys")
     await copy_in(conn, wanted, layout.by, keys)
-    stored = await copy_out(conn, stored_sessions(layout, wanted), [*layout.staged, _N])
+    stored = await copy_out(
+        conn, layout.rendered("stored", lambda: stored_sessions(layout, wanted)), [*layout.staged, _N]
+    )
     sessions = await asyncio.to_thread(_stitched, layout, delta, keys, stored)
 
     numbers = stored.join(sessions, on=[key, "n"], how="anti")
@@ -70,7 +72,7 @@ async def _stitch(conn: AsyncConnection[Any], layout: Layout, delta: Delta, keys
         await _delete(conn, layout, moved, state=False)
     target = await stage(conn, layout, "sessions")
     await copy_in(conn, target, [*layout.staged, _N], sessions)
-    await conn.execute(replace_sessions(layout, target), prepare=False)
+    await conn.execute(layout.rendered("replace", lambda: replace_sessions(layout, target)), prepare=False)
 
 
 def _stitched(layout: Layout, delta: Delta, keys: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:

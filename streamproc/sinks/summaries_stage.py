@@ -11,20 +11,25 @@ from streamproc.sinks.summaries_layout import Layout, stored_type
 
 
 async def stage(conn: AsyncConnection[Any], layout: Layout, purpose: str) -> sql.Identifier:
-    """An empty temporary table with the columns :attr:`Layout.staged` and ``n``, made once per connection.
+    """An empty temporary table with the columns :attr:`Layout.incoming` and ``n``, made once per connection.
 
     The columns are part of its name: a connection may outlive a change of the table.
     """
     columns = sql.SQL(", ").join(
-        sql.SQL("{} {}").format(column.id, stored_type(column.type)) for column in layout.staged
+        sql.SQL("{} {}").format(column.id, stored_type(column.type)) for column in layout.incoming
     )
     text = f"{layout.public.as_string(None)} {columns.as_string(None)}"
     name = f"{layout.table.name[:30]}__{purpose}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     table = sql.Identifier("pg_temp", name)
+    # Emptied because the transaction may have used it before.
+    prepare = sql.SQL(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS {name} ({columns}, n smallint) ON COMMIT DELETE ROWS; "
+        "DELETE FROM {table}"
+    )
     await conn.execute(
-        sql.SQL("CREATE TEMPORARY TABLE IF NOT EXISTS {} ({}, n smallint) ON COMMIT DELETE ROWS").format(
-            sql.Identifier(name), columns
+        layout.rendered(
+            f"stage {purpose}",
+            lambda: prepare.format(name=sql.Identifier(name), columns=columns, table=table),
         )
     )
-    await conn.execute(sql.SQL("DELETE FROM {}").format(table))  # this transaction may have used it before
     return table

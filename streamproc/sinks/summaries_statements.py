@@ -11,7 +11,16 @@ from __future__ import annotations
 from psycopg import sql
 
 from streamproc.sinks.summaries_layout import Column, Layout, finish, finished_columns, published, readable
-from streamproc.tables.measures import FLOAT_LIMIT, INTEGER_LIMIT, Merge, StateColumn
+from streamproc.tables.funnels import MAX_STEP_EVENTS_BYTES
+from streamproc.tables.measures import (
+    FLOAT_LIMIT,
+    INTEGER_LIMIT,
+    Merge,
+    StateColumn,
+    funnel_columns,
+    state_columns,
+)
+from streamproc.topology import Measure
 
 _COMMA = sql.SQL(", ")
 
@@ -44,12 +53,15 @@ def merge_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
     Returns the keys of the others. A staged row without a span only locks its key.
     """
     window = layout.table.window
-    joins = sql.SQL(
+    joins: sql.Composable = sql.SQL(
         "excluded.session_start >= t.session_start AND excluded.session_start <= t.session_end + {gap} "
         "AND greatest(t.session_end, excluded.session_end) - t.session_start < {cap}"
     ).format(gap=sql.Literal(window.gap), cap=sql.Literal(window.cap))
-    if any(column.merge in {Merge.STEPS, Merge.VALUES} for column in layout.state_columns):
-        joins = sql.SQL("false")  # such states are merged outside the server
+    for measure in layout.table.measures:
+        if measure.kind == "funnel":
+            joins = sql.SQL("{} AND {}").format(joins, _funnel_follows(measure))
+    if layout.sketches:
+        joins = sql.SQL("false")  # they are merged outside the server
     key = layout.by[0]
     return sql.SQL(
         "WITH merged AS (INSERT INTO {state} AS t ({columns}, n) SELECT {columns}, 0 FROM {stage} "
@@ -59,13 +71,12 @@ def merge_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
         "WHERE merged.{key} = {stage}.{key} AND merged.session_start IS NOT NULL)"
     ).format(
         state=layout.state,
-        columns=_COMMA.join(column.id for column in layout.staged),
+        columns=_COMMA.join(column.id for column in layout.incoming),
         stage=stage,
         ordered=layout.indexed(key),
         conflict=layout.conflict(state=True),
         merges=_COMMA.join(
-            [sql.SQL("session_end = greatest(t.session_end, excluded.session_end)")]
-            + [_merge(column) for column in layout.state_columns if column.merge is not Merge.VALUES]
+            [sql.SQL("session_end = greatest(t.session_end, excluded.session_end)"), *_merges(layout)]
         ),
         joins=joins,
         public=write_public(layout, where=sql.SQL("WHERE session_start IS NOT NULL")),
@@ -74,7 +85,7 @@ def merge_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
 
 
 def replace_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
-    """Put the staged sessions (all of their keys, numbered ``n`` from the newest) in the place of what is there."""
+    """Put the staged sessions (all of a key, ``n`` counts from the newest) in the place of what is there."""
     columns = [*layout.staged, Column("n", layout.staged[0].type)]
     names = _COMMA.join(column.id for column in columns)
     state = sql.SQL(
@@ -178,6 +189,50 @@ def _span(layout: Layout, column: Column) -> sql.Composable:
     if column.name == "window_end":
         return sql.SQL("(window_start + {})").format(sql.Literal(layout.table.window.size))
     return column.id
+
+
+def _merges(layout: Layout) -> list[sql.Composable]:
+    return [
+        merge
+        for measure in layout.table.measures
+        for merge in (
+            _funnel_merges(measure) if measure.kind == "funnel" else map(_merge, state_columns(measure))
+        )
+    ]
+
+
+def _funnel_follows(measure: Measure) -> sql.Composed:
+    """Whether the staged piece of a funnel comes after everything in the row, and fits into it."""
+    return sql.SQL(
+        "excluded.session_start > t.session_end AND "
+        "coalesce(octet_length(t.{0}), 0) + coalesce(octet_length(excluded.{0}), 0) <= {1}"
+    ).format(sql.Identifier(f"{measure.name}__steps"), sql.Literal(MAX_STEP_EVENTS_BYTES))
+
+
+def _funnel_merges(measure: Measure) -> list[sql.Composable]:
+    """Go on from the step the row has reached (``onward``), or start with the piece where it has none."""
+    step = sql.Identifier(f"{measure.name}_step")
+    count = len(measure.steps)
+    onward = [
+        sql.SQL("excluded.{}[(t.{} - 1) * {} + {}]").format(
+            sql.Identifier(f"{measure.name}__onward"), step, sql.Literal(count), sql.Literal(number)
+        )
+        for number in range(1, count + 1)
+    ]
+    times = [sql.Identifier(name) for name, _ in funnel_columns(measure)[1:]]
+    moved = [
+        sql.SQL("{0} = CASE WHEN t.{1} = 0 THEN excluded.{0} ELSE coalesce(t.{0}, {2}) END").format(
+            at, step, next_
+        )
+        for at, next_ in zip(times, onward, strict=True)
+    ]
+    reached = sql.SQL(
+        "{0} = CASE WHEN t.{0} = 0 THEN excluded.{0} ELSE t.{0} + num_nonnulls({1}) END"
+    ).format(step, _COMMA.join(onward))
+    steps = sql.SQL("{0} = nullif(concat(t.{0}, excluded.{0}), '')").format(
+        sql.Identifier(f"{measure.name}__steps")
+    )
+    return [reached, *moved, steps]
 
 
 def _replace(column: sql.Identifier) -> sql.Composed:

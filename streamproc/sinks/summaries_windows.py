@@ -12,7 +12,7 @@ from streamproc.sinks.summaries_copy import copy_in, copy_out
 from streamproc.sinks.summaries_layout import Layout, readable
 from streamproc.sinks.summaries_stage import stage
 from streamproc.sinks.summaries_statements import merge_windows, touch
-from streamproc.tables.sketches import SKETCHED, estimate, union
+from streamproc.tables.sketches import SKETCHED, union
 
 
 async def apply_windows(
@@ -22,11 +22,13 @@ async def apply_windows(
     if layout.sketches:
         keys = await stage(conn, layout, "keys")
         await copy_in(conn, keys, layout.key, rows)
-        known = await copy_out(conn, touch(layout, keys), [*layout.key, *layout.sketches])
+        known = await copy_out(
+            conn, layout.rendered("touch", lambda: touch(layout, keys)), [*layout.key, *layout.sketches]
+        )
         rows = await asyncio.to_thread(_with_sketches, layout, rows, known)
     staged = await stage(conn, layout, "rows")
     await copy_in(conn, staged, layout.staged, rows)
-    statement = merge_windows(layout, staged)
+    statement = layout.rendered("merge", lambda: merge_windows(layout, staged))
     if not changed:
         await conn.execute(statement, prepare=False)  # a plan made for one size of delta is wrong for another
         return None
@@ -47,6 +49,5 @@ def _with_sketches(layout: Layout, rows: pl.DataFrame, known: pl.DataFrame) -> p
         if measure.kind in SKETCHED:
             name = f"{measure.name}__sketch"
             images = rows.select(pl.concat_list(name, f"{name}__known").list.drop_nulls()).to_series()
-            merged = union(measure, images).alias(name)
-            rows = rows.with_columns(merged, estimate(measure, merged))
+            rows = rows.with_columns(union(measure, images))
     return rows.drop(f"{name}__known" for name in names)

@@ -12,19 +12,24 @@ from dataclasses import dataclass
 import polars as pl
 
 from streamproc.tables.measures import Aggregation, state_columns
-from streamproc.tables.sessions import SPAN, SessionFold, concatenate
-from streamproc.tables.sketches import SKETCHED, build, estimate, union
-from streamproc.tables.windows import PANE, Panes
-from streamproc.topology import Measure, Table
+from streamproc.tables.sessions import SessionFold
+from streamproc.tables.sketches import SKETCHED, build, union
+from streamproc.tables.windows import Panes
+from streamproc.topology import Table
+
+#: Events of a windowed table that wait to be aggregated together. Grouping a hundred thousand rows costs a
+#: third per row of grouping the few thousand of a batch.
+_FOLD_AT = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
     """What an epoch adds to a table.
 
-    ``rows``: one for each key, sorted by it: ``window_start`` and the ``by`` columns, or the session key and
-    its span; then the state columns (:func:`streamproc.tables.measures.state_columns`). Times are Unix
-    microseconds. ``events``: of a session table, the events behind the rows, for runs that reach the cap.
+    ``rows``: one for each ``window_start`` and ``by`` columns, sorted by them, or for each piece of a
+    session with its key and span; then the state columns of
+    :func:`~streamproc.tables.measures.state_columns`. Times are Unix microseconds. ``events``: of a session
+    table, the events behind the rows, for runs that reach the cap.
     """
 
     rows: pl.DataFrame
@@ -34,6 +39,17 @@ class Delta:
         return self.rows.height
 
 
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Part of an epoch, folded or about to be: opaque between :class:`TableFold`'s methods.
+
+    ``events``: frames with what the table needs of its events. ``states``: aggregated ones.
+    """
+
+    events: tuple[pl.DataFrame, ...] = ()
+    states: pl.DataFrame | None = None
+
+
 class WindowFold:
     """Folds events into the rows of one tumbling or hopping table."""
 
@@ -41,6 +57,7 @@ class WindowFold:
         self.table = table
         self.keys = ["window_start", *table.by]
         self._panes = Panes(table)
+        self._by = [*self._panes.columns, *table.by]
         self._aggregation = Aggregation(table.measures)
         self._sketched = [m for m in table.measures if m.kind in SKETCHED]
 
@@ -49,8 +66,8 @@ class WindowFold:
         """Columns of a delta: keys, then state."""
         return [*self.keys, *(c.name for m in self.table.measures for c in state_columns(m))]
 
-    def partial(self, events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-        """Aggregate by pane; the number is how many events were late."""
+    def partial(self, events: pl.DataFrame) -> tuple[Partial, int]:
+        """What the table needs of its events, by pane; the number is how many were late."""
         at = pl.col("event_time").to_physical()
         frame = events.lazy()
         if self.table.where is not None:
@@ -61,25 +78,32 @@ class WindowFold:
         closed = pl.col("__open") <= 0
         late = int(rows.select(closed.sum()).item())
         rows = rows.filter(~closed) if late else rows
-        return self._aggregation.fold(rows, [*PANE, *self.table.by]), late
+        return Partial((rows.select(pl.exclude("__open") if "__open" not in self._by else pl.all()),)), late
 
-    def merge(self, partials: Sequence[pl.DataFrame]) -> pl.DataFrame:
-        """One partial of several."""
-        if len(partials) == 1:
-            return partials[0]
-        return self._aggregation.merge(pl.concat(partials), [*PANE, *self.table.by])
+    def merge(self, partials: Sequence[Partial]) -> Partial:
+        """One partial of several; aggregated when that is worth it."""
+        events = tuple(frame for partial in partials for frame in partial.events)
+        states = [partial.states for partial in partials if partial.states is not None]
+        if sum(frame.height for frame in events) >= _FOLD_AT:
+            states.append(self._aggregation.fold(pl.concat(events), self._by))
+            events = ()
+        if len(states) > 1:
+            states = [self._aggregation.merge(pl.concat(states), self._by)]
+        return Partial(events, states[0] if states else None)
 
-    def seal(self, partial: pl.DataFrame) -> Delta:
+    def seal(self, partial: Partial) -> Delta:
         """Panes to windows, values to sketches."""
+        states = [] if partial.states is None else [partial.states]
+        if partial.events:
+            states.append(self._aggregation.fold(pl.concat(partial.events), self._by))
+        panes = states[0] if len(states) == 1 else self._aggregation.merge(pl.concat(states), self._by)
         for measure in self._sketched:
-            partial = partial.with_columns(build(measure, partial[f"{measure.name}__sketch"]))
-        windows = self._panes.expand(partial)
-        if self._panes.size != self._panes.pane or windows.select(self.keys).is_duplicated().any():
+            panes = panes.with_columns(build(measure, panes[f"{measure.name}__sketch"]))
+        windows = self._panes.expand(panes)
+        if self._panes.overlap:
             windows = self._aggregation.merge(windows, self.keys)
             for measure in self._sketched:
                 windows = windows.with_columns(union(measure, windows[f"{measure.name}__sketch"]))
-        for measure in self._sketched:
-            windows = windows.with_columns(estimate(measure, windows[f"{measure.name}__sketch"]))
         return Delta(windows.select(self.columns).sort(self.keys))
 
 
@@ -91,25 +115,27 @@ class TableFold:
         self._fold: WindowFold | SessionFold
         self._fold = SessionFold(table) if table.window.kind == "session" else WindowFold(table)
 
-    def partial(self, events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-        """The partial aggregate of some events, and how many of them were late for the table.
+    def partial(self, events: pl.DataFrame) -> tuple[Partial, int]:
+        """The table's share of some events, and how many of them were late for it.
 
         ``events`` has the columns the table names, ``event_time``, ``position`` and ``watermark``
         (``Datetime("us", "UTC")``: the partition's watermark just before the event, null for none yet).
         """
+        if isinstance(self._fold, SessionFold):
+            kept, late = self._fold.partial(events)
+            return Partial((kept,)), late
         return self._fold.partial(events)
 
-    def merge(self, partials: Sequence[pl.DataFrame]) -> pl.DataFrame:
-        """One partial of one or more."""
+    def merge(self, partials: Sequence[Partial]) -> Partial:
+        """One partial of one or more. Of a windowed table it is bounded by the number of distinct keys and
+        values (and a hundred thousand events), of a session table by the number of events.
+        """
         if isinstance(self._fold, SessionFold):
-            return concatenate(partials)
+            return Partial(tuple(frame for partial in partials for frame in partial.events))
         return self._fold.merge(partials)
 
-    def seal(self, partial: pl.DataFrame) -> Delta:
+    def seal(self, partial: Partial) -> Delta:
         """What the epoch adds to the table, ready for the store."""
         if isinstance(self._fold, SessionFold):
-            return Delta(*self._fold.seal(partial))
+            return Delta(*self._fold.seal(pl.concat(partial.events)))
         return self._fold.seal(partial)
-
-
-__all__ = ["SPAN", "Delta", "Measure", "TableFold", "WindowFold"]

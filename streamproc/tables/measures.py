@@ -49,42 +49,32 @@ class StateColumn:
 
 
 def state_columns(measure: Measure) -> tuple[StateColumn, ...]:
-    """The state of a measure in a sealed frame. The column named like the measure is its finished value.
-
-    ``avg`` has none of that name: it is ``__sum / __count``.
+    """The state of a measure in a sealed frame. The column named like the measure is its finished value;
+    ``avg`` has none of that name: it is ``__sum / __count``. Raises :class:`ValueError` for an unknown kind.
     """
-    name, integer = measure.name, pl.Int64()
+    name, type_ = measure.name, measure.type
+    columns: list[tuple[str, pl.DataType, Merge]]
     match measure.kind:
         case "count" | "sum":
-            return (StateColumn(name, measure.type, Merge.ADD),)
+            columns = [(name, type_, Merge.ADD)]
         case "min":
-            return (StateColumn(name, measure.type, Merge.LEAST),)
+            columns = [(name, type_, Merge.LEAST)]
         case "max":
-            return (StateColumn(name, measure.type, Merge.GREATEST),)
+            columns = [(name, type_, Merge.GREATEST)]
         case "avg":
-            return (
-                StateColumn(f"{name}__sum", pl.Float64(), Merge.ADD),
-                StateColumn(f"{name}__count", integer, Merge.ADD),
-            )
+            columns = [(f"{name}__sum", pl.Float64(), Merge.ADD), (f"{name}__count", pl.Int64(), Merge.ADD)]
         case "first" | "last":
-            order = Merge.FIRST if measure.kind == "first" else Merge.LAST
-            return (
-                StateColumn(name, measure.type, order),
-                StateColumn(f"{name}__at", integer, order),
-                StateColumn(f"{name}__position", integer, order),
-            )
+            merge = Merge.FIRST if measure.kind == "first" else Merge.LAST
+            order = [(f"{name}__{part}", pl.Int64(), merge) for part in ("at", "position")]
+            columns = [(name, type_, merge), *order]
         case "distinct" | "approx_distinct" | "approx_percentile":
-            return (
-                StateColumn(name, measure.type, Merge.REPLACE),
-                StateColumn(f"{name}__sketch", pl.Binary(), Merge.VALUES),
-            )
+            columns = [(name, type_, Merge.REPLACE), (f"{name}__sketch", pl.Binary(), Merge.VALUES)]
         case "funnel":
-            return (
-                *(StateColumn(column, type_, Merge.REPLACE) for column, type_ in funnel_columns(measure)),
-                StateColumn(f"{name}__steps", pl.String(), Merge.STEPS),
-            )
+            columns = [(column, kind, Merge.REPLACE) for column, kind in funnel_columns(measure)]
+            columns.append((f"{name}__steps", pl.String(), Merge.STEPS))
         case kind:
             raise ValueError(f"unknown kind of measure: {kind}")
+    return tuple(StateColumn(*column) for column in columns)
 
 
 def funnel_columns(measure: Measure) -> list[tuple[str, pl.DataType]]:
@@ -121,71 +111,89 @@ class Aggregation:
         """State of each group of events. ``frame`` has ``by``, the inputs and, for ``first``/``last``,
         ``__at`` (Unix microseconds) and ``position``. Values to be sketched stay lists until sealing.
         """
-        aggregates: list[pl.Expr] = []
-        for measure in self.measures:
-            aggregates += self._unordered(measure)
+        aggregates = [state for measure in self.measures for state in self._unordered(measure)]
         if not self.ordered:
             return frame.group_by(by).agg(aggregates)
-        frame, tied = _in_order(frame)
-        aggregates += [pick for m in self.ordered for pick in self._row_of(m)]
-        states = frame.group_by(by, maintain_order=True).agg(aggregates)
+        frame = frame.sort("__at", "position").with_row_index("__row")
         for measure in self.ordered:
-            if tied:  # the shared order does not look at values: take each measure's own
-                states = states.drop(f"__row_{measure.name}").join(
-                    self._fold_tied(frame, by, measure), on=list(by), how="left", nulls_equal=True
-                )
+            row = pl.when(self._ordered_input(measure).is_not_null()).then(pl.col("__row"))
+            aggregates.append((row.min() if measure.kind == "first" else row.max()).alias(_row(measure)))
+        states = frame.group_by(by).agg(aggregates)
+        rows = [states[_row(measure)] for measure in self.ordered]
+        return self._with_ordered(states.drop(map(_row, self.ordered)), frame, by, rows)
+
+    def fold_runs(self, frame: pl.DataFrame, run: str) -> pl.DataFrame:
+        """The same where the groups are the runs 0, 1, … of the column ``run`` and the frame is sorted by
+        run, ``__at`` and ``position``: then the order of events costs next to nothing. One row for each
+        run, in order, with the numbers of its ``__first`` and ``__last`` row in ``frame``.
+        """
+        aggregates = [state for measure in self.measures for state in self._unordered(measure)]
+        states = frame.group_by(run).agg(pl.len().alias("__length"), *aggregates).sort(run)
+        ends = states["__length"].cum_sum().cast(pl.Int64) - 1
+        starts = ends - states["__length"] + 1
+        numbers = pl.int_range(frame.height, eager=True)
+        rows = []
+        for measure in self.ordered:
+            value = frame.select(self._ordered_input(measure)).to_series()
+            row = numbers.zip_with(value.is_not_null(), pl.Series([None], dtype=pl.Int64))
+            if measure.kind == "first":
+                row = row.backward_fill().gather(starts)
+                rows.append(row.set(row > ends, None))
             else:
-                rows = states[f"__row_{measure.name}"]
-                picked = frame.select(self._ordered_input(measure)).to_series().gather(rows)
-                states = states.with_columns(
-                    picked.alias(measure.name),
-                    frame["__at"].gather(rows).alias(f"{measure.name}__at"),
-                    frame["position"].gather(rows).alias(f"{measure.name}__position"),
-                ).drop(f"__row_{measure.name}")
-        return states
+                row = row.forward_fill().gather(ends)
+                rows.append(row.set(row < starts, None))
+        states = states.drop("__length").with_columns(starts.alias("__first"), ends.alias("__last"))
+        return self._with_ordered(states, frame, [run], rows)
+
+    def _with_ordered(
+        self, states: pl.DataFrame, frame: pl.DataFrame, by: Sequence[str], rows: Sequence[pl.Series]
+    ) -> pl.DataFrame:
+        """Add the states of ``first`` and ``last``, given the row of ``frame`` that each group takes."""
+        tie = (pl.col("__at") == pl.col("__at").shift()) & (pl.col("position") == pl.col("position").shift())
+        if frame.select(tie.any()).item():  # events of two partitions: the value decides
+            for measure in self.ordered:
+                picked = _pick(self._ordered_states(frame, by, measure), by, measure)
+                states = states.join(picked, on=list(by), how="left", nulls_equal=True, maintain_order="left")
+            return states
+        columns: list[pl.Series] = []
+        for measure, row in zip(self.ordered, rows, strict=True):
+            name = measure.name
+            columns.append(frame.select(self._ordered_input(measure)).to_series().gather(row).alias(name))
+            columns.append(frame["__at"].gather(row).alias(f"{name}__at"))
+            columns.append(frame["position"].gather(row).alias(f"{name}__position"))
+        return states.hstack(columns)
 
     def _unordered(self, measure: Measure) -> list[pl.Expr]:
+        """Aggregates of a measure that does not depend on the order of events."""
         name, source = measure.name, self._input_of.get(measure.name)
-        if measure.kind == "count":
-            counted = pl.len() if source is None else self._counted(measure, source)
-            return [counted.cast(pl.Int64).alias(name)]
         column = pl.col(source or "")
         match measure.kind:
+            case "count":
+                return [(pl.len() if source is None else column.sum()).cast(pl.Int64).alias(name)]
             case "sum":
                 return [_sum(column, measure.type).alias(name)]
-            case "min":
-                return [column.min().cast(measure.type).alias(name)]
-            case "max":
-                return [column.max().cast(measure.type).alias(name)]
+            case "min" | "max":
+                extreme = column.min() if measure.kind == "min" else column.max()
+                return [extreme.cast(measure.type).alias(name)]
             case "avg":
-                return [
-                    _sum(column, pl.Float64()).alias(f"{name}__sum"),
-                    column.count().cast(pl.Int64).alias(f"{name}__count"),
-                ]
+                total, count = _sum(column, pl.Float64()), column.count().cast(pl.Int64)
+                return [total.alias(f"{name}__sum"), count.alias(f"{name}__count")]
             case "distinct" | "approx_distinct" | "approx_percentile":
                 return [column.alias(f"{name}__sketch")]
             case _:
                 return []
 
-    def _counted(self, measure: Measure, source: str) -> pl.Expr:
-        return pl.col(source).sum() if measure.column is None else pl.col(source).count()
-
     def _ordered_input(self, measure: Measure) -> pl.Expr:
         return pl.col(self._input_of[measure.name] or "").cast(measure.type)
 
-    def _row_of(self, measure: Measure) -> list[pl.Expr]:
-        row = pl.when(self._ordered_input(measure).is_not_null()).then(pl.col("__row"))
-        return [(row.min() if measure.kind == "first" else row.max()).alias(f"__row_{measure.name}")]
-
-    def _fold_tied(self, frame: pl.DataFrame, by: Sequence[str], measure: Measure) -> pl.DataFrame:
+    def _ordered_states(self, frame: pl.DataFrame, by: Sequence[str], measure: Measure) -> pl.DataFrame:
         name = measure.name
-        rows = frame.select(
+        return frame.select(
             *by,
             self._ordered_input(measure).alias(name),
             pl.col("__at").alias(f"{name}__at"),
             pl.col("position").alias(f"{name}__position"),
         )
-        return _pick(rows, by, measure)
 
     def merge(self, states: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
         """Merge the unsealed or sealed states of each group. Sketches and funnels are left as lists of
@@ -240,11 +248,8 @@ def _merged(column: StateColumn) -> list[pl.Expr]:
             return []
 
 
-def _in_order(frame: pl.DataFrame) -> tuple[pl.DataFrame, bool]:
-    """The frame by (event time, position) with ``__row``, and whether two events share both."""
-    frame = frame.sort("__at", "position").with_row_index("__row")
-    tie = (pl.col("__at") == pl.col("__at").shift()) & (pl.col("position") == pl.col("position").shift())
-    return frame, bool(frame.select(tie.any()).item())
+def _row(measure: Measure) -> str:
+    return f"__row_{measure.name}"
 
 
 def _pick(states: pl.DataFrame, by: Sequence[str], measure: Measure) -> pl.DataFrame:

@@ -18,14 +18,12 @@ Events whose key is null belong to no session.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import polars as pl
 
 from streamproc.tables import funnels
 from streamproc.tables.measures import Aggregation, state_columns
-from streamproc.tables.sketches import SKETCHED, build, estimate, union
-from streamproc.topology import Measure, Table
+from streamproc.tables.sketches import SKETCHED, build, union
+from streamproc.topology import Table
 
 #: Columns of a piece or session beside its key and state, in Unix microseconds.
 SPAN: dict[str, pl.DataType] = {"session_start": pl.Int64(), "session_end": pl.Int64()}
@@ -71,7 +69,7 @@ class SessionFold:
         return (kept.filter(~pl.col("__late")) if late else kept).drop("__late"), late
 
     def seal(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The pieces, sorted by key, and the events they came from with the number of their ``piece``."""
+        """The pieces and the events they came from with the number of their ``piece``."""
         # Sorting by a hash of the key costs a third of sorting by the key. Should two keys ever share a
         # hash and a time their runs come apart, and stitching puts them together again.
         events = events.sort(pl.col(self.key).hash(), "__at", "position")
@@ -80,32 +78,32 @@ class SessionFold:
             pl.col("__at") - previous > self.table.window.gap
         )
         events = events.with_columns(begins.fill_null(True).cum_sum().cast(pl.UInt32).alias("piece") - 1)
-        return self._aggregate(events, "piece").sort(self.key, "session_start"), events
+        return self._aggregate(events, "piece"), events
 
     def _aggregate(self, events: pl.DataFrame, run: str) -> pl.DataFrame:
         """One row for each value of ``run`` (0, 1, … in order of appearance): key, SPAN, state, ``run``."""
-        spans = (
-            events.group_by(run)
-            .agg(
-                pl.col(self.key).first(),
-                pl.col("__at").min().alias("session_start"),
-                pl.col("__at").max().alias("session_end"),
-            )
-            .sort(run)
+        states = self._aggregation.fold_runs(events, run)
+        first, last = states["__first"], states["__last"]
+        states = states.hstack(
+            [
+                events[self.key].gather(first),
+                events["__at"].gather(first).alias("session_start"),
+                events["__at"].gather(last).alias("session_end"),
+            ]
         )
-        states = spans.join(self._aggregation.fold(events, [run]), on=run, how="left", maintain_order="left")
         for measure in self._funnels:
             bits = f"__bits_{measure.name}"
-            long = funnels.long_form(events.rename({run: "session"}), bits, len(measure.steps))
+            long = funnels.long_form(events.rename({run: "session"}), bits)
             states = states.hstack(funnels.finish(measure, long, len(states)))
+            states = states.hstack([funnels.onward(measure, long, len(states))])
         for measure in self._sketched:
             states = states.with_columns(build(measure, states[f"{measure.name}__sketch"]))
-        return self._finished(states).select(*self.columns, run)
+        return states.select(*self.columns, *self.onward, run)
 
-    def _finished(self, states: pl.DataFrame) -> pl.DataFrame:
-        return states.with_columns(
-            *(estimate(measure, states[f"{measure.name}__sketch"]) for measure in self._sketched)
-        )
+    @property
+    def onward(self) -> list[str]:
+        """More columns of a piece: how its funnels go on (:func:`streamproc.tables.funnels.onward`)."""
+        return [f"{measure.name}__onward" for measure in self._funnels]
 
     @property
     def columns(self) -> list[str]:
@@ -165,10 +163,10 @@ class SessionFold:
         items = items.with_columns(pl.Series("run", numbers, dtype=pl.UInt32)).sort("old", "row")
         of_events = items.filter(~pl.col("old"))["run"]
         of_stored = items.filter("old")["run"]
-        events = events.with_columns(of_events)
+        events = events.with_columns(of_events).sort("run", "__at", "position")
         pieces = self._aggregate(events.with_columns(pl.col("run").rank("dense") - 1), "run")
         present = of_events.unique().sort()
-        pieces = pieces.with_columns(present.gather(pieces["run"]))
+        pieces = pieces.drop(self.onward).with_columns(present.gather(pieces["run"]))
         return self._merge(pl.concat([stored.with_columns(of_stored), pieces]), "run")
 
     def _merge(self, rows: pl.DataFrame, run: str) -> pl.DataFrame:
@@ -188,7 +186,7 @@ class SessionFold:
             states = states.drop(f"{measure.name}__steps").hstack(finished)
         for measure in self._sketched:
             states = states.with_columns(union(measure, states[f"{measure.name}__sketch"]))
-        return pl.concat([single, self._finished(states).select(self.columns)])
+        return pl.concat([single, states.select(self.columns)])
 
 
 def _runs(key: str, gap: int, rows: pl.DataFrame) -> pl.DataFrame:
@@ -197,16 +195,3 @@ def _runs(key: str, gap: int, rows: pl.DataFrame) -> pl.DataFrame:
     reached = pl.col("session_end").cum_max().over(key).shift()
     begins = (pl.col(key) != pl.col(key).shift()) | (pl.col("session_start") - reached > gap)
     return rows.with_columns(begins.fill_null(True).cum_sum().cast(pl.UInt32).alias("run"))
-
-
-def concatenate(partials: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Partials of a session table put together."""
-    return pl.concat(partials) if len(partials) > 1 else partials[0]
-
-
-def open_until(table: Table, measure_end: pl.Expr) -> pl.Expr:
-    """Until which watermark a session that ended at ``measure_end`` may still change."""
-    return measure_end + 2 * table.window.gap + table.lateness
-
-
-__all__ = ["SPAN", "Measure", "SessionFold", "concatenate", "open_until"]

@@ -21,9 +21,6 @@ import polars as pl
 
 from streamproc.topology import Table
 
-#: Columns of a pane: its start, and how many of its windows (counted from the newest) are open.
-PANE = ("__pane", "__open")
-
 
 class Panes:
     """Assigns events to panes and panes to windows."""
@@ -33,10 +30,13 @@ class Panes:
         self.hop = table.window.hop if table.window.kind == "hopping" else table.window.size
         self.lateness = table.lateness
         self.pane = math.gcd(self.size, self.hop)
+        self.overlap = self.size > self.hop
+        #: A pane's start and, where it is in several windows, how many of them (from the newest) are open.
+        self.columns = ("__pane", "__open") if self.overlap else ("__pane",)
 
     def assign(self, at: pl.Expr, watermark: pl.Expr) -> list[pl.Expr]:
-        """Over events (both in Unix microseconds, no watermark is null): :data:`PANE`. ``__open`` is 0
-        for a late event.
+        """Over events (both in Unix microseconds, no watermark is null): ``__pane`` and ``__open``,
+        which is 0 for a late event.
         """
         pane = at // self.pane * self.pane
         newest = self._newest(pane)
@@ -49,17 +49,16 @@ class Panes:
         ]
 
     def expand(self, panes: pl.DataFrame) -> pl.DataFrame:
-        """One row for each open window of each pane: ``window_start`` instead of :data:`PANE`."""
-        start = self._newest(pl.col("__pane"))
-        if self.pane == self.size:
-            return panes.select(start.alias("window_start"), pl.exclude(PANE))
-        back = pl.int_ranges(0, pl.col("__open"))
+        """One row for each open window of each pane: ``window_start`` instead of :attr:`columns`."""
+        start = self._newest(pl.col("__pane")).alias("window_start")
+        if not self.overlap:
+            return panes.select(start, pl.exclude(self.columns))
         return (
-            panes.with_columns(start.alias("window_start"), back.alias("__back"))
+            panes.with_columns(start, pl.int_ranges(0, pl.col("__open")).alias("__back"))
             .explode("__back")
             .select(
                 pl.col("window_start") - pl.col("__back") * self.hop,
-                pl.exclude("window_start", "__back", *PANE),
+                pl.exclude("window_start", "__back", *self.columns),
             )
         )
 

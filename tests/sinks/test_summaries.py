@@ -17,7 +17,7 @@ from streamproc.sinks.summaries import Summaries
 from streamproc.tables.fold import TableFold
 from streamproc.topology import DAY, MINUTE
 from tests.tables import oracle
-from tests.tables.streams import MEASURES, START, cut, hopping, sealed, streams, tumbling, visits
+from tests.tables.streams import FUNNEL, MEASURES, START, cut, hopping, sealed, streams, tumbling, visits
 
 ADDITIVE = [m for m in MEASURES if m.kind in {"count", "sum", "min", "max"}]
 IN_SERVER = [m for m in MEASURES if m.kind not in {"approx_distinct", "distinct", "approx_percentile"}]
@@ -30,7 +30,7 @@ def every_kind_of_table():
         visits(),
         replace(tumbling(ADDITIVE), name="additive"),
         replace(tumbling(IN_SERVER), name="ordered"),
-        replace(visits(IN_SERVER), name="plain_visits"),
+        replace(visits([*IN_SERVER, FUNNEL]), name="plain_visits"),
     ]
 
 
@@ -94,7 +94,10 @@ async def test_any_cut_of_a_stream_into_transactions_gives_the_tables_of_the_who
 async def test_sessions_in_order_are_capped_whichever_transaction_the_cap_falls_into(conn, data, cap):
     events = sorted(data.draw(streams(most=30)), key=lambda e: e["at"])
     events = [{**e, "position": index} for index, e in enumerate(events)]
-    tables = [visits(gap=MINUTE, cap=cap), replace(visits(IN_SERVER, gap=MINUTE, cap=cap), name="plain")]
+    tables = [
+        visits(gap=MINUTE, cap=cap),
+        replace(visits([*IN_SERVER, FUNNEL], gap=MINUTE, cap=cap), name="plain"),
+    ]
     summaries = Summaries(tables, fresh_schema())
     await summaries.ensure(conn)
     for batches in data.draw(cut(events, shuffle=False)):

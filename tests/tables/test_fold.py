@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from streamproc.tables.fold import TableFold
 from streamproc.tables.measures import Aggregation, state_columns
 from streamproc.tables.sessions import SessionFold
-from streamproc.tables.sketches import SKETCHED, estimate, union
+from streamproc.tables.sketches import SKETCHED, union
 from streamproc.topology import MINUTE, SECOND, Measure, Window
 from tests.tables import oracle
 from tests.tables.streams import (
@@ -64,8 +64,7 @@ class WindowStore:
         merged = Aggregation(self.table.measures).merge(self.states, self.keys)
         for measure in self.table.measures:
             if measure.kind in SKETCHED:
-                images = union(measure, merged[f"{measure.name}__sketch"])
-                merged = merged.with_columns(estimate(measure, images))
+                merged = merged.with_columns(union(measure, merged[f"{measure.name}__sketch"]))
         return finished(self.table, merged, self.keys)
 
 
