@@ -42,6 +42,10 @@ class Doubts:
         # The shortest second occurrence there can be: a comma, the key in quotes, a colon, one digit.
         self._room_for_another = min(len(key.encode()) for key in keys) + 5
         self._known = [node for node in layout.nodes if _is_known(node)]
+        # A key that two objects have could stand for either of them: its nulls are left to the counting.
+        self._null_nodes = [
+            nodes[0] for _, nodes in self._each_key if len(nodes) == 1 and not nodes[0].children
+        ]
         # Keys inside of a JSON text are its own affair, unless the contract reads some of them too.
         self._opaque = [_text_column(n.json[0].name) for n in layout.nodes if n.json and not n.children]
         self._text_nodes = [n for n in layout.nodes if n.typed and n.typed[0].type is FieldType.STRING]
@@ -78,7 +82,8 @@ class Doubts:
         """Records in which a contract key may stand twice.
 
         First by length: every value found accounts for a least number of bytes, and when what remains is too
-        little for another member the proof is done. Else by counting the keys.
+        little for another member the proof is done; a ``"key":null`` of a value that was not found accounts
+        for itself. Else by counting the keys.
         """
         known = parsed.with_columns(
             text.alias(_text_column(name)) for name, text in texts.items()
@@ -86,9 +91,31 @@ class Doubts:
         least = [pl.lit(1), *(_least_bytes(node) for node in self._known)]
         room = known.select(pl.col(_SIZE) - functools.reduce(operator.add, least))[_SIZE]
         doubt = room >= self._room_for_another
+        if doubt.any():
+            nulls = self._null_bytes(values.filter(doubt), known.filter(doubt))
+            doubt = _scatter(doubt, room.filter(doubt) - nulls >= self._room_for_another)
         if not doubt.any():
             return doubt
         return _scatter(doubt, self._uncounted(values.filter(doubt), known.filter(doubt)))
+
+    def _null_bytes(self, values: pl.Series, known: pl.DataFrame) -> pl.Series:
+        """Bytes of members ``"key":null,`` with a contract key.
+
+        Such bytes can stand in a record in two places: as a member, and as a member of an object that is a
+        JSON text. In a text its quotes would be escaped.
+        """
+        frame = known.with_columns(values.alias(_RECORD))
+        spells_nulls = [pl.col(column).str.contains(":null", literal=True) for column in self._opaque]
+        alone = ~pl.any_horizontal(pl.lit(False), *spells_nulls).fill_null(False)
+        members = [pl.lit(0, dtype=pl.Int64)]
+        for node in self._null_nodes:
+            member = f'"{node.path[-1]}":null'
+            there = ~_presence(node) & pl.col(_RECORD).str.contains(member, literal=True)
+            members.append(pl.when(there).then(len(member.encode()) + 1).otherwise(0))
+        total: pl.Series = frame.select(
+            pl.when(alone).then(pl.sum_horizontal(members)).otherwise(0).alias("bytes")
+        )["bytes"]
+        return total
 
     def _uncounted(self, values: pl.Series, known: pl.DataFrame) -> pl.Series:
         """Rows in which the keys do not add up to one for each value found."""
@@ -145,6 +172,7 @@ class _Spelling:
 
 
 _SIZE = "\x1fsize"
+_RECORD = "\x1frecord"
 _TEXT_PREFIX = "\x1ftext:"
 
 
