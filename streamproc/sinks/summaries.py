@@ -67,9 +67,11 @@ class Summaries:
 
     async def expire(self, conn: AsyncConnection[Any], name: str, watermark_us: int) -> int:
         """Delete what the watermark has left behind: public rows beyond the table's retention, and state of
-        windows that cannot change any more. ``watermark_us`` must be the smallest of the stream's
-        partitions. In small transactions of its own (``conn`` in autocommit mode), skipping rows that are
-        being written. Returns the number of public rows deleted.
+        windows that closed a while ago. Returns the number of public rows deleted.
+
+        ``watermark_us`` must be the smallest of the stream's partitions, and each must have one: a window
+        that took an event after its state was gone would start again. Works in small transactions of its
+        own (``conn`` in autocommit mode) and skips rows that are being written.
         """
         return await expire(conn, self._layouts[name], watermark_us)
 

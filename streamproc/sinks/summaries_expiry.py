@@ -7,6 +7,12 @@ from typing import Any
 from psycopg import AsyncConnection, sql
 
 from streamproc.sinks.summaries_layout import Layout, published
+from streamproc.topology import HOUR
+
+#: State is kept this long after its window has closed (event time, microseconds). Without its state a window
+#: that is reopened would start from nothing: by a lateness that was raised, or by a new partition that has
+#: no watermark of its own yet.
+STATE_GRACE = 6 * HOUR
 
 #: Pages looked at in one transaction: short enough that nobody waits for it.
 _PAGES = 2_000
@@ -17,7 +23,7 @@ async def expire(conn: AsyncConnection[Any], layout: Layout, watermark_us: int) 
     table = layout.table
     if layout.has_state:
         # A session can be reached by an event a gap after its end, and that event may be late.
-        patience = table.lateness + (2 * table.window.gap if layout.session else 0)
+        patience = STATE_GRACE + table.lateness + (2 * table.window.gap if layout.session else 0)
         end = sql.SQL("session_end" if layout.session else "window_start + {}").format(
             sql.Literal(table.window.size)
         )

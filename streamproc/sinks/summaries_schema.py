@@ -15,15 +15,17 @@ from typing import Any
 from psycopg import AsyncConnection, sql
 
 from streamproc.errors import ConfigError, Mistake
+from streamproc.sinks.summaries_expiry import STATE_GRACE
 from streamproc.sinks.summaries_layout import (
     Column,
     Layout,
     finished_columns,
     public_type,
+    readable,
     stored_type,
     trusted,
 )
-from streamproc.topology import Measure, Table
+from streamproc.topology import HOUR, Measure, Table
 
 _COMMA = sql.SQL(", ")
 _REGISTRY = "__tables"
@@ -56,7 +58,7 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
             mistake
             for layout in layouts
             if layout.table.name in known
-            for mistake in _incompatible(schema, layout.table, known[layout.table.name])
+            for mistake in _incompatible(layout, schema, known[layout.table.name])
         ]
         if mistakes:
             raise ConfigError(mistakes)
@@ -65,8 +67,11 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
             now = _definition(layout.table)
             if before == now:
                 continue
+            first_state = layout.has_state and await _missing(conn, layout.state)
             await _create(conn, layout)
             await _extend(conn, layout, before or {})
+            if first_state and before is not None:
+                await _seed(conn, layout, before)
             await _describe(conn, layout)
             now["measures"] = {**(before or {}).get("measures", {}), **now["measures"]}
             await conn.execute(
@@ -84,6 +89,7 @@ def _definition(table: Table) -> dict[str, Any]:
         "window": {name: getattr(window, name) for name in ("kind", "size", "hop", "key", "gap", "cap")},
         "by": {name: str(type_) for name, type_ in zip(table.by, table.by_types, strict=False)},
         "where": table.where,
+        "lateness": table.lateness,
         "measures": {measure.name: _meaning(measure) for measure in table.measures},
         "derived": {derived.name: derived.sql for derived in table.derived},
         "comments": [
@@ -99,7 +105,8 @@ def _meaning(measure: Measure) -> dict[str, Any]:
     return {**meaning, "type": str(measure.type), "steps": [list(step) for step in measure.steps]}
 
 
-def _incompatible(schema: str, table: Table, before: dict[str, Any]) -> list[Mistake]:
+def _incompatible(layout: Layout, schema: str, before: dict[str, Any]) -> list[Mistake]:
+    table = layout.table
     now = _definition(table)
     place = f"{schema}.{table.name}"
     rename = f"Change it back or give the table a new name; drop {place} when its rows are not wanted"
@@ -113,6 +120,11 @@ def _incompatible(schema: str, table: Table, before: dict[str, Any]) -> list[Mis
         for part in ("window", "by", "where")
         if before[part] != now[part]
     ]
+    if layout.has_state and now["lateness"] - before["lateness"] > STATE_GRACE:
+        hours = STATE_GRACE // HOUR
+        problem = f"has been raised by more than {hours} hours, and would reopen windows that are finished"
+        fix = f"Raise it by {hours} hours at most, or give the table a new name"
+        mistakes.append(Mistake(f"{schema}: tables.{table.name}.lateness", problem, fix))
     for name, meaning in now["measures"].items():
         old = before["measures"].get(name, meaning)
         mistakes += [
@@ -135,10 +147,6 @@ async def _create(conn: AsyncConnection[Any], layout: Layout) -> None:
         if layout.session:
             columns.append(sql.SQL("n smallint NOT NULL"))
         await _create_one(conn, layout.state, columns, layout.state_index, layout.conflict(state=True))
-        for sketch in layout.sketches:  # noise to a compressor
-            await conn.execute(
-                sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET STORAGE EXTERNAL").format(layout.state, sketch.id)
-            )
     span = {column.name for column in layout.span}
     columns = [
         sql.SQL("{} {} {}").format(
@@ -178,6 +186,10 @@ async def _extend(conn: AsyncConnection[Any], layout: Layout, before: dict[str, 
     if layout.has_state:
         for column in layout.incoming:
             await conn.execute(add.format(layout.state, column.id, stored_type(column.type)))
+        for sketch in layout.sketches:  # noise to a compressor
+            await conn.execute(
+                sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET STORAGE EXTERNAL").format(layout.state, sketch.id)
+            )
     for column in layout.measures:
         await conn.execute(add.format(layout.public, column.id, public_type(column.type)))
     old: dict[str, str] = before.get("derived", {})
@@ -193,6 +205,24 @@ async def _extend(conn: AsyncConnection[Any], layout: Layout, before: dict[str, 
                 layout.public, column.id, public_type(column.type), trusted(derived.sql)
             )
         )
+
+
+async def _missing(conn: AsyncConnection[Any], table: sql.Identifier) -> bool:
+    row = await (await conn.execute("SELECT to_regclass(%s)", [table.as_string(conn)])).fetchone()
+    return row == (None,)
+
+
+async def _seed(conn: AsyncConnection[Any], layout: Layout, before: dict[str, Any]) -> None:
+    """A table that had no state gets its first measure that needs one: what is there is the state so far."""
+    columns = [*layout.key, *(column for column in layout.measures if column.name in before["measures"])]
+    await conn.execute(
+        sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} t").format(
+            layout.state,
+            _COMMA.join(column.id for column in columns),
+            _COMMA.join(readable(column) for column in columns),
+            layout.public,
+        )
+    )
 
 
 async def _describe(conn: AsyncConnection[Any], layout: Layout) -> None:

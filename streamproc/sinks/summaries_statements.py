@@ -221,13 +221,13 @@ def _funnel_merges(measure: Measure) -> list[sql.Composable]:
     ]
     times = [sql.Identifier(name) for name, _ in funnel_columns(measure)[1:]]
     moved = [
-        sql.SQL("{0} = CASE WHEN t.{1} = 0 THEN excluded.{0} ELSE coalesce(t.{0}, {2}) END").format(
-            at, step, next_
-        )
+        sql.SQL(
+            "{0} = CASE WHEN coalesce(t.{1}, 0) = 0 THEN excluded.{0} ELSE coalesce(t.{0}, {2}) END"
+        ).format(at, step, next_)
         for at, next_ in zip(times, onward, strict=True)
     ]
     reached = sql.SQL(
-        "{0} = CASE WHEN t.{0} = 0 THEN excluded.{0} ELSE t.{0} + num_nonnulls({1}) END"
+        "{0} = CASE WHEN coalesce(t.{0}, 0) = 0 THEN excluded.{0} ELSE t.{0} + num_nonnulls({1}) END"
     ).format(step, _COMMA.join(onward))
     steps = sql.SQL("{0} = nullif(concat(t.{0}, excluded.{0}), '')").format(
         sql.Identifier(f"{measure.name}__steps")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from psycopg import AsyncConnection
 
 from streamproc.sinks.summaries import Summaries
+from streamproc.sinks.summaries_expiry import STATE_GRACE
 from streamproc.tables.fold import TableFold
 from streamproc.topology import DAY, MINUTE
 from tests.tables import oracle
@@ -253,16 +254,16 @@ async def test_rows_beyond_retention_and_state_of_closed_windows_expire(conn):
     await summaries.ensure(conn)
     await commit(conn, summaries, tables, [[event(0), event(10 * MINUTE)]])
 
-    assert await summaries.expire(conn, "per_minute", START + 2 * MINUTE - 1) == 0
+    assert await summaries.expire(conn, "per_minute", START + 2 * MINUTE + STATE_GRACE - 1) == 0
     assert await count(conn, "per_minute__state") == 2
-    assert await summaries.expire(conn, "per_minute", START + 2 * MINUTE) == 0
+    assert await summaries.expire(conn, "per_minute", START + 2 * MINUTE + STATE_GRACE) == 0
     assert await count(conn, "per_minute__state") == 1
     assert await summaries.expire(conn, "per_minute", START + DAY + MINUTE) == 1
     assert await count(conn, "per_minute") == 1
 
-    await summaries.expire(conn, "visits", START + 3 * MINUTE - 1)
+    await summaries.expire(conn, "visits", START + 3 * MINUTE + STATE_GRACE - 1)
     assert await count(conn, "visits__state") == 2
-    await summaries.expire(conn, "visits", START + 3 * MINUTE)
+    await summaries.expire(conn, "visits", START + 3 * MINUTE + STATE_GRACE)
     assert (await count(conn, "visits__state"), await count(conn, "visits")) == (1, 2)
 
 
@@ -270,7 +271,7 @@ async def test_events_after_an_expiry_are_merged_as_before(conn):
     tables = every_kind_of_table()
     summaries = Summaries(tables, "clicks")
     await summaries.ensure(conn)
-    events = [event(n * MINUTE, visitor="ab"[n % 2]) for n in range(0, 60, 5)]
+    events = [event(n * MINUTE, visitor="ab"[n % 2]) for n in range(0, 1200, 100)]
     for e in events:
         await commit(conn, summaries, tables, [[e]])
         for table in tables:

@@ -1,0 +1,267 @@
+"""The tables analysts find: their columns, comments and changes over time."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from psycopg import AsyncConnection
+
+from streamproc.errors import ConfigError
+from streamproc.sinks.summaries import Summaries
+from streamproc.tables.fold import TableFold
+from streamproc.topic_pages import load_page
+from streamproc.topology import HOUR, MINUTE, Derived, Measure, Window
+from tests.tables import oracle
+from tests.tables.streams import FUNNEL, START, sealed, tumbling, visits
+
+EVENTS = Measure("events", "count", pl.Int64())
+VISITORS = Measure("visitors", "approx_distinct", pl.Int64(), "visitor")
+
+
+@pytest.fixture
+async def conn(postgres):
+    async with await AsyncConnection.connect(postgres, autocommit=True) as connection:
+        yield connection
+
+
+def event(at, **columns):
+    given = {
+        "visitor": "a",
+        "site": "x",
+        "kind": "view",
+        "page": "/",
+        "amount": None,
+        "units": None,
+        "bot": None,
+    }
+    return {**given, "at": START + at, "position": at, "watermark": None, **columns}
+
+
+async def ensured(conn, *tables):
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    return summaries
+
+
+async def commit(conn, summaries, table, events):
+    async with conn.transaction():
+        await summaries.apply(conn, {table.name: sealed(TableFold(table), [events])[0]})
+
+
+async def columns(conn, table, schema="clicks"):
+    found = await conn.execute(
+        "SELECT a.attname, format_type(a.atttypid, a.atttypmod), col_description(a.attrelid, a.attnum) "
+        "FROM pg_attribute a WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY 1",
+        [f"{schema}.{table}"],
+    )
+    return {name: (type_, comment) for name, type_, comment in await found.fetchall()}
+
+
+async def test_the_shipped_page_becomes_typed_and_commented_tables(conn):
+    page = load_page(Path(__file__).parents[2] / "topics" / "clickstream.toml")
+    await Summaries(page.tables, page.name).ensure(conn)
+    for table in page.tables:
+        found = await columns(conn, table.name, page.name)
+        assert all(comment for _, comment in found.values()), table.name
+        assert not [name for name, (type_, _) in found.items() if type_ == "bytea" or "__" in name]
+    sessions = await columns(conn, "sessions", page.name)
+    assert {name: type_ for name, (type_, _) in sessions.items()} == {
+        "visitor_id": "text",
+        "session_start": "timestamp with time zone",
+        "session_end": "timestamp with time zone",
+        "events": "bigint",
+        "pages": "bigint",
+        "landing_page": "text",
+        "exit_page": "text",
+        "host": "text",
+        "referrer_medium": "text",
+        "referrer_source": "text",
+        "utm_campaign": "text",
+        "country": "text",
+        "device_class": "text",
+        "revenue": "double precision",
+        "bounce": "boolean",
+    }
+    views = await columns(conn, "page_views", page.name)
+    assert views["visitors"][1].endswith("relative standard error 1.6 %")
+    assert views["window_start"][1] == "Start of the window, inclusive"
+    (comment,) = await (
+        await conn.execute("SELECT obj_description('clickstream.page_views'::regclass)")
+    ).fetchone()
+    assert comment.startswith("Page views and visitors per page and minute")
+
+
+async def test_derived_columns_are_computed_by_the_database(conn):
+    table = visits([EVENTS], derived=(Derived("bounce", "events = 1", pl.Boolean()),))
+    summaries = await ensured(conn, table)
+    await commit(conn, summaries, table, [event(0), event(0, visitor="b"), event(1, visitor="b")])
+    rows = (await summaries.rows(conn, "visits")).select("visitor", "bounce").rows()
+    assert sorted(rows) == [("a", True), ("b", False)]
+
+
+async def test_workers_that_start_at_once_create_the_tables_once(conn, postgres):
+    tables = [tumbling(), visits()]
+
+    async def start():
+        async with await AsyncConnection.connect(postgres, autocommit=True) as own:
+            await Summaries(tables, "clicks").ensure(own)
+
+    await asyncio.gather(*(start() for _ in range(6)))
+    assert set(await columns(conn, "visits")) >= {"visitor", "session_start", "shop_step"}
+
+
+@pytest.mark.parametrize("table", [tumbling([EVENTS]), visits([EVENTS])], ids=["tumbling", "session"])
+@pytest.mark.parametrize(
+    "new",
+    [
+        Measure("units", "sum", pl.Int64(), "units"),
+        Measure("landing", "first", pl.String(), "page"),
+        Measure("mean", "avg", pl.Float64(), "units"),
+        VISITORS,
+    ],
+    ids=lambda measure: measure.kind,
+)
+async def test_a_measure_that_comes_later_counts_from_then_on(conn, table, new):
+    await commit(conn, await ensured(conn, table), table, [event(0, units=1), event(60 * MINUTE, units=1)])
+    grown = replace(
+        table, measures=(new, *table.measures), derived=(Derived("many", "events > 1", pl.Boolean()),)
+    )
+    summaries = await ensured(conn, grown)
+    await commit(conn, summaries, grown, [event(1, units=4)])
+    first, second = (await summaries.rows(conn, table.name)).select("events", "many", new.name).rows()
+    expected = {"sum": 4, "first": "/", "avg": 4.0, "approx_distinct": 1}[new.kind]
+    assert first == (2, True, expected), "of the event that came after the measure"
+    assert second == (1, False, None)
+
+
+async def test_a_funnel_can_be_added_to_a_session_table(conn):
+    table = visits([EVENTS])
+    await commit(conn, await ensured(conn, table), table, [event(0)])
+    grown = visits([EVENTS, FUNNEL])
+    summaries = await ensured(conn, grown)
+    for at, kind in ((1, "view"), (2, "buy")):
+        await commit(conn, summaries, grown, [event(at, kind=kind)])
+    (row,) = (await summaries.rows(conn, "visits")).to_dicts()
+    assert (row["events"], row["shop_step"], row["shop_seen_at"]) == (3, 2, oracle.moment(START + 1))
+
+
+async def test_a_measure_taken_away_stays_as_it_is_and_may_come_back(conn):
+    both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
+    await commit(conn, await ensured(conn, both), both, [event(0)])
+    await commit(conn, await ensured(conn, one), one, [event(60 * MINUTE)])
+    summaries = await ensured(conn, both)
+    assert (await summaries.rows(conn, "per_minute")).select("events", "visitors").rows() == [
+        (1, 1),
+        (1, None),
+    ]
+    changed = tumbling([EVENTS, replace(VISITORS, column="page")])
+    with pytest.raises(ConfigError, match=r"measures\.visitors\.column"):
+        await ensured(conn, changed)
+
+
+async def test_a_derived_column_may_be_computed_differently(conn):
+    table = tumbling([EVENTS], derived=(Derived("many", "events > 1", pl.Boolean()),))
+    await commit(conn, await ensured(conn, table), table, [event(0)])
+    changed = replace(table, derived=(Derived("many", "events > 0", pl.Boolean()),))
+    summaries = await ensured(conn, changed)
+    assert (await summaries.rows(conn, "per_minute"))["many"].to_list() == [True]
+    summaries = await ensured(conn, replace(table, derived=()))
+    assert "many" not in await columns(conn, "per_minute")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"window": Window("tumbling", size=HOUR)}, "tables.per_minute.window"),
+        ({"by": ("page",)}, "tables.per_minute.by"),
+        ({"by_types": (pl.Int64(),)}, "tables.per_minute.by"),
+        ({"where": "kind = 'view'"}, "tables.per_minute.where"),
+        (
+            {"measures": (replace(EVENTS, kind="sum", column="units"),)},
+            "tables.per_minute.measures.events.kind",
+        ),
+        ({"measures": (replace(EVENTS, type=pl.Float64()),)}, "tables.per_minute.measures.events.type"),
+        ({"measures": (replace(EVENTS, where="amount > 2"),)}, "tables.per_minute.measures.events.where"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_changes_of_meaning_are_refused_with_their_place_and_a_fix(conn, change, named):
+    table = tumbling([EVENTS])
+    summaries = await ensured(conn, table)
+    await commit(conn, summaries, table, [event(0)])
+    with pytest.raises(ConfigError) as refused:
+        await ensured(conn, replace(table, **change), visits())
+    assert refused.value.mistakes[0].where == f"clicks: {named}"
+    assert "new name" in refused.value.mistakes[0].fix
+    assert len(await summaries.rows(conn, "per_minute")) == 1
+    exists = await (await conn.execute("SELECT to_regclass('clicks.visits')")).fetchone()
+    assert exists == (None,), "all or nothing"
+
+
+async def test_comments_and_lateness_may_change_at_any_time(conn):
+    table = tumbling([EVENTS])
+    await ensured(conn, table)
+    await ensured(conn, replace(table, lateness=HOUR, measures=(replace(EVENTS, comment="All of them"),)))
+    assert (await columns(conn, "per_minute"))["events"] == ("bigint", "All of them")
+
+
+async def test_lateness_may_not_reopen_windows_whose_state_is_gone(conn):
+    table = tumbling([EVENTS, VISITORS], lateness=HOUR)
+    await ensured(conn, table)
+    await ensured(conn, replace(table, lateness=7 * HOUR))
+    with pytest.raises(ConfigError, match=r"per_minute\.lateness"):
+        await ensured(conn, replace(table, lateness=14 * HOUR))
+
+
+async def test_every_type_of_column_can_be_a_key_and_a_value(conn):
+    types = {
+        "day": pl.Date(),
+        "moment": pl.Datetime("us", "UTC"),
+        "yes": pl.Boolean(),
+        "tiny": pl.Int8(),
+        "small": pl.Int32(),
+        "big": pl.Int64(),
+        "text": pl.String(),
+    }
+    measures = [
+        Measure(f"{kind}_{name}", kind, type_, name)
+        for kind in ("first", "last")
+        for name, type_ in types.items()
+    ] + [
+        Measure(f"{kind}_{name}", kind, types[name], name)
+        for kind in ("min", "max")
+        for name in ("day", "moment", "tiny", "small", "big")
+    ]
+    table = replace(tumbling(measures), by=tuple(types), by_types=tuple(types.values()))
+    summaries = await ensured(conn, table)
+    values = {
+        "day": [20_000],
+        "moment": [START],
+        "yes": [True],
+        "tiny": [7],
+        "small": [-1],
+        "big": [2**62],
+        "text": ["x"],
+    }
+    frame = pl.DataFrame(
+        {
+            "event_time": pl.Series([START, START], dtype=pl.Int64).cast(pl.Datetime("us", "UTC")),
+            "position": [1, 2],
+            "watermark": pl.Series([None, None], dtype=pl.Datetime("us", "UTC")),
+            **{name: pl.Series([*values[name], None]).cast(type_) for name, type_ in types.items()},
+        }
+    )
+    fold = TableFold(table)
+    for _ in range(2):
+        async with conn.transaction():
+            await summaries.apply(conn, {table.name: fold.seal(fold.partial(frame)[0])})
+    rows = await summaries.rows(conn, table.name)
+    assert {name: rows.schema[name] for name in types} == types
+    with_values = rows.filter(pl.col("big").is_not_null()).to_dicts()[0]
+    assert len(rows) == 2
+    for measure in measures:
+        assert with_values[measure.name] == frame[measure.column][0], measure.name
