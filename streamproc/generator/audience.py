@@ -71,9 +71,11 @@ class Audience:
 
     def __init__(self, random: Random) -> None:
         self._random = random
-        agents = sorted(_user_agents(), key=lambda _: random.getrandbits(64))
-        self._agents = popular_first(agents)
-        self._rare_agents = agents
+        families = [
+            sorted(agents, key=lambda _: random.getrandbits(64))
+            for agents in (_desktop_agents(), _android_agents(), _apple_agents())
+        ]
+        self._families = Weighted([(popular_first(agents), agents) for agents in families], [44, 34, 22])
         self._known: list[Visitor] = []
 
     def visitor(self) -> Visitor:
@@ -93,8 +95,9 @@ class Audience:
 
     def _person(self) -> Visitor:
         random = self._random
+        common, agents = self._families.draw(random)
         # Half of the browsers are one of the few current ones, the others one of thousands.
-        agent = self._agents.draw(random) if random.getrandbits(1) else pick(random, self._rare_agents)
+        agent = common.draw(random) if random.getrandbits(1) else pick(random, agents)
         if random.getrandbits(3):
             low = random.getrandbits(16)
             address = f"{_IPV4.draw(random)}.{low >> 8}.{low & 255}"
@@ -113,11 +116,6 @@ class Audience:
 def _visitor(identifier: str, agent: str, address: str, crawler: bool) -> Visitor:
     fields = f'"visitor_id":"{identifier}","user_agent":"{agent}","ip":"{address}"'
     return Visitor(identifier.encode(), fields, crawler)
-
-
-def _user_agents() -> list[str]:
-    """Some 4,000 agents that browsers could send."""
-    return [*_desktop_agents(), *_android_agents(), *_apple_agents()]
 
 
 def _desktop_agents() -> Iterator[str]:

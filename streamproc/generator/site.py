@@ -1,4 +1,4 @@
-"""The sites that are visited: a shop, its main site, a blog and the documentation, with their pages."""
+"""The sites that are visited: a shop, its blog and its documentation, with their pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import quote_plus
 
 from streamproc.generator.draws import Weighted, pick, popular_first
 
-MAIN, SHOP, BLOG, DOCS = (f"https://{name}.northwind.example" for name in ("www", "shop", "blog", "docs"))
+SHOP, BLOG, DOCS = (f"https://{name}.northwind.example" for name in ("www", "blog", "docs"))
 
 _MATERIALS = [
     "oak",
@@ -129,15 +129,8 @@ class Site:
         self.categories = popular_first([f"{SHOP}/c/{name}" for name in _CATEGORIES])
         self.terms = popular_first(_TERMS)
         self._other = Weighted(
-            [
-                f"{MAIN}/",
-                f"{SHOP}/",
-                f"{MAIN}/about",
-                f"{MAIN}/stores",
-                f"{MAIN}/help/delivery",
-                f"{MAIN}/jobs",
-            ],
-            [50, 30, 6, 8, 8, 3],
+            [f"{SHOP}/{page}" for page in ("", "about", "stores", "help/delivery", "help/returns", "jobs")],
+            [80, 6, 8, 8, 5, 3],
         )
 
     def landing(self, random: Random) -> str:

@@ -94,20 +94,20 @@ class Generator:
         audience = Audience(random)
         visits = Visits(random, Site(random))
         bits = random.getrandbits
-        due: defaultdict[int, list[tuple[bytes, Callable[[], Step | None]]]] = defaultdict(list)
+        # By second: the visits with an event then, that event, and how to get the one after it.
+        due: defaultdict[int, list[tuple[bytes, Step, Callable[[], Step | None]]]] = defaultdict(list)
         retries: defaultdict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
         for second in itertools.count(self._start):
             yield from retries.pop(second, ())
             under_way = due.pop(second, [])
             for _ in range(self._arrivals(second, len(under_way))):
                 visitor = audience.visitor()
-                under_way.append((visitor.key, functools.partial(next, visits.visit(visitor), None)))
+                visit = visits.visit(visitor)
+                under_way.append((visitor.key, next(visit), functools.partial(next, visit, None)))
             clock = second * 1000
-            for key, advance in under_way:
-                if (step := advance()) is None:
-                    continue
-                wait, members = step
-                due[second + wait].append((key, advance))
+            for key, (wait, members), advance in under_way:
+                if (following := advance()) is not None:
+                    due[second + wait].append((key, following, advance))
                 draw = bits(32)
                 time = clock + (draw & 1023) - _DELAYS[draw >> 10 & 255]
                 luck = draw >> 18

@@ -1,0 +1,63 @@
+"""``streamproc generate`` as a person calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from streamproc.cli.generate import generate_command
+from streamproc.generator import Generator
+
+COMMAND = [sys.executable, "-m", "streamproc", "generate"]
+
+
+def test_events_are_lines_and_the_same_for_the_same_seed() -> None:
+    first, second = (
+        CliRunner().invoke(generate_command, ["--events", "300", "--seed", "4"]) for _ in range(2)
+    )
+    assert first.exit_code == 0
+    assert first.stdout_bytes == second.stdout_bytes
+    lines = first.stdout_bytes.split(b"\n")
+    assert lines.pop() == b""
+    assert lines == [record.value for record in Generator(4, 300).records()]
+
+
+def test_bad_records_are_a_line_each_too() -> None:
+    result = CliRunner().invoke(generate_command, ["--events", "500", "--bad-ratio", "0.5"])
+    assert result.stdout_bytes.count(b"\n") == 500
+
+
+def test_start_and_rate_set_the_event_time() -> None:
+    arguments = ["--events", "200", "--start", "2020-02-29T12:00:00+01:00", "--rate", "10"]
+    result = CliRunner().invoke(generate_command, arguments)
+    times = [json.loads(line)["event_time"] / 1000 for line in result.stdout_bytes.splitlines()]
+    assert sorted(times)[100] == pytest.approx(1_582_974_000 + 8, abs=8)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--events", "-1"],
+        ["--events", "1", "--bad-ratio", "2"],
+        ["--events", "1", "--start", "soon"],
+        ["--events", "1", "--rate", "0"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    assert CliRunner().invoke(generate_command, arguments).exit_code == 2
+
+
+def test_a_reader_that_leaves_early_is_no_failure() -> None:
+    with subprocess.Popen(
+        [*COMMAND, "--events", "500000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith(b'{"event_id"')
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
