@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
@@ -20,13 +20,13 @@ from aiokafka.errors import (
 from streamproc.errors import DependencyError
 from streamproc.sources.kafka_client import KafkaConnection
 
-if TYPE_CHECKING:
-    import asyncio
-
-    from aiokafka.producer.message_accumulator import BatchBuilder
-
 #: Bytes of a batch; a broker takes 1 MiB by default. A larger record goes alone.
 _BATCH_BYTES = 1_000_000
+
+#: Generous bounds of what the format adds to a record and to a batch
+#: (https://kafka.apache.org/documentation/#recordbatch).
+_RECORD_OVERHEAD = 40
+_BATCH_OVERHEAD = 1000
 
 #: Answers by which a broker says that it has not written a record and, asked again, would not either.
 #: After any other failure (a timeout above all) it may have.
@@ -73,6 +73,15 @@ class RedriveProducer:
         self._producer: AIOKafkaProducer | None = None
 
     async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    async def _start(self) -> None:
         producer = AIOKafkaProducer(
             **self._connection.client_options(),
             compression_type="lz4",
@@ -84,16 +93,13 @@ class RedriveProducer:
             await producer.start()
         except KafkaError as error:
             await producer.stop()
-            raise DependencyError(str(self._connection), str(error) or type(error).__name__) from error
+            raise DependencyError(str(self._connection), _words(error)) from error
         self._producer = producer
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._producer is not None:
-            await self._producer.stop()
-            self._producer = None
+    async def _stop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.stop()
 
     async def partitions(self) -> frozenset[str]:
         """Ids of the topic's partitions. Raises :class:`DependencyError` when there is no such topic."""
@@ -105,65 +111,60 @@ class RedriveProducer:
                 raise DependencyError(str(self._connection), f"has no topic {self._topic}", hint)
             return frozenset(str(number) for number in await self._producer.partitions_for(self._topic))
         except KafkaError as error:
-            raise DependencyError(str(self._connection), str(error) or type(error).__name__) from error
+            raise DependencyError(str(self._connection), _words(error)) from error
 
     async def send(self, records: Mapping[str, Sequence[Resend]]) -> dict[str, list[Outcome]]:
         """Send the records of each partition (by its id), in order; returns when the fate of all is decided.
 
-        Never raises for a record that was not taken: its outcome says so.
+        A record that was not taken does not keep the others from being sent: its outcome says so. Raises
+        :class:`DependencyError` when the broker is gone after refusing one.
         """
         return {
             number: [
-                outcome for batch in await self._submit(number, resends) for outcome in await batch.fate()
+                outcome for batch in _batches(resends) for outcome in await self._send(batch, int(number))
             ]
             for number, resends in records.items()
         }
 
-    async def _submit(self, number: str, records: Sequence[Resend]) -> list[_Submitted]:
+    async def _send(self, batch: Sequence[Resend], partition: int) -> list[Outcome]:
         assert self._producer is not None, "connect first"
+        builder = self._producer.create_batch()
         now_ms = int(time.time() * 1000)
-        batches: list[tuple[BatchBuilder, int]] = []
-        for record in records:
-            fields = {"timestamp": now_ms, "key": None, "value": record.value, "headers": record.headers}
-            builder, count = batches[-1] if batches else (self._producer.create_batch(), 0)
-            if builder.append(**fields) is None:
-                builder, count = self._producer.create_batch(), 0
-                builder.append(**fields)  # the first record of a batch is taken whatever its size
-            if count:
-                batches[-1] = (builder, count + 1)
-            else:
-                batches.append((builder, 1))
-        return [await self._submit_batch(builder, count, int(number)) for builder, count in batches]
-
-    async def _submit_batch(self, builder: BatchBuilder, count: int, number: int) -> _Submitted:
-        assert self._producer is not None
+        for record in batch:
+            taken = builder.append(timestamp=now_ms, key=None, value=record.value, headers=record.headers)
+            assert taken is not None, "batches are cut below the limit, and a single record always fits"
         builder.close()
+        base = -1
         try:
-            future = await self._producer.send_batch(builder, self._topic, partition=number)
-        except KafkaError as error:  # no room for it in time: it never left this process
-            return _Submitted(count, None, Outcome(refused=True, problem=_words(error)))
-        return _Submitted(count, future)
-
-
-@dataclass(frozen=True, slots=True)
-class _Submitted:
-    """A batch of ``count`` records on its way; or one that never was, with its ``outcome``."""
-
-    count: int
-    future: asyncio.Future[object] | None
-    outcome: Outcome = Outcome()
-
-    async def fate(self) -> list[Outcome]:
-        if self.future is None:
-            return [self.outcome] * self.count
-        try:
-            base = getattr(await self.future, "offset", -1)
+            delivered = await self._producer.send_batch(builder, self._topic, partition=partition)
+            base = (await delivered).offset
         except _REFUSALS as error:
-            return [Outcome(refused=True, problem=_words(error))] * self.count
+            # The broker misses the sequence numbers that the refused batch had and would refuse all that
+            # follow; a new producer begins anew.
+            await self._stop()
+            await self._start()
+            return [Outcome(refused=True, problem=_words(error))] * len(batch)
         except KafkaError as error:
-            return [Outcome(problem=_words(error))] * self.count
-        known = base is not None and base >= 0
-        return [Outcome(sent=True, position=base + place if known else None) for place in range(self.count)]
+            return [Outcome(problem=_words(error))] * len(batch)
+        return [
+            Outcome(sent=True, position=base + place if base >= 0 else None) for place in range(len(batch))
+        ]
+
+
+def _batches(records: Sequence[Resend]) -> Iterator[list[Resend]]:
+    """In order, none larger than :data:`_BATCH_BYTES` unless it is a single record."""
+    batch: list[Resend] = []
+    size = 0
+    for record in records:
+        of_headers = sum(len(name) + len(value) + 10 for name, value in record.headers)
+        bytes_ = len(record.value or b"") + of_headers + _RECORD_OVERHEAD
+        if batch and size + bytes_ > _BATCH_BYTES - _BATCH_OVERHEAD:
+            yield batch
+            batch, size = [], 0
+        batch.append(record)
+        size += bytes_
+    if batch:
+        yield batch
 
 
 def _words(error: BaseException) -> str:

@@ -195,13 +195,14 @@ class Shop:
 
     # -- the topic -----------------------------------------------------------------------------------
 
-    def produce(self, number: int, values: Sequence[bytes]) -> None:
-        """At timestamps of a minute from :data:`RECEIVED` on, by their place in ``values``."""
+    def produce(self, number: int, values: Sequence[bytes], first: datetime | None = None) -> None:
+        """With timestamps a minute apart from ``first`` on; without it, the last is now."""
+        first = first or datetime.now(UTC) - timedelta(minutes=len(values) - 1)
 
         async def send() -> None:
             async with AIOKafkaProducer(bootstrap_servers=self.broker) as producer:
                 for place, value in enumerate(values):
-                    moment = int((RECEIVED + timedelta(minutes=place)).timestamp() * 1000)
+                    moment = int((first + timedelta(minutes=place)).timestamp() * 1000)
                     await producer.send_and_wait(self.topic, value, partition=number, timestamp_ms=moment)
 
         asyncio.run(send())

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -14,7 +14,7 @@ from streamproc.errors import Fenced
 from streamproc.ledger import Ledger
 from streamproc.model import Advance, Claim, Counts
 from streamproc.sources.kafka_positions import Span
-from tests.cli.shop import RECEIVED, Shop
+from tests.cli.shop import Shop
 from tests.ledger.epochs import nothing, record
 from tests.support.apache_kafka import ApacheKafka
 
@@ -84,10 +84,11 @@ def test_a_time_between_two_records_means_the_later_one(
 ) -> None:
     shop = Shop(tmp_path / "shop", postgres, apache_kafka.bootstrap, f"shop-{late}")
     shop.call("topics", "apply", "--yes")
-    shop.produce(0, [b"x"] * 10)  # with timestamps RECEIVED, a minute later, and so on
+    first = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=10)
+    shop.produce(0, [b"x"] * 10, first)
     shop.commit(0, list(range(6)))
     released(shop)
-    moment = RECEIVED + timedelta(minutes=6, seconds=late)
+    moment = first + timedelta(minutes=6, seconds=late)
     done = shop.json(*SET, moment.isoformat(), *WHY, "--accept-gap")
     assert done["next"] == (6 if late == 0 else 7)
 

@@ -22,7 +22,8 @@ def test_rows_come_as_a_table_for_a_person(shop: Shop) -> None:
 def test_json_keeps_numbers_and_nulls_and_writes_the_rest_as_text(shop: Shop) -> None:
     query = """SELECT 1 AS one, 12345678901234567890::numeric AS big, 0.5::numeric AS half,
         'NaN'::float8 AS nan, null AS nothing, true AS yes, timestamptz '2026-07-01 12:00+02' AS at,
-        '\\x00ff'::bytea AS bytes, ARRAY[1, null] AS list, '{"a": [1.5]}'::jsonb AS object, 'é"' AS text, interval '1 day' AS day"""
+        '\\x00ff'::bytea AS bytes, ARRAY[1, null] AS list, '{"a": [1.5]}'::jsonb AS object,
+        'é"' AS text, interval '1 day' AS day"""
     (row,) = map(json.loads, shop.call("sql", "--json", query).stdout.splitlines())
     assert row == {
         "one": 1,
