@@ -7,8 +7,8 @@ CSV, because servers before 18 take a line that reads ``\\.`` for the end of the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import polars as pl
 from psycopg import AsyncConnection, sql
@@ -19,13 +19,28 @@ from streamproc.sinks.summaries_layout import Column
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\b": "\\b", "\f": "\\f", "\v": "\\v"}
 _NULL = "\\N"
 
+#: About a millisecond's work.
+_THREAD_ROWS = 500
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+async def worth_a_thread(
+    rows: int, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result:
+    """Do ``work`` on ``rows`` rows beside the event loop, or here when handing over would take longer."""
+    if rows < _THREAD_ROWS:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
 
 async def copy_in(
     conn: AsyncConnection[Any], table: sql.Composable, columns: Sequence[Column], frame: pl.DataFrame
 ) -> None:
     """Append the frame's ``columns`` to a table that stores times as integers."""
     names = sql.SQL(", ").join(column.id for column in columns)
-    body = await asyncio.to_thread(encode, frame.select(column.name for column in columns))
+    body = await worth_a_thread(frame.height, encode, frame.select(column.name for column in columns))
     async with (
         conn.cursor() as cursor,
         cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(table, names)) as copy,
@@ -41,7 +56,7 @@ async def copy_out(
     """
     async with conn.cursor() as cursor, cursor.copy(sql.SQL("COPY ({}) TO STDOUT").format(query)) as copy:
         chunks = [bytes(chunk) async for chunk in copy]
-    return await asyncio.to_thread(decode, b"".join(chunks), columns)
+    return await worth_a_thread(len(chunks), decode, b"".join(chunks), columns)  # a chunk is a row
 
 
 def encode(frame: pl.DataFrame) -> bytes:

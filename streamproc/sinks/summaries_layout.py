@@ -15,7 +15,7 @@ from typing import LiteralString
 import polars as pl
 from psycopg import sql
 
-from streamproc.tables.measures import Merge, StateColumn, funnel_columns, state_columns
+from streamproc.tables.measures import Merge, funnel_columns, state_columns
 from streamproc.topology import Measure, Table
 
 #: A B-tree entry may have 2,704 bytes, and a path of 4,096 characters must not stop the stream.
@@ -192,17 +192,3 @@ def readable(column: Column, row: LiteralString = "t") -> sql.Composable:
 def trusted(text: str) -> sql.SQL:
     """SQL that is no literal: a topic page's, whose author may write what they like, or our own."""
     return sql.SQL(text)
-
-
-__all__ = [
-    "Column",
-    "Layout",
-    "StateColumn",
-    "finish",
-    "finished_columns",
-    "public_type",
-    "published",
-    "readable",
-    "stored_type",
-    "trusted",
-]

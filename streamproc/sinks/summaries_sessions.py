@@ -8,13 +8,12 @@ locks the row of every key of the delta, in the order of the keys, before any of
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import polars as pl
 from psycopg import AsyncConnection, sql
 
-from streamproc.sinks.summaries_copy import copy_in, copy_out
+from streamproc.sinks.summaries_copy import copy_in, copy_out, worth_a_thread
 from streamproc.sinks.summaries_layout import Column, Layout, public_type, published
 from streamproc.sinks.summaries_stage import stage
 from streamproc.sinks.summaries_statements import (
@@ -62,7 +61,7 @@ async def _stitch(conn: AsyncConnection[Any], layout: Layout, delta: Delta, keys
     stored = await copy_out(
         conn, layout.rendered("stored", lambda: stored_sessions(layout, wanted)), [*layout.staged, _N]
     )
-    sessions = await asyncio.to_thread(_stitched, layout, delta, keys, stored)
+    sessions = await worth_a_thread(len(keys), _stitched, layout, delta, keys, stored)
 
     numbers = stored.join(sessions, on=[key, "n"], how="anti")
     if len(numbers):

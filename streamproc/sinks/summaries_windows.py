@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import polars as pl
 from psycopg import AsyncConnection, sql
 
-from streamproc.sinks.summaries_copy import copy_in, copy_out
+from streamproc.sinks.summaries_copy import copy_in, copy_out, worth_a_thread
 from streamproc.sinks.summaries_layout import Layout, readable
 from streamproc.sinks.summaries_stage import stage
 from streamproc.sinks.summaries_statements import merge_windows, touch
@@ -25,7 +24,7 @@ async def apply_windows(
         known = await copy_out(
             conn, layout.rendered("touch", lambda: touch(layout, keys)), [*layout.key, *layout.sketches]
         )
-        rows = await asyncio.to_thread(_with_sketches, layout, rows, known)
+        rows = await worth_a_thread(len(known), _with_sketches, layout, rows, known)
     staged = await stage(conn, layout, "rows")
     await copy_in(conn, staged, layout.staged, rows)
     statement = layout.rendered("merge", lambda: merge_windows(layout, staged))

@@ -1,1 +1,1 @@
-"""."""
+"""Tables: keyed, windowed aggregates. Pure polars; :mod:`streamproc.sinks.summaries` stores them."""

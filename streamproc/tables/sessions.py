@@ -5,12 +5,12 @@ Two events of a key belong to the same session when at most ``gap`` lies between
 one starts a new session. With gap 30 min: events at 10:00, 10:20, 10:50 are one session, 11:20:00.000001
 starts the next. ``session_end`` is the time of the last event, not a timeout.
 
-Sessions are built from *pieces*: the gap-connected runs of a key within an epoch. :func:`stitch` joins pieces
-with the sessions the store already has, wherever and whenever the pieces were made. Where a joined run would
-reach the cap its pieces are taken apart into events, so the cap falls between the right two events however
-the stream was cut into epochs. One limit: a stored session is not taken apart again, so an event that
-arrives *before* the start of an already capped run (out of order, within the lateness) does not move the
-cuts after it, and stands alone when joining would exceed the cap.
+Sessions are built from *pieces*: the gap-connected runs of a key within an epoch.
+:meth:`SessionFold.stitch` joins pieces with the sessions the store already has, wherever and whenever the
+pieces were made. Where a joined run would reach the cap its pieces are taken apart into events, so the cap
+falls between the right two events however the stream was cut into epochs. One limit: a stored session is
+not taken apart again, so an event that arrives *before* the start of an already capped run (out of order,
+within the lateness) does not move the cuts after it, and stands alone when joining would exceed the cap.
 
 An event is late when ``event_time + gap + lateness <= watermark``: a session of it alone would be over.
 Events whose key is null belong to no session.
