@@ -177,6 +177,17 @@ def test_a_large_reject_is_sent_alone_and_whole(shop: Shop) -> None:
         assert (report["sent"], values) == (3, [b"a", large, b"b"])
 
 
+def test_more_than_a_batch_holds_arrives_whole_and_in_order(shop: Shop) -> None:
+    values = [random.Random(seed).randbytes(300_000) for seed in range(10)] + [b"x"] * 600
+    shop.commit(0, [], [Reject(position, value) for position, value in enumerate(values)])
+    report = shop.json("rejects", "redrive", "--yes")
+    assert (report["selected"], report["sent"]) == (610, 610)
+    copies = shop.records(0)
+    assert [record.value for record in copies] == values
+    origins = [int(dict(record.headers)["streamproc.redrive.position"]) for record in copies]
+    assert origins == list(range(610))
+
+
 def test_without_a_running_embedded_broker_nothing_is_claimed(rejected: Shop, tmp_path: Path) -> None:
     usual = rejected.settings
     rejected.settings = {"STREAMPROC_BROKER": "embedded:", "STREAMPROC_DATA_DIR": str(tmp_path / "none")}
