@@ -44,18 +44,22 @@ from streamproc.transform import Transform
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-#: Batches handed to the compute thread ahead of the one being folded: enough to keep it busy while the
-#: event loop fetches, few enough that they are a small part of an epoch.
-_AHEAD = 2
+#: Folds queued behind the one that runs: enough to keep the compute thread busy.
+_AHEAD = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When an epoch is committed: whichever comes first. Seconds, records, bytes of record values."""
+    """When an epoch is committed, whichever comes first: seconds, records, bytes of record values.
+
+    ``fold_records``: about how many records go through the transform at once when that many are waiting.
+    A fold costs some 15 ms whatever its size, so small record batches are folded together.
+    """
 
     flush_interval: float = 5.0
-    max_records: int = 250_000
-    max_bytes: int = 256 * 1024 * 1024
+    fold_records: int = 50_000
+    max_records: int = 200_000
+    max_bytes: int = 128 * 1024 * 1024
     drain_deadline: float = 30.0
 
 
@@ -110,8 +114,11 @@ class Pipeline:
         self._progress: dict[Partition, PartitionProgress] = {}
         self._submitted: dict[Partition, int | None] = {}
         self._epoch = self._new_epoch()
+        self._waiting: list[RecordBatch] = []
+        self._waiting_records = 0
         self._folding: deque[asyncio.Future[None]] = deque()
         self._committing: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
         self._rotating = asyncio.Lock()
         self._generation = 0
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="fold")
@@ -164,7 +171,9 @@ class Pipeline:
             self._committing = None
         self._progress.clear()
         self._submitted.clear()
+        self._waiting, self._waiting_records = [], 0
         self._folding.clear()
+        self._failure = None
         self._epoch = self._new_epoch()
 
     async def close(self) -> None:
@@ -188,16 +197,37 @@ class Pipeline:
         self._raise_failure()
         if generation != self._generation:
             return
-        fresh = sorted((b for b in batches if self._follows(b)), key=lambda batch: batch.partition)
-        if fresh:
-            self.stats.first_taken_at = self.stats.first_taken_at or time.monotonic()
-            loop = asyncio.get_running_loop()
-            progress = {batch.partition: self._progress[batch.partition] for batch in fresh}
-            self._folding.append(loop.run_in_executor(self._compute, self._epoch.fold, fresh, progress))
+        fresh = [batch for batch in batches if self._follows(batch)]
+        self._waiting += fresh
+        self._waiting_records += sum(map(len, fresh))
+        if fresh and not self.stats.first_taken_at:
+            self.stats.first_taken_at = time.monotonic()
+        while self._folding and self._folding[0].done():
+            await self._oldest_fold()
+        if self._waiting and (not self._folding or self._waiting_records >= self._limits.fold_records):
+            self._fold_waiting()
         while len(self._folding) > _AHEAD and generation == self._generation:
-            await self._folding.popleft()
+            await self._oldest_fold()
         if generation == self._generation and self._due():
             await self._rotate()
+
+    def _fold_waiting(self) -> None:
+        """Hand what is waiting to the compute thread, a partition's batches side by side and in order."""
+        batches = sorted(self._waiting, key=lambda batch: batch.partition)
+        self._waiting, self._waiting_records = [], 0
+        progress = {batch.partition: self._progress[batch.partition] for batch in batches}
+        loop = asyncio.get_running_loop()
+        self._folding.append(loop.run_in_executor(self._compute, self._epoch.fold, batches, progress))
+
+    async def _oldest_fold(self) -> None:
+        """Wait for the oldest fold. It stays in the queue until it is done: others wait for it as well."""
+        oldest = self._folding[0]
+        await asyncio.wait({oldest})
+        if self._folding and self._folding[0] is oldest:
+            self._folding.popleft()
+            if (error := oldest.exception()) is not None:
+                self._failure = error  # the epoch holds a part of that batch: it must never be committed
+        self._raise_failure()
 
     def _follows(self, batch: RecordBatch) -> bool:
         """Whether the batch continues where this worker stands; stale batches of an older claim do not."""
@@ -214,12 +244,16 @@ class Pipeline:
         return True
 
     def _due(self) -> bool:
+        """Whether to close the epoch: it is full, or old while no commit is under way.
+
+        An old one may go on growing while the one before is committed; a full one has to wait for that.
+        """
         epoch, limits = self._epoch, self._limits
-        return bool(epoch.partitions or self._folding) and (
-            epoch.age >= limits.flush_interval
-            or epoch.records >= limits.max_records
-            or epoch.bytes >= limits.max_bytes
-        )
+        if epoch.records >= limits.max_records or epoch.bytes >= limits.max_bytes:
+            return True
+        free = self._committing is None or self._committing.done()
+        filled = bool(epoch.partitions or self._folding or self._waiting)
+        return free and filled and epoch.age >= limits.flush_interval
 
     # -- epochs ------------------------------------------------------------------------------------
 
@@ -230,10 +264,16 @@ class Pipeline:
         """Close the epoch and start committing it, once the one before is done."""
         async with self._rotating:
             generation = self._generation
-            while self._folding and generation == self._generation:
-                await self._folding.popleft()
-            if self._committing is not None:
-                await asyncio.wait({self._committing})
+            # Whatever is awaited here, more may be taken meanwhile: look again until nothing is under way.
+            while generation == self._generation:
+                if self._waiting:
+                    self._fold_waiting()
+                elif self._folding:
+                    await self._oldest_fold()
+                elif self._committing is not None and not self._committing.done():
+                    await asyncio.wait({self._committing})
+                else:
+                    break
             if generation != self._generation:
                 return
             self._raise_failure()
@@ -242,10 +282,14 @@ class Pipeline:
                 self._committing = asyncio.create_task(self._commit(epoch), name=f"commit {epoch.id}")
 
     def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
         done = self._committing
         if done is not None and done.done():
             self._committing = None
-            done.result()
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self._failure = error
+                raise error
 
     async def _commit(self, epoch: Epoch) -> None:
         begin = time.perf_counter()

@@ -96,6 +96,7 @@ class Worker:
             summaries=self._summaries,
             limits=Limits(
                 flush_interval=settings.flush_interval,
+                fold_records=settings.batch_records,
                 max_records=settings.max_epoch_records,
                 max_bytes=settings.max_epoch_bytes,
                 drain_deadline=settings.drain_deadline,

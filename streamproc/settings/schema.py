@@ -189,17 +189,17 @@ class Settings:
     ]
     max_epoch_records: Annotated[
         int,
-        Setting(parse.count(1, 100_000_000), "500000", "Commit earlier when this many records are waiting"),
+        Setting(parse.count(1, 100_000_000), "200000", "Commit earlier when this many records are waiting"),
     ]
     max_epoch_bytes: Annotated[
         int,
         Setting(
-            parse.size(1024, 2**36), "256MiB", "Commit earlier when this many bytes of records are waiting"
+            parse.size(1024, 2**36), "128MiB", "Commit earlier when this many bytes of records are waiting"
         ),
     ]
     batch_records: Annotated[
         int,
-        Setting(parse.count(1, 1_000_000), "20000", "Records that go through the transform at once, at most"),
+        Setting(parse.count(1, 1_000_000), "50000", "About how many records go through the transform at once when that many are waiting"),
     ]
     drain_deadline: Annotated[
         float,
