@@ -1,6 +1,6 @@
 """An epoch being filled: what one commit will say happened.
 
-Pure: it takes record batches, runs the transform, drops duplicates and folds the tables. Nothing here
+Pure: it takes transformed record batches, drops duplicates and folds the tables. Nothing here
 touches a broker, a database or a file. The pipeline calls :meth:`Epoch.fold` from its compute thread and
 reads the sums from the event loop.
 """
@@ -17,11 +17,10 @@ from itertools import groupby
 import polars as pl
 
 from streamproc.errors import Inconsistent
-from streamproc.model import Advance, Counts, EpochRecord, Partition, RecordBatch, WrittenObject
+from streamproc.model import Advance, Counts, EpochRecord, Partition, RecordBatch, Transformed, WrittenObject
 from streamproc.progress import PartitionProgress
 from streamproc.tables.fold import Delta, TableFold
 from streamproc.topology import Topology
-from streamproc.transform import Transform
 
 #: Partials of a table are merged once this many have gathered, so memory follows the number of
 #: distinct keys and not the number of batches.
@@ -57,9 +56,7 @@ class Epoch:
     ``keep_events`` is false when no sink wants the rows themselves; the tables are folded either way.
     """
 
-    def __init__(
-        self, topology: Topology, transform: Transform, folds: Mapping[str, TableFold], *, keep_events: bool
-    ) -> None:
+    def __init__(self, topology: Topology, folds: Mapping[str, TableFold], *, keep_events: bool) -> None:
         self.id = uuid.uuid4()
         self.started_at = datetime.now(UTC)
         self._started = time.monotonic()
@@ -67,22 +64,23 @@ class Epoch:
         self.late: dict[str, int] = dict.fromkeys(folds, 0)
         self.records = 0
         self.bytes = 0
-        self.seconds: dict[str, float] = {"enrich": 0.0, "fold": 0.0}
+        self.seconds: dict[str, float] = {"transform": 0.0, "fold": 0.0}
         self._topology = topology
-        self._transform = transform
         self._folds = folds
         self._keep_events = keep_events
         self._partials: dict[str, list[pl.DataFrame]] = {name: [] for name in folds}
 
-    def fold(self, batches: Sequence[RecordBatch], progress: Mapping[Partition, PartitionProgress]) -> None:
-        """Transform these batches and add them. Batches of one partition must stand together, in order.
+    def fold(
+        self,
+        batches: Sequence[RecordBatch],
+        out: Transformed,
+        progress: Mapping[Partition, PartitionProgress],
+    ) -> None:
+        """Add ``out``, which is what became of ``batches``.
 
-        Raises :class:`Inconsistent` if a record went missing between the batch and its outcome.
+        Batches of one partition stand together, in order. Raises :class:`Inconsistent` if a record went
+        missing between its batch and its outcome.
         """
-        begin = time.perf_counter()
-        out = self._transform(batches)
-        self.seconds["enrich"] += time.perf_counter() - begin
-
         begin = time.perf_counter()
         disorder = self._topology.contract.event_time.disorder
         duplicates = self._topology.contract.duplicates

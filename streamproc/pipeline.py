@@ -1,7 +1,7 @@
 """The only place where effects are ordered.
 
-Record batches are folded into an epoch on one compute thread; an epoch is committed in five steps,
-in this order, while the next one is being filled:
+Record batches are transformed on a few threads and folded, in order, into an epoch on one. An epoch is
+committed in five steps, in this order, while the next one is being filled:
 
 1. seal the tables' deltas and encode the objects (pure);
 2. *intend*: the ledger learns the keys about to be written (T1);
@@ -39,13 +39,13 @@ from streamproc.sinks.outbox import Outbox
 from streamproc.sinks.summaries import Summaries
 from streamproc.tables.fold import TableFold
 from streamproc.topology import Topology
-from streamproc.transform import Transform
+from streamproc.transform.pool import TransformPool
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-#: Folds queued behind the one that runs: enough to keep the compute thread busy.
-_AHEAD = 1
+#: Batches under way behind the one that is folded: enough to keep the transforms' threads busy.
+_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Pipeline:
     def __init__(
         self,
         topology: Topology,
-        transform: Transform,
+        transforms: TransformPool,
         *,
         ledger: Ledger,
         lake: Lake | None,
@@ -103,7 +103,7 @@ class Pipeline:
         self.stats = Stats()
         #: Set after each commit; whoever waits for progress clears it.
         self.progressed = asyncio.Event()
-        self._transform = transform
+        self._transforms = transforms
         self._ledger = ledger
         self._lake = lake
         self._summaries = summaries
@@ -182,6 +182,7 @@ class Pipeline:
         self.drop()
         if claims:
             await self._ledger.release(claims)
+        self._transforms.close()
         self._compute.shutdown(wait=True)
         self._sealer.shutdown(wait=True)
 
@@ -204,7 +205,9 @@ class Pipeline:
             self.stats.first_taken_at = time.monotonic()
         while self._folding and self._folding[0].done():
             await self._oldest_fold()
-        if self._waiting and (not self._folding or self._waiting_records >= self._limits.fold_records):
+        if self._waiting and (
+            len(self._folding) < _AHEAD or self._waiting_records >= self._limits.fold_records
+        ):
             self._fold_waiting()
         while len(self._folding) > _AHEAD and generation == self._generation:
             await self._oldest_fold()
@@ -216,8 +219,15 @@ class Pipeline:
         batches = sorted(self._waiting, key=lambda batch: batch.partition)
         self._waiting, self._waiting_records = [], 0
         progress = {batch.partition: self._progress[batch.partition] for batch in batches}
-        loop = asyncio.get_running_loop()
-        self._folding.append(loop.run_in_executor(self._compute, self._epoch.fold, batches, progress))
+        epoch, transforming = self._epoch, self._transforms.submit(batches)
+
+        def fold() -> None:
+            waited = time.perf_counter()
+            out = transforming.result()
+            epoch.seconds["transform"] += time.perf_counter() - waited
+            epoch.fold(batches, out, progress)
+
+        self._folding.append(asyncio.get_running_loop().run_in_executor(self._compute, fold))
 
     async def _oldest_fold(self) -> None:
         """Wait for the oldest fold. It stays in the queue until it is done: others wait for it as well."""
@@ -258,7 +268,7 @@ class Pipeline:
     # -- epochs ------------------------------------------------------------------------------------
 
     def _new_epoch(self) -> Epoch:
-        return Epoch(self.topology, self._transform, self._folds, keep_events=self._lake is not None)
+        return Epoch(self.topology, self._folds, keep_events=self._lake is not None)
 
     async def _rotate(self) -> None:
         """Close the epoch and start committing it, once the one before is done."""

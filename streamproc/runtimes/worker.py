@@ -39,6 +39,7 @@ from streamproc.sources.kafka import KafkaOptions, KafkaSource
 from streamproc.sources.kafka_produce import KafkaProducer
 from streamproc.topology import Topology
 from streamproc.transform import Resources, Transform
+from streamproc.transform.pool import TransformPool
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +91,7 @@ class Worker:
         )
         self.pipeline = Pipeline(
             topology,
-            Transform(topology, Resources(os.environ, pages)),
+            TransformPool(lambda: Transform(topology, Resources(os.environ, pages))),
             ledger=self.ledger,
             lake=self._lake,
             summaries=self._summaries,
