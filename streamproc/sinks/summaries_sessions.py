@@ -35,11 +35,12 @@ async def apply_sessions(
     """Merge the pieces of ``delta``; the changed public rows when asked for."""
     key = layout.by[0]
     pieces = delta.rows
-    several = pl.col(key.name).is_duplicated()
-    locks = pieces.filter(several).select(key.name).unique()
+    too_long = pl.col("session_end") - pl.col("session_start") >= layout.table.window.cap
+    stitched = pl.col(key.name).is_duplicated() | too_long
+    locks = pieces.filter(stitched).select(key.name).unique()
     staged = await stage(conn, layout, "rows")
     await copy_in(
-        conn, staged, layout.incoming, pl.concat([pieces.filter(~several), locks], how="diagonal_relaxed")
+        conn, staged, layout.incoming, pl.concat([pieces.filter(~stitched), locks], how="diagonal_relaxed")
     )
     unmerged = await copy_out(conn, layout.rendered("merge", lambda: merge_sessions(layout, staged)), [key])
     if len(unmerged):

@@ -228,6 +228,16 @@ async def test_a_session_that_begins_earlier_than_was_known_moves(conn):
     await assert_tables_equal_the_oracle(conn, summaries, [table], events)
 
 
+async def test_one_transaction_may_hold_a_run_longer_than_the_cap(conn):
+    table = visits([*IN_SERVER, FUNNEL], gap=MINUTE, cap=MINUTE)
+    summaries = Summaries([table], "clicks")
+    await summaries.ensure(conn)
+    events = [event(0), event(MINUTE), event(2 * MINUTE - 1), event(2 * MINUTE)]
+    for batch in (events[:3], events[3:]):
+        await commit(conn, summaries, [table], [batch])
+    await assert_tables_equal_the_oracle(conn, summaries, [table], events)
+
+
 async def test_sums_beyond_what_the_column_holds_saturate_instead_of_stopping_the_stream(conn):
     table = tumbling(ADDITIVE)
     summaries = Summaries([table, visits()], "clicks")
