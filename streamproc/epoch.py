@@ -19,7 +19,7 @@ import polars as pl
 from streamproc.errors import Inconsistent
 from streamproc.model import Advance, Counts, EpochRecord, Partition, RecordBatch, Transformed, WrittenObject
 from streamproc.progress import PartitionProgress
-from streamproc.tables.fold import Delta, TableFold
+from streamproc.tables.fold import Delta, Partial, TableFold
 from streamproc.topology import Topology
 
 #: Partials of a table are merged once this many have gathered, so memory follows the number of
@@ -68,7 +68,7 @@ class Epoch:
         self._topology = topology
         self._folds = folds
         self._keep_events = keep_events
-        self._partials: dict[str, list[pl.DataFrame]] = {name: [] for name in folds}
+        self._partials: dict[str, list[Partial]] = {name: [] for name in folds}
 
     def fold(
         self,

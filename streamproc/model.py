@@ -74,6 +74,7 @@ class Counts:
     duplicate: int = 0
 
     def add(self, other: Counts) -> None:
+        """Add another's counts to these."""
         self.records += other.records
         self.accepted += other.accepted
         self.filtered += other.filtered

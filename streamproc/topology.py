@@ -33,6 +33,7 @@ class FieldType(enum.Enum):
 
     @property
     def polars(self) -> pl.DataType:
+        """The type of the field's column."""
         return {
             FieldType.STRING: pl.String(),
             FieldType.INTEGER: pl.Int64(),

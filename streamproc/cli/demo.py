@@ -56,7 +56,7 @@ LIVE_RATE = 2_000.0
 @click.option("--stream", help="The page to run. [default: clickstream; weblogs for --input of log lines]")
 @click.option("--headless", is_flag=True, help="Run to the end and report, nothing on the way.")
 @click.option("--json", "as_json", is_flag=True, help="Report as one JSON object.")
-def demo_command(
+def demo_command(  # noqa: PLR0917 - click hands every option over as an argument
     events: int | None,
     input_: Path | None,
     seed: int,
@@ -109,7 +109,7 @@ def demo_command(
     if as_json:
         click.echo(json.dumps(report))
     else:
-        click.echo(summary(report, directory))
+        click.echo(summary(report, directory, name))
 
 
 def _is_json(path: Path) -> bool:

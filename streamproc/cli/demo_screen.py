@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -98,8 +100,10 @@ def _pages(glance: Glance) -> Table:
     return table
 
 
-def summary(report: dict[str, Any], directory: Path) -> str:
+def summary(report: dict[str, Any], directory: Path, stream: str) -> str:
     """The report for a person."""
+    program = os.path.relpath(sys.argv[0]) if sys.argv[0].startswith("/") else sys.argv[0]
+    first = next(iter(report["tables"]))
     lines = [
         "",
         f"{report['produced']:,} records produced = {report['accepted']:,} accepted + {report['filtered']:,} filtered"
@@ -110,8 +114,8 @@ def summary(report: dict[str, Any], directory: Path) -> str:
         f"{report['seconds']} s, {report['events_per_second']:,} records a second (feeding included)",
         "",
         "Look around:",
-        f'  STREAMPROC_DATA_DIR={directory} streamproc sql "select * from clickstream.page_views order by views desc limit 10"',
-        f"  STREAMPROC_DATA_DIR={directory} streamproc status",
+        f'  {program} sql --data-dir {directory} "table {stream}.{first} limit 10"',
+        f"  {program} status --data-dir {directory}",
         f"  {report['lake']}",
     ]
     return "\n".join(lines)

@@ -193,7 +193,7 @@ class Demo:
                     sql.Identifier(time_column), sql.Identifier(self.topology.name, table.name)
                 )
                 row = await (await conn.execute(query)).fetchone()
-                rows, newest = row if row else (0, None)
+                rows, newest = row or (0, None)
                 tables.append((table.name, rows, f"{newest:%Y-%m-%d %H:%M}" if newest else "", table.comment))
             columns, top = await self._top(conn)
         return Glance(stats, rate, tables, columns, top)

@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from streamproc.sources.kafka_produce import KafkaProducer
 #: Records handed to the producer at a time.
 _CHUNK = 2_000
 
-Keyed = tuple[bytes | None, bytes]
+Keyed = tuple[bytes | None, bytes | None]
 
 
 def lines(path: Path, limit: int | None) -> Iterator[list[Keyed]]:
@@ -43,7 +43,7 @@ def lines(path: Path, limit: int | None) -> Iterator[list[Keyed]]:
 
 
 async def feed(
-    connection: KafkaConnection, topic: str, chunks: Iterator[list[Keyed]], rate: float | None
+    connection: KafkaConnection, topic: str, chunks: Iterator[Sequence[Keyed]], rate: float | None
 ) -> int:
     """Produce everything; ``rate`` in records a second, ``None`` as fast as possible. Returns how many."""
     produced = 0
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float)
     parser.add_argument("--live", action="store_true", help="event times begin now and advance with --rate")
     options = parser.parse_args()
+    chunks: Iterator[Sequence[Keyed]]
     if options.input is not None:
         chunks = lines(options.input, options.events)
     else:

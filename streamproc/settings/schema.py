@@ -199,7 +199,11 @@ class Settings:
     ]
     batch_records: Annotated[
         int,
-        Setting(parse.count(1, 1_000_000), "50000", "About how many records go through the transform at once when that many are waiting"),
+        Setting(
+            parse.count(1, 1_000_000),
+            "50000",
+            "About how many records go through the transform at once when that many are waiting",
+        ),
     ]
     drain_deadline: Annotated[
         float,

@@ -52,7 +52,7 @@ class FieldChecks:
             received.alias(_RECEIVED),
         )
         problems = self._find(timed, (*self._nul_checks, *self._checks) if nul else self._checks)
-        cut = [pl.col(f.name).str.head(f.max_length) for f in self._contract.fields if _is_cut(f)]
+        cut = [pl.col(f.name).str.head(f.max_length or 0) for f in self._contract.fields if _is_cut(f)]
         timed = timed.with_columns(*cut, pl.col(_TIME).alias("event_time"))
         return timed.drop(_TIME, _RECEIVED), problems
 

@@ -183,7 +183,9 @@ class _SourceTexts:
         )
         # One join and one split instead of a Python object per text; records hold no line feed.
         joined = b"\n".join(
-            [record.f0 for record in records] if self._depth == 1 else map(self._nested, records)
+            [record.f0 for record in records]  # type: ignore[attr-defined]  # defined at run time
+            if self._depth == 1
+            else map(self._nested, records)
         )
         found = pl.Series([joined], dtype=pl.Binary).cast(pl.String).str.split("\n").explode()
         found = found.set(found.is_in(["", "null"]), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import math
 import os
 import signal
@@ -157,14 +158,13 @@ async def read_topic(broker: str, topic: str) -> dict[tuple[str, int], bytes | N
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         await consumer.seek_to_beginning(*partitions)
-        waiting = {p for p in partitions if ends[p] > 0}
-        while waiting:
-            for partition, records in (await consumer.getmany(timeout_ms=500)).items():
-                for record in records:
-                    found[str(record.partition), record.offset] = record.value
-            for partition in list(waiting):
-                if await consumer.position(partition) >= ends[partition]:
-                    waiting.discard(partition)
+        behind, fetched = True, {}
+        # The embedded broker gives the newest batch's first offset as the end: read until nothing more comes.
+        while behind or fetched:
+            fetched = await consumer.getmany(timeout_ms=500)
+            for record in itertools.chain.from_iterable(fetched.values()):
+                found[str(record.partition), record.offset] = record.value
+            behind = any([await consumer.position(p) < ends[p] for p in partitions])
     finally:
         await consumer.stop()
     return found
@@ -224,7 +224,8 @@ def check_everything(site: Site, topic: dict[tuple[str, int], bytes | None]) -> 
         coordinates = Counter((p, n) for p, n, _ in lake)
         assert max(coordinates.values()) == 1, "a position is in the lake twice"
         counts = db.execute(
-            "select sum(records), sum(accepted), sum(filtered), sum(rejected), sum(duplicate) from streamproc.partitions"
+            "select sum(records), sum(accepted), sum(filtered), sum(rejected), sum(duplicate)"
+            " from streamproc.partitions"
         ).fetchone()
         records, accepted, filtered, rejected, duplicate = map(int, counts)
         assert records == len(topic) == accepted + filtered + rejected + duplicate
@@ -247,7 +248,7 @@ def check_ranges(db: psycopg.Connection, topic: dict[tuple[str, int], bytes | No
     for partition, offset in last.items():
         chain = ranges[partition]
         assert chain[0][0] in (None, -1)
-        for (_, through), (after, _) in zip(chain, chain[1:], strict=False):
+        for (_, through), (after, _) in itertools.pairwise(chain):
             assert after == through, f"partition {partition}: {after} does not follow {through}"
         assert chain[-1][1] == offset
 
@@ -301,7 +302,8 @@ def check_tables(db: psycopg.Connection, expected: oracle.Expected, schema: str)
         ("site_activity", "window_start, host, events, page_views, visitors", 2, expected.site_activity),
         (
             "traffic_sources",
-            "window_start, host, referrer_medium, referrer_source, utm_source, utm_medium, utm_campaign, views, visitors",
+            "window_start, host, referrer_medium, referrer_source, utm_source, utm_medium, utm_campaign, views,"
+            " visitors",
             7,
             expected.traffic_sources,
         ),

@@ -90,7 +90,6 @@ def test_lake_warehouse_and_tables_equal_the_oracle(ran):
 
 
 def test_a_second_demo_replaces_the_first_and_nothing_else(ran, tmp_path):
-    directory, _ = ran
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")

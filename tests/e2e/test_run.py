@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.error
-import urllib.request
 
+import aiohttp
 import psycopg
 import pytest
 
@@ -52,11 +51,10 @@ async def test_a_worker_waits_for_a_database_that_is_not_there_and_says_so(site,
     await until(said, "the log says what it waits for", 30, [worker])
     assert said()[0]["endpoint"] == "ledger"
     address = re.search(r"http://127\.0\.0\.1:\d+", worker.log.read_text()).group()
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{address}/readyz", timeout=5)
-    with refused.value as answer:
-        assert answer.code == 503
-        assert "ledger" in json.load(answer)["reason"]
-    with urllib.request.urlopen(f"{address}/livez", timeout=5) as answer:
-        assert answer.status == 200
+    async with aiohttp.ClientSession() as http:
+        async with http.get(f"{address}/readyz") as answer:
+            assert answer.status == 503
+            assert "ledger" in (await answer.json())["reason"]
+        async with http.get(f"{address}/livez") as answer:
+            assert answer.status == 200
     assert worker.stop() == 0

@@ -13,9 +13,9 @@ HORIZON = 1_000
 DISORDER = 50
 
 #: (id, event time): few ids and a moving clock with disorder, so that every rule comes into play.
-EVENTS = st.lists(
-    st.tuples(st.integers(0, 12), st.integers(-400, 400)), max_size=60
-).map(lambda pairs: [(f"e{i}", 10_000 + 90 * n + shift) for n, (i, shift) in enumerate(pairs)])
+EVENTS = st.lists(st.tuples(st.integers(0, 12), st.integers(-400, 400)), max_size=60).map(
+    lambda pairs: [(f"e{i}", 10_000 + 90 * n + shift) for n, (i, shift) in enumerate(pairs)]
+)
 
 CUTS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -44,7 +44,9 @@ def frame(events: list[tuple[str, int]], first_row: int) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "event_id": [event_id for event_id, _ in events],
-            "event_time": pl.Series([time for _, time in events], dtype=pl.Int64).cast(pl.Datetime("us", "UTC")),
+            "event_time": pl.Series([time for _, time in events], dtype=pl.Int64).cast(
+                pl.Datetime("us", "UTC")
+            ),
             "position": range(first_row, first_row + len(events)),
         },
         schema_overrides={"event_id": pl.String, "position": pl.Int64},
@@ -73,7 +75,9 @@ def test_any_cutting_of_the_stream_gives_the_duplicates_and_watermarks_of_the_de
 
 @given(EVENTS, CUTS, st.integers(0, 60))
 @settings(max_examples=150, deadline=None)
-def test_a_worker_that_takes_over_and_reads_the_lake_decides_as_the_one_before_would_have(events, cuts, split):
+def test_a_worker_that_takes_over_and_reads_the_lake_decides_as_the_one_before_would_have(
+    events, cuts, split
+):
     first, rest = events[:split], events[split:]
     before = progress()
     kept_before = fold(before, first, cuts)
