@@ -31,14 +31,16 @@ RESERVED = frozenset(
 #: Columns every PostgreSQL table has already.
 POSTGRES_COLUMNS = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"})
 
-#: Columns every table of a page has already (a session table has its key beside them).
+#: Columns every tumbling or hopping table of a page has already, and every session table beside its key.
 WINDOW_COLUMNS = ("window_start", "window_end")
+SESSION_COLUMNS = ("session_start", "session_end")
+TABLE_COLUMNS = frozenset({*WINDOW_COLUMNS, *SESSION_COLUMNS})
 
 #: Columns an event frame has, or is given on its way: no field, enrichment or derived column may take them.
-EVENT_COLUMNS = frozenset({*SYSTEM_COLUMNS, "event_time", "watermark", *WINDOW_COLUMNS})
+EVENT_COLUMNS = frozenset({*SYSTEM_COLUMNS, "event_time", "watermark", *TABLE_COLUMNS})
 
-#: Schemas that are not a stream's: PostgreSQL's own and the ledger's.
-SCHEMAS = frozenset({"public", "information_schema", "ledger", "streamproc"})
+#: Schemas that are not a stream's: PostgreSQL's own, the ledger's, the warehouse's.
+SCHEMAS = frozenset({"public", "information_schema", "ledger", "streamproc", "warehouse"})
 
 
 def identifier(what: str, taken: frozenset[str] = frozenset()) -> Parse[str]:

@@ -44,7 +44,8 @@ def _read_table(name: str, table: Reader, columns: Columns) -> Table:
     if retention is not None and retention < lateness + max(window.size, window.cap if window.key else 0):
         fix = "Keep rows at least as long as the window and its lateness, or they go while they still change"
         table.mistake("retention", "is shorter than the window and its lateness together", fix)
-    keys = dict.fromkeys(names.WINDOW_COLUMNS, pl.Datetime("us", "UTC")) | by
+    bounds = names.SESSION_COLUMNS if window.kind == "session" else names.WINDOW_COLUMNS
+    keys = dict.fromkeys(bounds, pl.Datetime("us", "UTC")) | by
     measures, complete = _read_measures(table, columns, window.kind, keys)
     finished = Columns(dict(keys), complete and columns.complete)
     for measure in measures:
@@ -139,7 +140,7 @@ def _read_by(table: Reader, columns: Columns, window: Window) -> dict[str, pl.Da
             _check_key(table, "by", columns, column)
         if column in by[:index]:
             table.mistake("by", f"names {column!r} twice", "Remove one")
-        if column in names.WINDOW_COLUMNS:
+        if column in names.TABLE_COLUMNS:
             table.mistake("by", f"names {column!r}, which every table has", "Remove it")
     return {column: columns.types[column] for column in by if column in columns.types}
 
@@ -195,7 +196,7 @@ def _check_type(derived: Reader, kept: pl.DataType | None) -> None:
 def _check_columns(table: Reader, name: str, added: list[str], taken: set[str]) -> bool:
     """Whether the table can have the columns that ``name`` adds to it."""
     try:
-        names.identifier("column", frozenset(names.WINDOW_COLUMNS))(name)
+        names.identifier("column", names.TABLE_COLUMNS)(name)
         if "__" in name:
             raise Invalid(
                 f"{name!r} has a double underscore, which marks unfinished state", "Use a single one"

@@ -17,21 +17,21 @@ from tests.e2e.harness import REPOSITORY, Site, Worker
 
 
 @pytest.fixture
-def broker_of_site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """``host:port`` and the setting: Apache Kafka when that is switched on, else an embedded broker that the
-    test and its workers share as local processes do."""
+def broker_of_site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, str, str]]:
+    """``host:port``, the setting, and what partition ids begin with: Apache Kafka when that is switched on,
+    else an embedded broker that the test and its workers share as local processes do."""
     if os.environ.get("STREAMPROC_TEST_BROKER") == "kafka":
         bootstrap = request.getfixturevalue("broker")
-        yield bootstrap, f"kafka://{bootstrap}"
+        yield bootstrap, f"kafka://{bootstrap}", ""
         return
     with start_broker(tmp_path / "data" / "broker") as embedded:
-        yield embedded.bootstrap, "embedded:"
+        yield embedded.bootstrap, "embedded:", f"{embedded.incarnation[:8]}."
 
 
 @pytest.fixture
-async def site(tmp_path: Path, broker_of_site: tuple[str, str], postgres: str) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, broker_of_site: tuple[str, str, str], postgres: str) -> AsyncIterator[Site]:
     """The shipped clickstream page, reading a topic of the test's own."""
-    bootstrap, url = broker_of_site
+    bootstrap, url, partition_prefix = broker_of_site
     topic = f"clicks-{tmp_path.name}"
     pages = tmp_path / "topics"
     pages.mkdir()
@@ -48,6 +48,7 @@ async def site(tmp_path: Path, broker_of_site: tuple[str, str], postgres: str) -
         ledger=postgres,
         topics=pages,
         topic=topic,
+        partition_prefix=partition_prefix,
         extra={"STREAMPROC_GROUP": topic, "STREAMPROC_KAFKA_SESSION_TIMEOUT": "6s"},
     )
 
@@ -57,8 +58,8 @@ def start(site: Site) -> Iterator:
     """Starts workers of the site; those still running at the end are killed."""
     started: list[Worker] = []
 
-    def start_worker(name: str) -> Worker:
-        started.append(site.worker(name))
+    def start_worker(name: str, *arguments: str) -> Worker:
+        started.append(site.worker(name, *arguments))
         return started[-1]
 
     yield start_worker

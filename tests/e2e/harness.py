@@ -41,6 +41,8 @@ class Site:
     stream: str = "clickstream"
     topic: str = "clickstream"
     flush_interval: str = "500ms"
+    #: What the ids of partitions begin with: a part of the embedded broker's incarnation and a dot.
+    partition_prefix: str = ""
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -75,12 +77,12 @@ class Site:
             check=check,
         )
 
-    def worker(self, name: str) -> Worker:
+    def worker(self, name: str, *arguments: str) -> Worker:
         """Start ``streamproc run``; its log goes to ``<name>.log``."""
         log = self.directory / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "streamproc", "run"],
+                [sys.executable, "-m", "streamproc", "run", *arguments],
                 env=self.environment() | {"STREAMPROC_WORKER": name},
                 cwd=self.directory,
                 stdout=output,
@@ -211,6 +213,7 @@ def settled_files(db: psycopg.Connection, lake: Path, kind: str = "events") -> l
 
 def check_everything(site: Site, topic: dict[tuple[str, int], bytes | None]) -> None:
     """What must hold after any run in which every record of the topic was committed."""
+    topic = {(site.partition_prefix + number, offset): value for (number, offset), value in topic.items()}
     with psycopg.connect(site.ledger) as db:
         check_ranges(db, topic)
         files = settled_files(db, site.lake)

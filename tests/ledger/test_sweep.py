@@ -9,8 +9,7 @@ from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger, SweepTimes
 from tests.ledger.epochs import P0, P1, advance, nothing, planned, record, written
 
-NOW = datetime.now(UTC)
-LATER = timedelta(seconds=60)  # covers the time since NOW
+LATER = timedelta(seconds=60)  # covers what a test takes
 
 
 class Store:
@@ -38,11 +37,11 @@ async def abandoned(ledger: Ledger, count: int = 1) -> list[str]:
 async def test_an_abandoned_object_is_deleted_after_ten_minutes_and_again_after_a_day(ledger: Ledger) -> None:
     [key] = await abandoned(ledger)
     store = Store()
-    assert await ledger.sweep(store, now=NOW + timedelta(minutes=9)) == 0
-    assert await ledger.sweep(store, now=NOW + timedelta(minutes=10) + LATER) == 1
-    assert await ledger.sweep(store, now=NOW + timedelta(hours=23)) == 0
-    assert await ledger.sweep(store, now=NOW + timedelta(days=1) + LATER) == 1
-    assert await ledger.sweep(store, now=NOW + timedelta(days=9)) == 0
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(minutes=9)) == 0
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(minutes=10) + LATER) == 1
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(hours=23)) == 0
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(days=1) + LATER) == 1
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(days=9)) == 0
     assert store.deleted == [key, key]
     assert [total.state for total in await ledger.object_totals()] == ["swept"]
 
@@ -56,10 +55,10 @@ async def test_committed_objects_and_intents_that_can_still_be_committed_are_lef
     pending = planned(advance(claims[P1], 9))
     await ledger.intend(epoch.id, [epoch.objects[0].plan, pending], claims | {})
     store = Store()
-    assert await ledger.sweep(store, now=NOW + timedelta(days=9)) == 0
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(days=9)) == 0
     both = record(part, advance(claims[P1], 9), objects=written(epoch.objects[0].plan, pending))
     await ledger.commit(type(both)(epoch.id, both.started_at, both.advances, both.objects), nothing)
-    assert await ledger.sweep(store, now=NOW + timedelta(days=9)) == 0
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(days=9)) == 0
     assert store.deleted == []
 
 
@@ -70,8 +69,8 @@ async def test_an_intent_overtaken_by_its_own_owner_is_abandoned_after_an_hour(l
     await ledger.intend(uuid.uuid4(), [overtaken], claims)
     await ledger.commit(record(part), nothing)
     store = Store()
-    assert await ledger.sweep(store, now=NOW + timedelta(minutes=30)) == 0
-    later = NOW + timedelta(hours=1) + LATER
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(minutes=30)) == 0
+    later = datetime.now(UTC) + timedelta(hours=1) + LATER
     assert await ledger.sweep(store, now=later) == 0
     assert [total.state for total in await ledger.object_totals()] == ["abandoned"]
     assert await ledger.sweep(store, now=later + timedelta(minutes=10)) == 1
@@ -84,21 +83,21 @@ async def test_a_store_that_refuses_is_asked_again_next_time(ledger: Ledger) -> 
     store.broken = {keys[1]}
     times = SweepTimes(first=timedelta(0), again=timedelta(days=1))
     with pytest.raises(DependencyError, match="store: refuses"):
-        await ledger.sweep(store, times, now=NOW + LATER)
+        await ledger.sweep(store, times, now=datetime.now(UTC) + LATER)
     store.broken.clear()
-    assert await ledger.sweep(store, times, now=NOW + LATER) == 3
+    assert await ledger.sweep(store, times, now=datetime.now(UTC) + LATER) == 3
     assert set(store.deleted) == set(keys)
 
 
 async def test_a_sweep_goes_past_a_page(ledger: Ledger) -> None:
     keys = await abandoned(ledger, 1201)
     store = Store()
-    assert await ledger.sweep(store, now=NOW + timedelta(minutes=11) + LATER) == 1201
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(minutes=11) + LATER) == 1201
     assert sorted(store.deleted) == sorted(keys)
 
 
 async def test_swept_objects_are_forgotten_in_the_end(ledger: Ledger) -> None:
     await abandoned(ledger)
-    await ledger.sweep(Store(), now=NOW + timedelta(days=2))
+    await ledger.sweep(Store(), now=datetime.now(UTC) + timedelta(days=2))
     await ledger.forget(timedelta(days=-3))
     assert await ledger.object_totals() == []
