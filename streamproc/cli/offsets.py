@@ -141,7 +141,7 @@ async def _show(settings: Settings, topic: str | None) -> list[tuple[StreamRepor
 async def _set(settings: Settings, topic: str, change: Change, *, yes: bool) -> dict[str, object]:
     async with opened_stream(settings, topic) as stream, running_broker(settings) as broker:
         page, ledger = stream.page, stream.ledger
-        partition = Partition(page.topic.name, change.partition)
+        partition = _partition(broker, page.topic.name, change.partition)
         _refuse_owned(partition, await owner(ledger.database, page.name, partition), force=change.force)
         span = await _span(broker, partition)
         if span is None:
@@ -176,6 +176,13 @@ def effect(before: int | None, position: int, span: Span | None) -> tuple[int, i
     """
     start = before if before is not None else (span.first - 1 if span is not None else -1)
     return max(0, position - start), max(0, start - position)
+
+
+def _partition(broker: KafkaConnection | None, topic: str, named: str) -> Partition:
+    """The partition of this id; of the embedded broker's the number is enough."""
+    if broker is not None and named.isascii() and named.isdecimal():
+        return broker.partition(topic, int(named))
+    return Partition(topic, named)
 
 
 def _refuse_owned(partition: Partition, found: Owner, *, force: bool) -> None:

@@ -170,12 +170,18 @@ def _sections(reports: Sequence[StreamReport]) -> list[Section]:
 
 def _partitions(report: StreamReport) -> Section:
     rows: list[list[object]] = []
+    past = Counts()
     for each in report.partitions:
         status, span = each.status, each.span
+        if each.past and status is not None:
+            past.add(status.counts)
+            continue
         counts = status.counts if status else Counts()
         where = [status.position if status else None, span.last if span else None, each.lag, each.watermark]
         who = [status.owner if status else None, status.updated_at if status else None]
         rows.append([each.partition.id, *where, *who, *counts_dict(counts).values()])
+    if past.records:
+        rows.append(["of earlier brokers", *[None] * 6, *counts_dict(past).values()])
     totals = report.totals
     lag = _sum(each.lag for each in report.partitions)
     rows.append(["all", None, None, lag, None, None, None, *counts_dict(totals).values()])

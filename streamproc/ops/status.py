@@ -29,6 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class PartitionReport:
     """One partition. ``status`` is ``None`` if it was never claimed, ``span`` if the broker was not asked.
 
+    ``past``: its records were in an earlier life of the embedded broker, and nobody can read them any more.
     ``watermark``: event time up to which it is believed complete. ``lag`` is ``None`` when it cannot be
     known, also when the committed position is beyond the topic's end (the topic was made anew).
     """
@@ -37,10 +38,13 @@ class PartitionReport:
     status: PartitionStatus | None
     span: Span | None
     watermark: datetime | None
+    past: bool = False
 
     @property
     def lag(self) -> int | None:
         """Records that can be read and are not committed."""
+        if self.past:
+            return 0
         if self.span is None:
             return None
         position = self.status.position if self.status is not None else None
@@ -120,7 +124,13 @@ class StatusReader:
         statuses = {status.partition: status for status in await self._ledger.status()}
         ends = await self._spans(broker, notes)
         partitions = [
-            PartitionReport(partition, status, ends.get(partition), self._watermark(status))
+            PartitionReport(
+                partition,
+                status,
+                ends.get(partition),
+                self._watermark(status),
+                past=broker is not None and broker.number(partition.id) is None,
+            )
             for partition in sorted({*statuses, *ends}, key=_numerically)
             for status in [statuses.get(partition)]
         ]
@@ -215,8 +225,9 @@ def _warnings(report: PartitionReport) -> list[str]:
     return []
 
 
-def _numerically(partition: Partition) -> tuple[str, int, str]:
-    return partition.source, int(partition.id) if partition.id.isdecimal() else -1, partition.id
+def _numerically(partition: Partition) -> tuple[str, str, int, str]:
+    incarnation, _, number = partition.id.rpartition(".")
+    return partition.source, incarnation, int(number) if number.isdecimal() else -1, partition.id
 
 
 def _time(microseconds: int) -> datetime:

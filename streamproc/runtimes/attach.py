@@ -54,6 +54,6 @@ async def running_broker(settings: Settings) -> AsyncIterator[KafkaConnection | 
         yield None
         return
     try:
-        yield KafkaConnection(broker.bootstrap, embedded=True)
+        yield KafkaConnection(broker.bootstrap, embedded=True, incarnation=broker.incarnation)
     finally:
         await asyncio.to_thread(broker.stop)

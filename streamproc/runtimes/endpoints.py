@@ -18,7 +18,7 @@ class Endpoints:
     """Resolved endpoints. Use as an async context manager: embedded servers live as long as the block.
 
     ``ledger``: conninfo. ``warehouse``: conninfo, or ``None`` when there is none. ``broker``: how to
-    connect. ``incarnation``: names the embedded broker's life, ``None`` for a broker that keeps its data.
+    connect, and which life of an embedded broker it is.
     """
 
     settings: Settings
@@ -26,7 +26,6 @@ class Endpoints:
     ledger: str = ""
     warehouse: str | None = None
     broker: KafkaConnection | None = None
-    incarnation: str | None = None
     _postgres: EmbeddedPostgres | None = None
     _embedded_broker: EmbeddedBroker | None = None
 
@@ -57,10 +56,7 @@ class Endpoints:
         if settings.broker.embedded:
             broker = await asyncio.to_thread(start_broker, settings.data_dir / "broker")
             self._embedded_broker = broker
-            self.broker, self.incarnation = (
-                KafkaConnection(broker.bootstrap, embedded=True),
-                broker.incarnation,
-            )
+            self.broker = KafkaConnection(broker.bootstrap, embedded=True, incarnation=broker.incarnation)
         else:
             self.broker = KafkaConnection.of(settings.broker, settings.kafka)
 

@@ -12,6 +12,8 @@ import structlog
 
 from streamproc.errors import StreamprocError
 from streamproc.ledger import Ledger
+from streamproc.model import Partition
+from streamproc.runtimes.endpoints import Endpoints
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.summaries import Summaries
@@ -27,7 +29,7 @@ EXPIRE_EVERY = 60.0
 
 
 class Upkeep:
-    """The periodic work of one worker. ``warehouse``: its conninfo, ``None`` for none."""
+    """The periodic work of one worker, on the endpoints it has."""
 
     def __init__(
         self,
@@ -35,16 +37,18 @@ class Upkeep:
         ledger: Ledger,
         store: ObjectStore | None,
         summaries: Summaries,
-        warehouse: str | None,
+        endpoints: Endpoints,
     ) -> None:
+        assert endpoints.broker is not None
+        self._broker = endpoints.broker
         self._topology = topology
         self._ledger = ledger
         self._store = store
         self._summaries = summaries
         self._warehouse: Warehouse | None = None
         self._loader: Loader | None = None
-        if warehouse is not None and store is not None:
-            self._warehouse = open_warehouse(warehouse, topology.name)
+        if endpoints.warehouse is not None and topology.sinks.warehouse and store is not None:
+            self._warehouse = open_warehouse(endpoints.warehouse, topology.name)
             self._loader = Loader(ledger, self._warehouse, store) if self._warehouse else None
 
     async def open(self) -> None:
@@ -91,13 +95,21 @@ class Upkeep:
 
     async def expire(self) -> None:
         """Delete summary rows beyond their table's retention, and state no event can change any more."""
-        clocks = [status.clock_us for status in await self._ledger.status() if status.clock_us is not None]
+        clocks = [
+            status.clock_us
+            for status in await self._ledger.status()
+            if status.clock_us is not None and self._goes_on(status.partition)
+        ]
         if not clocks:
             return
         watermark = min(clocks) - self._topology.contract.event_time.disorder
         for table in self._topology.tables:
             async with self._ledger.database.connection("expire") as conn:
                 await self._summaries.expire(conn, table.name, watermark)
+
+    def _goes_on(self, partition: Partition) -> bool:
+        """Whether the partition can get events: its clock would otherwise hold back everything for ever."""
+        return partition.source == self._topology.topic.name and self._broker.number(partition.id) is not None
 
     async def _every(self, seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -76,7 +76,6 @@ class Worker:
         self.state = "starting"
         self.ledger = Ledger(endpoints.ledger, topology.name, settings.worker)
         self._broker = endpoints.broker
-        self._incarnation = endpoints.incarnation
         self._store = self._open_store() if topology.sinks.lake else None
         self._lake = Lake(self._store, topology) if self._store is not None else None
         self._summaries = Summaries(topology.tables, topology.name)
@@ -105,8 +104,7 @@ class Worker:
             outbox=outbox,
             tell=self._copy_positions,
         )
-        warehouse = endpoints.warehouse if topology.sinks.warehouse else None
-        self.upkeep = Upkeep(topology, self.ledger, self._store, self._summaries, warehouse)
+        self.upkeep = Upkeep(topology, self.ledger, self._store, self._summaries, endpoints)
         self._source: KafkaSource | None = None
         self._failure: BaseException | None = None
         self._fenced = False

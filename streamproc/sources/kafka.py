@@ -87,7 +87,14 @@ class KafkaSource:
             return await self._until_answered(lambda: self._bounds(consumer, partitions))
 
         start = self._options.start
-        claims = Claims(consumer, self._listener, persistent_bounds, start=start, compacted=compacted)
+        claims = Claims(
+            consumer,
+            self._listener,
+            persistent_bounds,
+            partition=self._partition,
+            start=start,
+            compacted=compacted,
+        )
         consumer.subscribe([self._topic], listener=claims)
         self._membership = claims
 
@@ -166,14 +173,14 @@ class KafkaSource:
 
     def pause(self, partitions: Sequence[Partition]) -> None:
         """See :meth:`streamproc.sources.Source.pause`."""
-        for tp in map(_topic_partition, partitions):
+        for tp in map(self._topic_partition, partitions):
             if (reader := self._claims.readers.get(tp)) is not None:
                 reader.paused = True
                 self._consumer.pause(tp)
 
     def resume(self, partitions: Sequence[Partition]) -> None:
         """See :meth:`streamproc.sources.Source.resume`."""
-        for tp in map(_topic_partition, partitions):
+        for tp in map(self._topic_partition, partitions):
             if (reader := self._claims.readers.get(tp)) is not None:
                 reader.paused = False
                 self._consumer.resume(tp)
@@ -186,7 +193,7 @@ class KafkaSource:
 
     async def copy_commit(self, positions: Mapping[Partition, int]) -> bool:
         """Commit Kafka offsets: position + 1, the next record to read."""
-        offsets = {_topic_partition(partition): through + 1 for partition, through in positions.items()}
+        offsets = {self._topic_partition(partition): through + 1 for partition, through in positions.items()}
         try:
             async with asyncio.timeout(_COPY_TIMEOUT):
                 await self._consumer.commit(offsets)
@@ -198,7 +205,7 @@ class KafkaSource:
     async def beginning_positions(self) -> dict[Partition, int]:
         """See :meth:`streamproc.sources.Source.beginning_positions`; all partitions of the topic."""
         found = await self._bounds(self._consumer, self._all_partitions())
-        return {_partition(tp): offset for tp, offset in found.first.items()}
+        return {self._partition(tp): offset for tp, offset in found.first.items()}
 
     async def end_positions(self) -> dict[Partition, int]:
         """See :meth:`streamproc.sources.Source.end_positions`; all partitions of the topic.
@@ -206,7 +213,7 @@ class KafkaSource:
         The newest that readers of committed data get: before the oldest open transaction.
         """
         found = await self._bounds(self._consumer, self._all_partitions())
-        return {_partition(tp): offset - 1 for tp, offset in found.end.items()}
+        return {self._partition(tp): offset - 1 for tp, offset in found.end.items()}
 
     async def _bounds(self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> Bounds:
         try:
@@ -224,12 +231,12 @@ class KafkaSource:
     @property
     def assignment(self) -> frozenset[Partition]:
         """See :attr:`streamproc.sources.Source.assignment`."""
-        return frozenset(_partition(tp) for tp in self._consumer.assignment())
+        return frozenset(self._partition(tp) for tp in self._consumer.assignment())
 
     @property
     def stopped(self) -> Mapping[Partition, SourceError]:
         """See :attr:`streamproc.sources.Source.stopped`."""
-        return {_partition(tp): error for tp, error in self._claims.stopped.items()}
+        return {self._partition(tp): error for tp, error in self._claims.stopped.items()}
 
     @property
     def lag(self) -> dict[Partition, int]:
@@ -244,6 +251,14 @@ class KafkaSource:
     def rebalances(self) -> int:
         """How often this member was assigned partitions."""
         return self._claims.rebalances
+
+    def _partition(self, tp: TopicPartition) -> Partition:
+        return self._connection.partition(tp.topic, tp.partition)
+
+    def _topic_partition(self, partition: Partition) -> TopicPartition:
+        number = self._connection.number(partition.id)
+        assert number is not None, f"{partition} was never ours"
+        return TopicPartition(partition.source, number)
 
     # -- connecting ----------------------------------------------------------------------------------
 
@@ -294,11 +309,3 @@ class KafkaSource:
                         self._waiting(error)
                     raise
         raise AssertionError("stamina gave up though told not to")
-
-
-def _partition(tp: TopicPartition) -> Partition:
-    return Partition(tp.topic, str(tp.partition))
-
-
-def _topic_partition(partition: Partition) -> TopicPartition:
-    return TopicPartition(partition.source, int(partition.id))

@@ -40,8 +40,8 @@ AskBounds = Callable[[Sequence[TopicPartition]], Awaitable[Bounds]]
 class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
     """Turns assignments into readers, through the listener's claims.
 
-    ``bounds`` asks the brokers until they answer. ``start``: ``earliest`` or ``latest``. ``compacted``: see
-    :class:`PartitionReader`.
+    ``bounds`` asks the brokers until they answer. ``partition`` names partitions as the ledger does.
+    ``start``: ``earliest`` or ``latest``. ``compacted``: see :class:`PartitionReader`.
     """
 
     def __init__(
@@ -50,10 +50,12 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         listener: Listener,
         bounds: AskBounds,
         *,
+        partition: Callable[[TopicPartition], Partition],
         start: str,
         compacted: bool,
     ) -> None:
         self.consumer = consumer
+        self._partition = partition
         self._listener = listener
         self._bounds = bounds
         self._start = start
@@ -82,7 +84,7 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         if not revoked:
             return
         try:
-            await self._listener.revoked([_partition(tp) for tp in sorted(revoked)])
+            await self._listener.revoked([self._partition(tp) for tp in sorted(revoked)])
         except Exception as error:  # aiokafka would only log it; check() raises it
             self._not_let_go = error
 
@@ -116,19 +118,21 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
 
     def stop(self, tp: TopicPartition, error: SourceError) -> None:
         """Hand out nothing more of a partition; the others go on."""
-        log.error("partition_stopped", partition=str(_partition(tp)), why=str(error))
+        log.error("partition_stopped", partition=str(self._partition(tp)), why=str(error))
         self.readers.pop(tp, None)
         self.stopped[tp] = error
         self.consumer.pause(tp)
 
     async def refused(self, tp: TopicPartition, error: KafkaError) -> None:
         """The broker gave ``error`` instead of records. What was fetched before is still handed out."""
-        problem: SourceError | None = SourceError(f"{_partition(tp)}: the broker gives no records: {error!r}")
+        problem: SourceError | None = SourceError(
+            f"{self._partition(tp)}: the broker gives no records: {error!r}"
+        )
         if isinstance(error, OffsetOutOfRangeError):
             found = await self._bounds([tp])
             reader = self.readers.get(tp)
             through = -1 if reader is None else reader.fetched_through
-            problem = _misplaced(through, found.first[tp], found.end[tp], tp)
+            problem = _misplaced(through, found.first[tp], found.end[tp], self._partition(tp))
         if problem is not None and (reader := self.readers.get(tp)) is not None:
             reader.end(problem)
 
@@ -149,29 +153,25 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         if before is not None:  # or its claim could reach the ledger after ours
             before.cancel()
             await asyncio.wait({before})
-        positions = await self._listener.assigned([_partition(tp) for tp in tps])
+        positions = await self._listener.assigned([self._partition(tp) for tp in tps])
         found = await self._bounds(tps)
         for tp in tps:
             first, end = found.first[tp], found.end[tp]
-            position = positions[_partition(tp)]
+            position = positions[self._partition(tp)]
             if position is None:
                 position = (first if self._start == "earliest" else end) - 1
-            elif problem := _misplaced(position, first, end, tp):
+            elif problem := _misplaced(position, first, end, self._partition(tp)):
                 self.stop(tp, problem)
                 continue
             self.consumer.seek(tp, position + 1)
             self.consumer.resume(tp)
-            self.readers[tp] = PartitionReader(_partition(tp), position, compacted=self._compacted)
-        log.info("claimed", partitions=[str(_partition(tp)) for tp in tps], stopped=len(self.stopped))
+            self.readers[tp] = PartitionReader(self._partition(tp), position, compacted=self._compacted)
+        log.info("claimed", partitions=[str(self._partition(tp)) for tp in tps], stopped=len(self.stopped))
 
 
-def _partition(tp: TopicPartition) -> Partition:
-    return Partition(tp.topic, str(tp.partition))
-
-
-def _misplaced(position: int, first: int, end: int, tp: TopicPartition) -> SourceError | None:
+def _misplaced(position: int, first: int, end: int, partition: Partition) -> SourceError | None:
     """Why reading cannot go on after ``position`` in a log of the offsets ``first`` to ``end - 1``."""
-    where = f"{_partition(tp)}: everything through offset {position} is read"
+    where = f"{partition}: everything through offset {position} is read"
     if position + 1 < first:
         return Gap(
             f"{where}, but the oldest record kept is {first}: {first - position - 1} offsets are gone; "

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any, Self
 from aiokafka.abc import AbstractTokenProvider
 
 from streamproc.errors import ConfigError, DependencyError, Mistake
+from streamproc.model import Partition
 from streamproc.redaction import Secret
 
 if TYPE_CHECKING:
     from streamproc.redaction import Url
     from streamproc.settings import Kafka
+
+#: Hexadecimal digits of an incarnation that go into partition ids.
+_INCARNATION_DIGITS = 8
 
 #: Seconds before its end at which an IAM token is replaced; it is valid for 15 minutes.
 _TOKEN_MARGIN = 60.0
@@ -32,7 +36,8 @@ class KafkaConnection:
     certificate. ``sasl_mechanism``: ``PLAIN``, ``SCRAM-SHA-256``, ``SCRAM-SHA-512``, or ``AWS_MSK_IAM``
     with the cluster's ``aws_region`` and credentials as AWS's tools find them. ``embedded``: it is the
     broker of :mod:`streamproc.embedded.broker`, which knows no idempotent producers and answers a group's
-    join only after half the session timeout. Prints without the password.
+    join only after half the session timeout. ``incarnation``: names the life of a broker whose logs end with
+    it (see :meth:`partition`); ``None`` for one that keeps them. Prints without the password.
     """
 
     bootstrap: str
@@ -45,6 +50,7 @@ class KafkaConnection:
     password: Secret | None = None
     aws_region: str | None = None
     embedded: bool = False
+    incarnation: str | None = None
 
     @classmethod
     def of(cls, broker: Url, kafka: Kafka) -> Self:
@@ -63,6 +69,24 @@ class KafkaConnection:
 
     def __str__(self) -> str:
         return f"Kafka at {self.bootstrap}"
+
+    def partition(self, topic: str, number: int) -> Partition:
+        """Partition ``number`` of the topic, as ledger and lake name it.
+
+        The number is its id. With an ``incarnation`` the id begins with a part of that, ``3fa9c2d1.0``: the
+        same positions mean other records in the next life, and must not be taken for those of this one.
+        """
+        return Partition(topic, f"{self._prefix}{number}")
+
+    def number(self, partition_id: str) -> int | None:
+        """The number of one of this broker's partitions; ``None`` for an id of another broker's life."""
+        number = partition_id.removeprefix(self._prefix)
+        mine = partition_id.startswith(self._prefix) and number.isascii() and number.isdecimal()
+        return int(number) if mine else None
+
+    @property
+    def _prefix(self) -> str:
+        return "" if self.incarnation is None else f"{self.incarnation[:_INCARNATION_DIGITS]}."
 
     def client_options(self) -> dict[str, Any]:
         """Keyword arguments for any aiokafka client.

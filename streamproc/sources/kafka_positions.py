@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaError
 
 from streamproc.errors import DependencyError
 from streamproc.model import Partition
+from streamproc.sources import kafka_fetch
 from streamproc.sources.kafka_admin import admin
 from streamproc.sources.kafka_client import KafkaConnection
 
@@ -33,8 +34,11 @@ async def spans(connection: KafkaConnection, topic: str) -> dict[Partition, Span
     """
     async with _reader(connection, topic) as (consumer, partitions):
         first = await consumer.beginning_offsets(partitions)
-        after = await consumer.end_offsets(partitions)
-        return {Partition(topic, str(tp.partition)): Span(first[tp], after[tp] - 1) for tp in partitions}
+        ends = kafka_fetch.high_watermarks if connection.embedded else AIOKafkaConsumer.end_offsets
+        after = await ends(consumer, partitions)
+        return {
+            connection.partition(topic, tp.partition): Span(first[tp], after[tp] - 1) for tp in partitions
+        }
 
 
 async def first_since(connection: KafkaConnection, topic: str, time_ms: int) -> dict[Partition, int | None]:
@@ -48,7 +52,9 @@ async def first_since(connection: KafkaConnection, topic: str, time_ms: int) -> 
         found = await consumer.offsets_for_times(dict.fromkeys(partitions, time_ms))
         # Where there is none, Kafka answers with nothing and the embedded broker with the timestamp -1.
         return {
-            Partition(topic, str(tp.partition)): at.offset if at is not None and at.timestamp >= 0 else None
+            connection.partition(topic, tp.partition): at.offset
+            if at is not None and at.timestamp >= 0
+            else None
             for tp in partitions
             for at in [found[tp]]
         }

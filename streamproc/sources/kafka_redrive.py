@@ -109,7 +109,8 @@ class RedriveProducer:
             if self._topic not in (await self._producer.client.fetch_all_metadata()).topics():
                 hint = "streamproc topics apply creates it"
                 raise DependencyError(str(self._connection), f"has no topic {self._topic}", hint)
-            return frozenset(str(number) for number in await self._producer.partitions_for(self._topic))
+            numbers = await self._producer.partitions_for(self._topic)
+            return frozenset(self._connection.partition(self._topic, number).id for number in numbers)
         except KafkaError as error:
             raise DependencyError(str(self._connection), _words(error)) from error
 
@@ -119,12 +120,14 @@ class RedriveProducer:
         A record that was not taken does not keep the others from being sent: its outcome says so. Raises
         :class:`DependencyError` when the broker is gone after refusing one.
         """
-        return {
-            number: [
-                outcome for batch in _batches(resends) for outcome in await self._send(batch, int(number))
+        outcomes: dict[str, list[Outcome]] = {}
+        for partition_id, resends in records.items():
+            number = self._connection.number(partition_id)
+            assert number is not None, "one of partitions()"
+            outcomes[partition_id] = [
+                outcome for batch in _batches(resends) for outcome in await self._send(batch, number)
             ]
-            for number, resends in records.items()
-        }
+        return outcomes
 
     async def _send(self, batch: Sequence[Resend], partition: int) -> list[Outcome]:
         assert self._producer is not None, "connect first"

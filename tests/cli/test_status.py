@@ -180,7 +180,7 @@ def test_watch_goes_on_until_ctrl_c_and_ends_well(shop: Shop) -> None:
         watch.send_signal(signal.SIGINT)
         watch.stdout.read()
         assert watch.wait(20) == 0, watch.stderr.read()
-    assert [look["streams"][0]["lag"] for look in looks] == [2, 2]
+    assert [look["streams"][0]["totals"]["records"] for look in looks] == [7, 7]
 
 
 # -- embedded --------------------------------------------------------------------------------------------
