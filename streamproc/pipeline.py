@@ -7,7 +7,7 @@ committed in five steps, in this order, while the next one is being filled:
 2. *intend*: the ledger learns the keys about to be written (T1);
 3. *put* the objects, in parallel;
 4. *commit*: tables, positions, watermarks and object states change in one transaction (T2);
-5. *tell*: copy the positions to the source's own offsets, publish. Nothing depends on these.
+5. *tell*: copy the positions to the source's own offsets, wake the publication. Nothing depends on these.
 
 A step that fails because something does not answer is tried again until it does; meanwhile one epoch at
 most is waiting and one is full, so memory is bounded and the source is simply not asked for more. A step
@@ -57,7 +57,7 @@ class Limits:
     """
 
     flush_interval: float = 5.0
-    fold_records: int = 50_000
+    fold_records: int = 25_000
     max_records: int = 200_000
     max_bytes: int = 128 * 1024 * 1024
     drain_deadline: float = 30.0
@@ -330,8 +330,7 @@ class Pipeline:
         if self._tell is not None:
             await self._tell({partition: share.through for partition, share in epoch.partitions.items()})
         if self._outbox is not None:
-            outbox = self._outbox
-            await self._until_answered("publish", outbox.deliver)
+            self._outbox.noted.set()
 
     def _plan(self, epoch: Epoch) -> list[LakeFile]:
         if self._lake is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -240,3 +240,9 @@ class Topology:
     sinks: Sinks
     columns: Mapping[str, pl.DataType]
     fingerprint: str = ""
+
+    @property
+    def topics(self) -> tuple[Topic, ...]:
+        """The topic that is read, and those that are published to, which have its partitions and retention."""
+        published = (self.sinks.publish_events, self.sinks.publish_tables)
+        return self.topic, *(replace(self.topic, name=name) for name in published if name is not None)

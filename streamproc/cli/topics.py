@@ -98,16 +98,7 @@ def apply_command(config: Path | None, topics: Path | None, as_json: bool, yes: 
 
 def _wanted(pages: Mapping[str, Topology]) -> list[tuple[str, Topic]]:
     """Each topic of the pages with its stream's name."""
-    wanted = []
-    for stream, page in pages.items():
-        wanted.append((stream, page.topic))
-        published = (page.sinks.publish_events, page.sinks.publish_tables)
-        wanted += [
-            (stream, Topic(name, page.topic.partitions, page.topic.replication, page.topic.retention))
-            for name in published
-            if name is not None
-        ]
-    return wanted
+    return [(stream, topic) for stream, page in pages.items() for topic in page.topics]
 
 
 def _with_admin(settings: Settings, action: Callable[[Admin], Awaitable[T]]) -> T:

@@ -67,8 +67,9 @@ async def apply_embedded(settings: Settings, endpoints: Endpoints, pages: Iterab
         return
     async with admin(endpoints.broker) as topics:
         for page in pages:
-            if await topics.describe(page.topic.name) is None:
-                await topics.apply(page.topic)
+            for topic in page.topics:
+                if await topics.describe(topic.name) is None:
+                    await topics.apply(topic)
 
 
 def spare_the_collector() -> None:

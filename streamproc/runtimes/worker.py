@@ -29,14 +29,13 @@ from streamproc.model import Partition, RecordBatch
 from streamproc.pipeline import Limits, Pipeline
 from streamproc.runtimes.agents import UserAgents
 from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.publication import Publication
 from streamproc.runtimes.upkeep import Upkeep
 from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
-from streamproc.sinks.outbox import Outbox
 from streamproc.sinks.summaries import Summaries
 from streamproc.sources.kafka import KafkaOptions, KafkaSource
-from streamproc.sources.kafka_produce import KafkaProducer
 from streamproc.topology import Topology
 from streamproc.transform import Resources, Transform
 from streamproc.transform.pool import TransformPool
@@ -79,14 +78,13 @@ class Worker:
         self._store = self._open_store() if topology.sinks.lake else None
         self._lake = Lake(self._store, topology) if self._store is not None else None
         self._summaries = Summaries(topology.tables, topology.name)
-        self._producer = KafkaProducer(endpoints.broker) if self._publishes else None
+        self._publication = (
+            Publication(topology, self._lake, endpoints, settings.worker) if self._publishes else None
+        )
         self._agents = (
             UserAgents(agents, topology, endpoints.broker, settings.group, settings.data_dir)
             if agents
             else None
-        )
-        outbox = (
-            Outbox(topology, self.ledger.database, self._lake, self._producer) if self._producer else None
         )
         self.pipeline = Pipeline(
             topology,
@@ -101,7 +99,7 @@ class Worker:
                 max_bytes=settings.max_epoch_bytes,
                 drain_deadline=settings.drain_deadline,
             ),
-            outbox=outbox,
+            outbox=self._publication.outbox if self._publication else None,
             tell=self._copy_positions,
         )
         self.upkeep = Upkeep(topology, self.ledger, self._store, self._summaries, endpoints)
@@ -134,6 +132,8 @@ class Worker:
                 pump,
                 upkeep,
             ]
+            if self._publication is not None:
+                waiting.append(asyncio.create_task(self._publication.run()))
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             self.state = "draining"
             for task in waiting:
@@ -160,9 +160,6 @@ class Worker:
             stack.push_async_callback(self._store.close)
         steps.append(("warehouse", self.upkeep.open))
         stack.push_async_callback(self.upkeep.close)
-        if self._producer is not None:
-            steps.append(("publication", self._producer.start))
-            stack.push_async_callback(self._producer.stop)
         ended = asyncio.create_task(ending.wait())
         try:
             for name, step in steps:
@@ -216,6 +213,8 @@ class Worker:
                 log.warning("claims_not_released", on=error.what, problem=error.problem)
             if self._source is not None:
                 await self._source.close()
+            if self._publication is not None:
+                await self._publication.close()
 
     # -- records ---------------------------------------------------------------------------------------
 
@@ -313,7 +312,7 @@ class Worker:
         if reason is None and stats.waiting_for is not None:
             reason = f"waiting for {stats.waiting_for}"
         age = None if stats.last_commit is None else round(time.time() - stats.last_commit, 1)
-        return reason, {
+        facts: dict[str, Any] = {
             "stream": self.topology.name,
             "worker": self.settings.worker,
             "partitions": sorted(str(p) for p in self.pipeline.partitions),
@@ -321,3 +320,6 @@ class Worker:
             "epochs": stats.epochs,
             "seconds_since_commit": age,
         }
+        if self._publication is not None:
+            facts["publication"] = self._publication.facts()
+        return reason, facts

@@ -8,17 +8,18 @@ nothing committed stays unpublished and nothing uncommitted is ever published; a
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import orjson
 import polars as pl
+import polars.selectors as cs
 import structlog
 from psycopg import AsyncConnection
 
 from streamproc.database import Database
-from streamproc.errors import ConfigError, Mistake
+from streamproc.errors import ConfigError, MissingObject, Mistake
 from streamproc.model import WrittenObject
 from streamproc.sinks.lake import Lake
 from streamproc.topology import Topology
@@ -32,8 +33,23 @@ _ENLIST = """
 #: Rows that another worker is publishing are left to it.
 _NEXT = """
     SELECT id, kind, table_name, payload FROM streamproc.outbox
-    WHERE stream = %s ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+    WHERE stream = %s AND kind = %s ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
 """
+
+_BACKLOG = """
+    SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8
+    FROM streamproc.outbox WHERE stream = %s
+"""
+
+#: What a note is about.
+KINDS = ("events", "rows")
+
+#: Rows of an object that are made into JSON at a time.
+_SLICE = 10_000
+
+#: Bytes of the longest value that is published: brokers take 1 MiB with everything around it, by default,
+#: and one that is refused would be tried for ever.
+_LONGEST = 1_000_000
 
 
 class Publish(Protocol):
@@ -45,11 +61,19 @@ class Publish(Protocol):
         """Write ``values`` under ``keys``; raises :class:`DependencyError`."""
 
 
+class Backlog(NamedTuple):
+    """What is noted and not published: how many notes, and how old the oldest is, in seconds."""
+
+    notes: int
+    oldest: float
+
+
 class Outbox:
     """Notes and publishes enriched events and changed summary rows, as the topic page's ``[sinks]`` says.
 
     A published event is its lake row as JSON, keyed by the contract's key. A changed row is
-    ``{"table", "version", "row"}``, keyed by the table's name and the row's key.
+    ``{"table", "version", "row"}``, keyed by the table's name and the row's key. Times are ISO 8601 in UTC,
+    bytes base64. ``database`` is used by :meth:`deliver` and :meth:`backlog` only, one connection at a time.
     Raises :class:`ConfigError` when events are to be published and there is no lake to read them from.
     """
 
@@ -57,6 +81,8 @@ class Outbox:
         if topology.sinks.publish_events and lake is None:
             fix = "Set lake = true, or take publish_events out"
             raise ConfigError([Mistake(f"{topology.name}: sinks.publish_events", "needs the lake", fix)])
+        #: Set when something was noted and committed; whoever delivers clears it.
+        self.noted = asyncio.Event()
         self._topology = topology
         self._database = database
         self._lake = lake
@@ -79,12 +105,15 @@ class Outbox:
         written: Sequence[WrittenObject],
         changed: Mapping[str, pl.DataFrame],
     ) -> None:
-        """Note what to publish, inside the committing transaction."""
+        """Note what to publish, inside the committing transaction: a note for each object and each table."""
         notes: list[tuple[str, uuid.UUID, str, str | None, bytes]] = []
         stream = self._topology.name
-        keys = [done.plan.key for done in written if done.plan.kind == "events"]
-        if self._topology.sinks.publish_events and keys:
-            notes.append((stream, epoch, "events", None, "\n".join(keys).encode()))
+        if self._topology.sinks.publish_events:
+            notes += [
+                (stream, epoch, "events", None, done.plan.key.encode())
+                for done in written
+                if done.plan.kind == "events"
+            ]
         if self.wants_rows:
             notes += [
                 (stream, epoch, "rows", table, rows.write_ndjson().encode())
@@ -95,42 +124,75 @@ class Outbox:
             async with conn.cursor() as cursor:
                 await cursor.executemany(_ENLIST, notes)
 
-    async def deliver(self) -> int:
-        """Publish everything noted and not published yet; returns how many notes there were.
+    async def deliver(self, kind: str) -> int:
+        """Publish every note of this kind, oldest first; returns how many there were.
 
         Raises :class:`DependencyError`; what was not published stays noted.
         """
         delivered = 0
         while True:
             async with self._database.transaction("publish") as conn:
-                row = await (await conn.execute(_NEXT, [self._topology.name])).fetchone()
+                row = await (await conn.execute(_NEXT, [self._topology.name, kind])).fetchone()
                 if row is None:
                     return delivered
-                note, kind, table, payload = row
+                note, _, table, payload = row
                 if kind == "events":
-                    await self._publish_events(payload.decode().split("\n"))
+                    await self._publish_events(payload.decode())
                 else:
                     await self._publish_rows(note, table, payload)
                 await conn.execute("DELETE FROM streamproc.outbox WHERE id = %s", [note])
             delivered += 1
 
-    async def _publish_events(self, objects: Sequence[str]) -> None:
+    async def backlog(self) -> Backlog:
+        """What is waiting. Raises :class:`DependencyError`."""
+        async with self._database.connection("count what is to be published") as conn:
+            row = await (await conn.execute(_BACKLOG, [self._topology.name])).fetchone()
+        return Backlog(*row) if row is not None else Backlog(0, 0.0)
+
+    async def _publish_events(self, key: str) -> None:
         topic = self._topology.sinks.publish_events
         if topic is None or self._lake is None:
             return  # the page has changed since: nobody wants them any more
-        rows = await self._lake.read(objects, list(self._topology.columns))
-        values = await asyncio.to_thread(lambda: rows.write_ndjson().encode().splitlines())
-        key = self._topology.contract.key
-        keys = [None if k is None else str(k).encode() for k in rows[key].to_list()] if key else None
-        await self._broker.publish(topic, values, keys)
+        try:
+            rows = await self._lake.read([key], list(self._topology.columns))
+        except MissingObject as error:
+            # It was committed, so it was there: somebody has deleted it, and waiting does not bring it back.
+            log.error("not_published", what=key, why=f"not in the lake any more: {error}")
+            return
+        for part in rows.iter_slices(_SLICE):
+            values, keys = await asyncio.to_thread(_events, part, self._topology.contract.key)
+            await self._publish(topic, values, keys)
 
     async def _publish_rows(self, version: int, table: str, payload: bytes) -> None:
         topic = self._topology.sinks.publish_tables
         if topic is None or table not in self._keys:
             return
-        values, keys = [], []
-        for line in payload.splitlines():
-            row = json.loads(line)
-            values.append(json.dumps({"table": table, "version": version, "row": row}).encode())
-            keys.append(json.dumps([table, *(row[name] for name in self._keys[table])]).encode())
-        await self._broker.publish(topic, values, keys)
+        values, keys = await asyncio.to_thread(_rows, table, self._keys[table], version, payload)
+        await self._publish(topic, values, keys)
+
+    async def _publish(self, topic: str, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
+        fitting = [place for place, value in enumerate(values) if len(value) <= _LONGEST]
+        if len(fitting) < len(values):
+            log.error("not_published", what=topic, why="too large", records=len(values) - len(fitting))
+            values, keys = [values[place] for place in fitting], [keys[place] for place in fitting]
+        if values:
+            await self._broker.publish(topic, values, keys)
+
+
+def _events(rows: pl.DataFrame, key: str | None) -> tuple[list[bytes], list[bytes | None]]:
+    """Values and keys of events."""
+    readable = rows.with_columns(cs.binary().bin.encode("base64"))
+    keys = [None] * len(rows) if key is None else rows[key].cast(pl.String).to_list()
+    values = readable.write_ndjson().encode().split(b"\n")[: len(rows)]
+    return values, [None if value is None else value.encode() for value in keys]
+
+
+def _rows(
+    table: str, key: Sequence[str], version: int, payload: bytes
+) -> tuple[list[bytes], list[bytes | None]]:
+    """Values and keys of changed rows, which are noted as NDJSON."""
+    lines = payload.rstrip(b"\n").split(b"\n")
+    opening = b'{"table":%s,"version":%d,"row":' % (orjson.dumps(table), version)
+    rows = map(orjson.loads, lines)
+    keys: list[bytes | None] = [orjson.dumps([table, *(row[name] for name in key)]) for row in rows]
+    return [opening + line + b"}" for line in lines], keys

@@ -57,9 +57,11 @@ class KafkaProducer:
 
     async def stop(self) -> None:
         """Send what is under way, then disconnect."""
-        if self._producer is not None:
-            await self._producer.stop()
-            self._producer = None
+        producer, self._producer = self._producer, None
+        self._unacknowledged.clear()
+        self._partition_counts.clear()
+        if producer is not None:
+            await producer.stop()
 
     async def __aenter__(self) -> Self:
         await self.start()
