@@ -199,7 +199,7 @@ class Demo:
         return Glance(stats, rate, tables, columns, top)
 
     async def _top(self, conn: AsyncConnection[Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """The first table's biggest rows of its newest full window."""
+        """The first table's biggest rows of its newest window, which is still filling."""
         table = next((t for t in self.topology.tables if t.window.kind == "tumbling"), None)
         if table is None:
             return [], []
@@ -207,8 +207,7 @@ class Demo:
         measures = [m.name for m in table.measures]
         columns = ["window_start", *table.by, *measures]
         query = sql.SQL(
-            "SELECT {columns} FROM {name} WHERE window_start ="
-            " (SELECT max(window_start) FROM {name} WHERE window_start < (SELECT max(window_start) FROM {name}))"
+            "SELECT {columns} FROM {name} WHERE window_start = (SELECT max(window_start) FROM {name})"
             " ORDER BY {order} DESC NULLS LAST LIMIT 8"
         ).format(
             columns=sql.SQL(", ").join(map(sql.Identifier, columns)),

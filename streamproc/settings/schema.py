@@ -201,7 +201,7 @@ class Settings:
         int,
         Setting(
             parse.count(1, 1_000_000),
-            "50000",
+            "25000",
             "About how many records go through the transform at once when that many are waiting",
         ),
     ]
