@@ -171,6 +171,13 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
+def _bounded(digits: str) -> int:
+    """Integers that fit 128 bits; the documented limit."""
+    if len(digits) > 40 or not -(2**127) <= int(digits) < 2**128:
+        raise ValueError(digits)
+    return int(digits)
+
+
 def usable(value: bytes | None) -> dict | None:
     """The record as a dict if the shipped contract accepts it, else ``None``. Judged with ``json`` alone."""
     if not value or len(value) > 1_048_576:
@@ -179,7 +186,9 @@ def usable(value: bytes | None) -> dict | None:
         text = value.decode("utf-8")
         if text.startswith("\ufeff"):
             return None
-        event = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant)
+        event = json.loads(
+            text, object_pairs_hook=_no_repeats, parse_constant=_no_constant, parse_int=_bounded
+        )
         json.dumps(event, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError):
         return None
