@@ -36,16 +36,20 @@ def setup(app: faust.App, streams: Streams) -> None:
 
     @app.agent(streams.rows)
     async def watch(rows: faust.StreamT[dict[str, Any]]) -> None:
-        async for change in rows:
-            if change["table"] != "site_activity":
-                continue
-            row = change["row"]
-            site = row["host"] or ""
+        activity = rows.filter(lambda change: change["table"] == "site_activity")
+        # A row's key has its window in it: bring all rows of a site to one partition, and so to one worker.
+        async for change in activity.group_by(site_of, name="site"):
+            row, site = change["row"], site_of(change)
             seen = {**history[site], row["window_start"]: row["events"]}
             seen, alert = judge(seen)
             history[site] = seen
             if alert is not None:
                 await alerts.send(key=site, value={"site": site, **alert})
+
+
+def site_of(change: dict[str, Any]) -> str:
+    """The site that a changed row of ``site_activity`` is about."""
+    return change["row"]["host"] or ""
 
 
 def judge(seen: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -89,6 +89,6 @@ async def test_each_bad_record_is_a_reject_and_every_good_one_around_it_arrives(
         .execute("select original, reason from read_parquet(?)", [[str(f) for f in rejects]])
         .fetchall()
     )
-    reasons = {original: reason for original, reason in found}
+    reasons = dict(found)
     for name, bomb in BOMBS.items():
         assert reasons.get(bomb), f"{name} is not among the rejects"
