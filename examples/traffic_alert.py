@@ -30,26 +30,36 @@ def setup(app: faust.App, streams: Streams) -> None:
     """Declare the agent, its table and the topic of alerts."""
     if streams.rows is None:
         raise ValueError("traffic_alert needs publish_tables in the [sinks] of the topic page")
+    #: Rows are keyed by window too: sent on by site, all of a site's come to one partition and one worker.
+    activity = app.topic(
+        "traffic-by-site",
+        key_type=str,
+        value_serializer="json",
+        value_type=None,
+        partitions=app.conf.topic_partitions,
+        internal=True,
+    )
     alerts = app.topic("traffic-alerts", key_type=str, value_serializer="json", value_type=None)
     #: site -> {window start (ISO): events}; "alerted" holds the start of the last window alerted on.
-    history = app.Table("traffic-history", default=dict, partitions=streams.rows.partitions)
+    history = app.Table("traffic-history", default=dict, partitions=app.conf.topic_partitions)
 
     @app.agent(streams.rows)
-    async def watch(rows: faust.StreamT[dict[str, Any]]) -> None:
-        activity = rows.filter(lambda change: change["table"] == "site_activity")
-        # A row's key has its window in it: bring all rows of a site to one partition, and so to one worker.
-        async for change in activity.group_by(site_of, name="site"):
-            row, site = change["row"], site_of(change)
-            seen = {**history[site], row["window_start"]: row["events"]}
-            seen, alert = judge(seen)
+    async def sort_by_site(rows: faust.StreamT[dict[str, Any]]) -> None:
+        async for change in rows:
+            if change["table"] == "site_activity":
+                row = change["row"]
+                await activity.send(
+                    key=row["host"] or "", value={"start": row["window_start"], "events": row["events"]}
+                )
+
+    @app.agent(activity)
+    async def watch(windows: faust.StreamT[dict[str, Any]]) -> None:
+        await alerts.maybe_declare()  # nobody else creates it
+        async for site, window in windows.items():
+            seen, alert = judge({**history[site], window["start"]: window["events"]})
             history[site] = seen
             if alert is not None:
                 await alerts.send(key=site, value={"site": site, **alert})
-
-
-def site_of(change: dict[str, Any]) -> str:
-    """The site that a changed row of ``site_activity`` is about."""
-    return change["row"]["host"] or ""
 
 
 def judge(seen: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -25,6 +25,9 @@ def run_command(
     stream's partitions; start as many as you like. On SIGTERM a worker commits what it has taken, within
     the drain deadline, and leaves the group.
     """
+    folder = str(Path.cwd())
+    if agents is not None and folder not in sys.path:
+        sys.path.insert(0, folder)  # `python -m` has it there, the entry point has not
     settings = load_settings(config, topics)
     pages = load_topics(settings)
     if unknown := [name for name in streams if name not in pages]:
@@ -36,8 +39,8 @@ def run_command(
     from streamproc.runtimes.service import serve  # noqa: PLC0415 - see above
     from streamproc.topic_pages import find_pages  # noqa: PLC0415 - see above
 
-    folder = find_pages(settings.topics)
-    serving = serve(settings, chosen, folder if folder.is_dir() else folder.parent, agents=agents)
+    found = find_pages(settings.topics)
+    serving = serve(settings, chosen, found if found.is_dir() else found.parent, agents=agents)
     if sys.platform == "win32":
         asyncio.run(serving)
     else:

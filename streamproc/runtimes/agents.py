@@ -12,6 +12,7 @@ and declares its agents and tables on ``app`` there.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)
+
+#: Longest wait for the agents' application to stop, seconds.
+_STOP_DEADLINE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +69,42 @@ class UserAgents:
         self.streams = Streams(
             events=self._topic(published.publish_events), rows=self._topic(published.publish_tables)
         )
-        loaded.setup(self.app, self.streams)
+        _set_up(loaded, self.app, self.streams)
         self._module = module
+        self._starting: asyncio.Task[None] | None = None
 
     def _topic(self, name: str | None) -> faust.TopicT | None:
         if name is None:
             return None
         return self.app.topic(name, key_type=bytes, value_serializer="json", value_type=None)
 
-    async def start(self) -> None:
-        """Start the application in the running loop."""
-        self.app.finalize()
-        await self.app.start()
-        log.info("agents_started", module=self._module, agents=sorted(self.app.agents))
+    def start(self) -> None:
+        """Start the application beside the pipeline, which neither waits for it nor ends with it."""
+        self._starting = asyncio.create_task(self._start(), name="start agents")
+
+    async def _start(self) -> None:
+        try:
+            self.app.finalize()
+            await self.app.start()
+        except Exception as error:  # whatever a user's code or Faust raises is theirs, not the pipeline's
+            log.exception("agents_failed", module=self._module, why=str(error))
+        else:
+            log.info("agents_started", module=self._module, agents=sorted(self.app.agents))
 
     async def stop(self) -> None:
-        """Stop it; agents finish the event they are at."""
-        await self.app.stop()
+        """Stop it; agents finish the event they are at, but no worker waits for them long."""
+        if self._starting is None:
+            return
+        self._starting.cancel()
+        await asyncio.wait({self._starting})
+        stopping = asyncio.create_task(self.app.stop(), name="stop agents")
+        _, unfinished = await asyncio.wait({stopping}, timeout=_STOP_DEADLINE)
+        for task in unfinished:
+            log.warning("agents_left", module=self._module, why=f"not stopped within {_STOP_DEADLINE:.0f} s")
+            task.cancel()
+        for task in {stopping} - unfinished:
+            if (error := task.exception()) is not None:
+                log.warning("agents_stopped_badly", module=self._module, why=repr(error))
 
 
 def _broker(connection: KafkaConnection) -> dict[str, Any]:
@@ -114,6 +137,15 @@ def _broker(connection: KafkaConnection) -> dict[str, Any]:
     return settings
 
 
+def _set_up(module: ModuleType, app: faust.App, streams: Streams) -> None:
+    try:
+        module.setup(app, streams)
+    except Exception as error:  # a user's function; what it says is shown as it is
+        where = f"--agents {module.__name__}"
+        fix = "Mend the module, or the [sinks] of the topic page; see docs/agents.md"
+        raise ConfigError([Mistake(where, f"setup raised {error!r}", fix)]) from error
+
+
 def _load(module: str) -> ModuleType:
     where = f"--agents {module}"
     try:
@@ -124,7 +156,7 @@ def _load(module: str) -> ModuleType:
                 Mistake(
                     where,
                     f"cannot be imported: {error}",
-                    "Give a module on the Python path, as package.module",
+                    "Give a module in the current folder or on the Python path, as package.module",
                 )
             ]
         ) from error

@@ -120,7 +120,7 @@ class Worker:
             stack.push_async_callback(app.stop)
             await self._start_source()
             if self._agents is not None:
-                await self._agents.start()
+                self._agents.start()
                 stack.push_async_callback(self._agents.stop)
             upkeep = asyncio.create_task(self.upkeep.run())
             pump = asyncio.create_task(self._pump(app))

@@ -19,6 +19,7 @@ from pathlib import Path
 import duckdb
 import psycopg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
 from streamproc.generator import Generator
 from tests.e2e import oracle
@@ -82,7 +83,7 @@ class Site:
         log = self.directory / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "streamproc", "run", *arguments],
+                [str(Path(sys.executable).with_name("streamproc")), "run", *arguments],
                 env=self.environment() | {"STREAMPROC_WORKER": name},
                 cwd=self.directory,
                 stdout=output,
@@ -151,12 +152,13 @@ async def read_topic(broker: str, topic: str) -> dict[tuple[str, int], bytes | N
     consumer = AIOKafkaConsumer(
         bootstrap_servers=broker, enable_auto_commit=False, auto_offset_reset="earliest"
     )
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker)
     await consumer.start()
     found: dict[tuple[str, int], bytes | None] = {}
     try:
-        await consumer.topics()  # fetches the metadata of all topics
-        numbers = consumer.partitions_for_topic(topic) or set()
-        partitions = [TopicPartition(topic, n) for n in sorted(numbers)]
+        await admin.start()
+        (described,) = await admin.describe_topics([topic])
+        partitions = [TopicPartition(topic, p["partition"]) for p in described["partitions"]]
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         await consumer.seek_to_beginning(*partitions)
@@ -169,6 +171,7 @@ async def read_topic(broker: str, topic: str) -> dict[tuple[str, int], bytes | N
             behind = any([await consumer.position(p) < ends[p] for p in partitions])
     finally:
         await consumer.stop()
+        await admin.close()
     return found
 
 
