@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,7 @@ import faust
 import structlog
 
 from streamproc.errors import ConfigError, Mistake
+from streamproc.sources.kafka_admin import admin
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.topology import Topology
 
@@ -71,6 +72,8 @@ class UserAgents:
         )
         _set_up(loaded, self.app, self.streams)
         self._module = module
+        self._topology = topology
+        self._connection = connection
         self._starting: asyncio.Task[None] | None = None
 
     def _topic(self, name: str | None) -> faust.TopicT | None:
@@ -85,11 +88,29 @@ class UserAgents:
     async def _start(self) -> None:
         try:
             self.app.finalize()
+            await self._create_topics()
             await self.app.start()
         except Exception as error:  # whatever a user's code or Faust raises is theirs, not the pipeline's
             log.exception("agents_failed", module=self._module, why=str(error))
         else:
             log.info("agents_started", module=self._module, agents=sorted(self.app.agents))
+
+    async def _create_topics(self) -> None:
+        """Create the agents' ``internal`` topics that are not there.
+
+        Faust would, but subscribes before the cluster knows them, and an agent then gets nothing until its
+        metadata is refreshed, minutes later.
+        """
+        default = self._topology.topic
+        async with admin(self._connection) as broker:
+            for agent in self.app.agents.values():
+                topic = agent.channel
+                if not isinstance(topic, faust.TopicT) or not topic.internal:
+                    continue
+                for name in topic.topics:
+                    if await broker.describe(name) is None:
+                        partitions = topic.partitions or default.partitions
+                        await broker.apply(replace(default, name=name, partitions=partitions))
 
     async def stop(self) -> None:
         """Stop it; agents finish the event they are at, but no worker waits for them long."""

@@ -79,7 +79,7 @@ async def test_a_drop_in_traffic_raises_an_alert_and_sigterm_ends_the_worker_cle
     dropped = START + timedelta(minutes=26)  # the first five minutes that hold the drop
     assert dropped <= datetime.fromisoformat(alert["window_start"]) < START + timedelta(minutes=42)
     assert worker.stop(30) == 0, worker.tail()
-    assert b'"level": "error"' not in worker.log.read_bytes(), worker.tail()
+    assert b'"exception"' not in worker.log.read_bytes(), worker.tail()
 
 
 FAULTY = """

@@ -11,6 +11,7 @@ import pytest
 from streamproc.errors import ConfigError, DependencyError
 from streamproc.redaction import Secret
 from streamproc.settings import read_settings
+from streamproc.model import Partition
 from streamproc.sources.kafka_client import KafkaConnection, MskIamTokens
 
 
@@ -101,3 +102,18 @@ async def test_no_credentials_are_named_as_what_is_missing() -> None:
     tokens._sign = fail
     with pytest.raises(DependencyError, match="AWS credentials: cannot sign in to MSK: no credentials"):
         await tokens.token()
+
+
+def test_partitions_go_by_their_number_and_by_the_life_of_a_broker_that_forgets_them():
+    keeps = KafkaConnection("127.0.0.1:9092")
+    assert keeps.partition("clicks", 3) == Partition("clicks", "3")
+    assert keeps.number("3") == 3
+    first = KafkaConnection("127.0.0.1:9092", embedded=True, incarnation="3fa9c2d1" + "0" * 24)
+    assert first.partition("clicks", 3) == Partition("clicks", "3fa9c2d1.3")
+    assert first.number("3fa9c2d1.3") == 3
+
+
+def test_a_partition_of_another_brokers_life_has_no_number():
+    second = KafkaConnection("127.0.0.1:9092", embedded=True, incarnation="77e01b2c" + "0" * 24)
+    assert [second.number(id_) for id_ in ("3fa9c2d1.3", "3", "77e01b2c.", "77e01b2c.-1", "")] == [None] * 5
+    assert KafkaConnection("127.0.0.1:9092").number("3fa9c2d1.3") is None
