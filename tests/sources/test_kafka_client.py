@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from streamproc.errors import ConfigError, DependencyError
+from streamproc.model import Partition
 from streamproc.redaction import Secret
 from streamproc.settings import read_settings
-from streamproc.model import Partition
 from streamproc.sources.kafka_client import KafkaConnection, MskIamTokens
 
 
