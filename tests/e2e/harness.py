@@ -199,6 +199,16 @@ def committed_records(ledger: str, stream: str = "clickstream") -> int:
         return int(row.fetchone()[0])
 
 
+def owners_of_partitions(ledger: str) -> set[str]:
+    """Workers that hold claims now."""
+    with psycopg.connect(ledger) as db:
+        exists = db.execute("select to_regclass('streamproc.partitions')").fetchone()
+        if exists is None or exists[0] is None:
+            return set()
+        rows = db.execute("select distinct owner from streamproc.partitions where owner is not null")
+        return {owner for (owner,) in rows}
+
+
 def settled_files(db: psycopg.Connection, lake: Path, kind: str = "events") -> list[Path]:
     """The lake's committed objects; each is there with its recorded size and checksum."""
     rows = db.execute(

@@ -9,13 +9,24 @@ import aiohttp
 import psycopg
 import pytest
 
-from tests.e2e.harness import check_everything, committed_records, generated, produce, read_topic, until
+from tests.e2e.harness import (
+    check_everything,
+    committed_records,
+    generated,
+    owners_of_partitions,
+    produce,
+    read_topic,
+    until,
+)
 
 pytestmark = pytest.mark.broker
 
 
 async def test_two_workers_share_a_topic_and_everything_is_accounted_for(site, start):
     workers = [start("one"), start("two")]
+    await until(
+        lambda: owners_of_partitions(site.ledger) == {"one", "two"}, "both have partitions", 60, workers
+    )
     sent = await produce(site.broker, site.topic, generated(40_000, seed=11))
     await until(lambda: committed_records(site.ledger) == sent, "all committed", 90, workers)
     assert [worker.stop() for worker in workers] == [0, 0], workers[0].tail() + workers[1].tail()
