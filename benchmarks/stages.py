@@ -1,0 +1,152 @@
+"""CPU seconds per million events of each stage of the shipped page, one stage at a time, in one process.
+
+    .venv/bin/python benchmarks/stages.py [--events N] [--rate EVENTS_PER_SECOND_OF_EVENT_TIME]
+
+Generated events; polars' own threads are counted. ``commit`` is the merge of the tables in PostgreSQL:
+client and server process apart. Prints medians over the epochs of 200,000 events after the first, which
+warms the caches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import psutil
+import psycopg
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from rich.console import Console
+from rich.table import Table
+
+from streamproc.embedded.postgres import start_postgres
+from streamproc.generator import Generator
+from streamproc.model import Claim, Partition, RecordBatch, Transformed
+from streamproc.progress import PartitionProgress, RecentIds
+from streamproc.sinks.lake import encode, lake_schema
+from streamproc.sinks.summaries import Summaries
+from streamproc.tables.fold import TableFold
+from streamproc.topic_pages import load_page
+from streamproc.transform import Resources, Transform
+from streamproc.transform.decode import decode
+
+_PAGE = Path(__file__).parents[1] / "topics" / "clickstream.toml"
+_EPOCH = 200_000
+_FOLD = 25_000
+_KAFKA_BATCH = 2_000
+_PARTITION = Partition("clicks", "0")
+
+
+class Stages:
+    """CPU seconds by stage, of the epoch under way and of those before."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        begin = time.process_time()
+        yield
+        self.epochs[-1][stage] += time.process_time() - begin
+
+
+def compress(values: list[bytes]) -> list[bytes]:
+    """lz4 record batches as a producer sends them."""
+    out = []
+    for start in range(0, len(values), _KAFKA_BATCH):
+        builder = DefaultRecordBatchBuilder(
+            magic=2, compression_type=3, is_transactional=False, producer_id=-1, producer_epoch=-1,
+            base_sequence=-1, batch_size=2**30,
+        )  # fmt: skip
+        for offset, value in enumerate(values[start : start + _KAFKA_BATCH]):
+            builder.append(offset, 1_750_000_000_000, b"visitor", value, [])
+        out.append(bytes(builder.build()))
+    return out
+
+
+async def measure(events: int, rate: int) -> Stages:
+    """Run every stage over every epoch."""
+    stages = Stages()
+    page = load_page(_PAGE)
+    transform = Transform(page, Resources({}, _PAGE.parent))
+    folds = {table.name: TableFold(table) for table in page.tables}
+    progress = PartitionProgress(Claim(_PARTITION, 1, "", None, None), None, None, RecentIds(600_000_000))
+    generator = Generator(seed=3, events=events, rate=rate).batches(_EPOCH)
+    with (
+        tempfile.TemporaryDirectory(prefix="streamproc-stages-") as folder,
+        start_postgres(Path(folder)) as postgres,
+    ):
+        connection = await psycopg.AsyncConnection.connect(postgres.url, autocommit=True)
+        server = psutil.Process(connection.info.backend_pid)
+        summaries = Summaries(page.tables, page.name)
+        await summaries.ensure(connection)
+        position = -1
+        for epoch in generator:
+            stages.epochs.append(defaultdict(float))
+            values = [value for _, value in epoch if value is not None]
+            stored = compress(values)
+            with stages.measure("fetch (decompress, walk)"):
+                walked = [record.value for batch in stored for record in DefaultRecordBatch(batch)]
+            kept, partials = [], {name: [] for name in folds}
+            for start in range(0, len(walked), _FOLD):
+                part = walked[start : start + _FOLD]
+                batch = RecordBatch(
+                    _PARTITION, position, position + len(part), part,
+                    range(position + 1, position + 1 + len(part)), 1_950_000_000_000, sum(map(len, part)),
+                )  # fmt: skip
+                position += len(part)
+                with stages.measure("decode"):
+                    decode([batch], page.contract)
+                with stages.measure("decode, enrich, filter"):
+                    out: Transformed = transform([batch])
+                with stages.measure("duplicates, watermark"):
+                    rows, _ = progress.accept(out.events, "event_id", page.contract.event_time.disorder)
+                with stages.measure("fold"):
+                    for name, fold in folds.items():
+                        partials[name].append(fold.partial(rows)[0])
+                kept.append(rows.drop("watermark"))
+            with stages.measure("fold"):
+                deltas = {name: fold.seal(fold.merge(partials[name])) for name, fold in folds.items()}
+            with stages.measure("Parquet"):
+                encode(pl.concat(kept), lake_schema(page.columns))
+            before = sum(server.cpu_times()[:2])
+            with stages.measure("commit (client)"):
+                await connection.execute("BEGIN")
+                await summaries.apply(connection, deltas)
+                await connection.execute("COMMIT")
+            stages.epochs[-1]["commit (PostgreSQL)"] = sum(server.cpu_times()[:2]) - before
+        await connection.close()
+    return stages
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--rate", type=int, default=500)
+    options = parser.parse_args()
+    stages = asyncio.run(measure(options.events, options.rate))
+    table = Table("stage", "CPU s per million events", title=f"{options.rate} events a second of event time")
+    total = 0.0
+    warm = stages.epochs[1:] or stages.epochs
+    medians = {stage: statistics.median(epoch[stage] for epoch in warm) / _EPOCH * 1e6 for stage in warm[0]}
+    # The transform decodes as well: what it takes beyond that is enriching and filtering.
+    medians["enrich, filter"] = medians.pop("decode, enrich, filter") - medians["decode"]
+    for stage, per_million in medians.items():
+        total += per_million
+        table.add_row(stage, f"{per_million:.2f}")
+    table.add_row("sum", f"{total:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
