@@ -30,9 +30,7 @@ RUN groupadd --system --gid 10001 streamproc \
     && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/streamproc --create-home \
        --shell /usr/sbin/nologin streamproc
 COPY --from=build /opt/streamproc /opt/streamproc
-# glibc gives every thread an arena of its own and hardly returns one: two keep a worker some 100 MiB smaller.
 ENV PATH=/opt/streamproc/bin:$PATH \
-    MALLOC_ARENA_MAX=2 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     STREAMPROC_DATA_DIR=/var/lib/streamproc \
