@@ -24,7 +24,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # Installation ------------------------------------------------------------------------------------------------
 
@@ -58,6 +58,10 @@ demo: $(VENV)/.installed ## Run the whole pipeline on this machine (ARGS="--even
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## Measure streamproc and a plain Faust agent on the same events (ARGS=--help)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+.PHONY: bench-stages
+bench-stages: $(VENV)/.installed-dev ## CPU of each stage of the shipped page (ARGS="--events 2000000 --rate 500")
+	$(BIN)/python benchmarks/stages.py $(ARGS)
 
 # Checking ----------------------------------------------------------------------------------------------------
 

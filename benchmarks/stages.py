@@ -1,6 +1,6 @@
 """CPU seconds per million events of each stage of the shipped page, one stage at a time, in one process.
 
-    .venv/bin/python benchmarks/stages.py [--events N] [--rate EVENTS_PER_SECOND_OF_EVENT_TIME]
+    make bench-stages [ARGS="--events N --rate EVENTS_PER_SECOND_OF_EVENT_TIME"]
 
 Generated events; polars' own threads are counted. ``commit`` is the merge of the tables in PostgreSQL:
 client and server process apart. Prints medians over the epochs of 200,000 events after the first, which
