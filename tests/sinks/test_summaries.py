@@ -18,7 +18,18 @@ from streamproc.sinks.summaries_expiry import STATE_GRACE
 from streamproc.tables.fold import TableFold
 from streamproc.topology import DAY, MINUTE
 from tests.tables import oracle
-from tests.tables.streams import FUNNEL, MEASURES, START, cut, hopping, sealed, streams, tumbling, visits
+from tests.tables.streams import (
+    FUNNEL,
+    MEASURES,
+    START,
+    cut,
+    event,
+    hopping,
+    sealed,
+    streams,
+    tumbling,
+    visits,
+)
 
 ADDITIVE = [m for m in MEASURES if m.kind in {"count", "sum", "min", "max"}]
 IN_SERVER = [m for m in MEASURES if m.kind not in {"approx_distinct", "distinct", "approx_percentile"}]
@@ -134,19 +145,6 @@ async def test_workers_that_commit_the_same_keys_at_once_neither_deadlock_nor_lo
 
     await asyncio.gather(*(worker(events[number::4]) for number in range(4)))
     await assert_tables_equal_the_oracle(conn, summaries, tables, events)
-
-
-def event(at, **columns):
-    given = {
-        "visitor": "a",
-        "site": "x",
-        "kind": "view",
-        "page": "/",
-        "amount": None,
-        "units": None,
-        "bot": None,
-    }
-    return {**given, "at": START + at, "position": at, "watermark": None, **columns}
 
 
 async def test_a_transaction_that_is_rolled_back_leaves_nothing(conn):

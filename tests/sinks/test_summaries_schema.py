@@ -16,7 +16,7 @@ from streamproc.tables.fold import TableFold
 from streamproc.topic_pages import load_page
 from streamproc.topology import HOUR, MINUTE, Derived, Measure, Window
 from tests.tables import oracle
-from tests.tables.streams import FUNNEL, START, sealed, tumbling, visits
+from tests.tables.streams import FUNNEL, START, event, sealed, tumbling, visits
 
 EVENTS = Measure("events", "count", pl.Int64())
 VISITORS = Measure("visitors", "approx_distinct", pl.Int64(), "visitor")
@@ -26,19 +26,6 @@ VISITORS = Measure("visitors", "approx_distinct", pl.Int64(), "visitor")
 async def conn(postgres):
     async with await AsyncConnection.connect(postgres, autocommit=True) as connection:
         yield connection
-
-
-def event(at, **columns):
-    given = {
-        "visitor": "a",
-        "site": "x",
-        "kind": "view",
-        "page": "/",
-        "amount": None,
-        "units": None,
-        "bot": None,
-    }
-    return {**given, "at": START + at, "position": at, "watermark": None, **columns}
 
 
 async def ensured(conn, *tables):

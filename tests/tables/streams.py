@@ -136,3 +136,17 @@ def sealed(fold, batches):
     if half:  # some merged before the others, as under memory pressure
         partials = [fold.merge(partials[:half]), *partials[half:]]
     return fold.seal(fold.merge(partials)), late
+
+
+def event(at, **columns):
+    """One event ``at`` microseconds after START, as plain as can be but for ``columns``."""
+    given = {
+        "visitor": "a",
+        "site": "x",
+        "kind": "view",
+        "page": "/",
+        "amount": None,
+        "units": None,
+        "bot": None,
+    }
+    return {**given, "at": START + at, "position": at, "watermark": None, **columns}

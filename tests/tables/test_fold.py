@@ -19,6 +19,7 @@ from tests.tables.streams import (
     FUNNEL,
     START,
     cut,
+    event,
     frame,
     hopping,
     sealed,
@@ -164,19 +165,6 @@ def test_late_events_are_judged_one_by_one_against_their_own_watermark(table, da
         for e in data.draw(streams(most=25))
     ]
     assert folded(table, data.draw(cut(events))) == expected(table, events)
-
-
-def event(at, **columns):
-    given = {
-        "visitor": "a",
-        "site": "x",
-        "kind": "view",
-        "page": "/",
-        "amount": None,
-        "units": None,
-        "bot": None,
-    }
-    return {**given, "at": START + at, "position": at, "watermark": None, **columns}
 
 
 @pytest.mark.parametrize(("offset", "late"), [(0, 1), (-1, 0)])
