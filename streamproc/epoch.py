@@ -39,6 +39,14 @@ class PartitionEpoch:
     events: list[pl.DataFrame] = field(default_factory=list)
     rejects: list[pl.DataFrame] = field(default_factory=list)
 
+    def release(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The events and the rejects, which are forgotten here: whoever writes them lets them go."""
+        events, rejects = (
+            pl.concat(rows) if rows else pl.DataFrame() for rows in (self.events, self.rejects)
+        )
+        self.events, self.rejects = [], []
+        return events, rejects
+
     def advance(self) -> Advance:
         """What the ledger is told of this partition."""
         return Advance(
@@ -63,7 +71,6 @@ class Epoch:
         self.partitions: dict[Partition, PartitionEpoch] = {}
         self.late: dict[str, int] = dict.fromkeys(folds, 0)
         self.records = 0
-        self.bytes = 0
         self.seconds: dict[str, float] = {"transform": 0.0, "fold": 0.0}
         self._topology = topology
         self._folds = folds
@@ -122,7 +129,6 @@ class Epoch:
         if stamped:
             self._fold_tables(pl.concat(stamped) if len(stamped) > 1 else stamped[0])
         self.records += sum(map(len, batches))
-        self.bytes += sum(batch.size for batch in batches)
         self.seconds["fold"] += time.perf_counter() - begin
 
     def _share(self, progress: PartitionProgress, batches: list[RecordBatch]) -> PartitionEpoch:
@@ -153,6 +159,7 @@ class Epoch:
             for name, fold in self._folds.items()
             if self._partials[name]
         }
+        self._partials.clear()
         self.seconds["seal"] = time.perf_counter() - begin
         return deltas
 

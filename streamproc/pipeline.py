@@ -24,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import polars as pl
 import stamina
 import structlog
 from psycopg import AsyncConnection
@@ -114,6 +113,7 @@ class Pipeline:
         self._progress: dict[Partition, PartitionProgress] = {}
         self._submitted: dict[Partition, int | None] = {}
         self._epoch = self._new_epoch()
+        self._taken_records = self._taken_bytes = 0
         self._waiting: list[RecordBatch] = []
         self._waiting_records = 0
         self._folding: deque[asyncio.Future[None]] = deque()
@@ -174,7 +174,7 @@ class Pipeline:
         self._waiting, self._waiting_records = [], 0
         self._folding.clear()
         self._failure = None
-        self._epoch = self._new_epoch()
+        self._open_epoch()
 
     async def close(self) -> None:
         """Release the claims and the threads. Call :meth:`drain` first; nothing is committed here."""
@@ -200,7 +200,10 @@ class Pipeline:
             return
         fresh = [batch for batch in batches if self._follows(batch)]
         self._waiting += fresh
-        self._waiting_records += sum(map(len, fresh))
+        records = sum(map(len, fresh))
+        self._waiting_records += records
+        self._taken_records += records
+        self._taken_bytes += sum(batch.size for batch in fresh)
         if fresh and not self.stats.first_taken_at:
             self.stats.first_taken_at = time.monotonic()
         while self._folding and self._folding[0].done():
@@ -256,19 +259,24 @@ class Pipeline:
     def _due(self) -> bool:
         """Whether to close the epoch: it is full, or old while no commit is under way.
 
-        An old one may go on growing while the one before is committed; a full one has to wait for that.
+        What is taken counts, folded or not: memory is what the limits are for. An old one may go on growing
+        while the one before is committed; a full one has to wait for that.
         """
-        epoch, limits = self._epoch, self._limits
-        if epoch.records >= limits.max_records or epoch.bytes >= limits.max_bytes:
+        limits = self._limits
+        if self._taken_records >= limits.max_records or self._taken_bytes >= limits.max_bytes:
             return True
         free = self._committing is None or self._committing.done()
-        filled = bool(epoch.partitions or self._folding or self._waiting)
-        return free and filled and epoch.age >= limits.flush_interval
+        filled = bool(self._epoch.partitions or self._folding or self._waiting)
+        return free and filled and self._epoch.age >= limits.flush_interval
 
     # -- epochs ------------------------------------------------------------------------------------
 
     def _new_epoch(self) -> Epoch:
         return Epoch(self.topology, self._folds, keep_events=self._lake is not None)
+
+    def _open_epoch(self) -> None:
+        self._epoch = self._new_epoch()
+        self._taken_records = self._taken_bytes = 0
 
     async def _rotate(self) -> None:
         """Close the epoch and start committing it, once the one before is done."""
@@ -287,7 +295,8 @@ class Pipeline:
             if generation != self._generation:
                 return
             self._raise_failure()
-            epoch, self._epoch = self._epoch, self._new_epoch()
+            epoch = self._epoch
+            self._open_epoch()
             if epoch.partitions:
                 self._committing = asyncio.create_task(self._commit(epoch), name=f"commit {epoch.id}")
 
@@ -313,6 +322,7 @@ class Pipeline:
         if self._lake is not None and files:
             lake = self._lake
             written = await self._until_answered("put", lambda: lake.write(files))
+        files.clear()  # the rows are in the store: most of the epoch's memory
         put = time.perf_counter()
         seconds["put"] = put - ready
 
@@ -338,10 +348,11 @@ class Pipeline:
         files = []
         for share in epoch.partitions.values():
             advance = share.advance()
-            if share.events:
-                files += self._lake.plan_events(pl.concat(share.events), advance)
-            if share.rejects:
-                files += self._lake.plan_rejects(pl.concat(share.rejects), advance)
+            events, rejects = share.release()
+            if len(events):
+                files += self._lake.plan_events(events, advance)
+            if len(rejects):
+                files += self._lake.plan_rejects(rejects, advance)
         return files
 
     async def _off_loop(self, work: Callable[..., T], *arguments: object) -> T:
