@@ -7,51 +7,79 @@ replay sees the same duplicates and the same late events however the records wer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import polars as pl
 
 from streamproc.model import Claim
 
-#: Stands for "no event accepted yet": older than any event time.
-_BEFORE_TIME = -(2**62)
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    #: Ids as 64-bit hashes.
+    Hashes: TypeAlias = npt.NDArray[np.uint64]
+    #: Unix microseconds.
+    Times: TypeAlias = npt.NDArray[np.int64]
+
+#: Stands for "not accepted yet": older than any event time.
+NEVER = -(2**62)
 
 
 class RecentIds:
     """Event ids accepted within ``horizon`` (µs) of the partition's clock.
 
     Ids are kept as 64-bit hashes: with *n* ids inside the horizon a fresh id is mistaken for a known one
-    with probability n / 2^64 (for 10 million: 5e-13), and is then counted as a duplicate. Two generations
-    are kept, so memory holds at most the ids of two horizons.
+    with probability n / 2^64 (for 10 million: 5e-13), and is then counted as a duplicate.
+
+    They lie in sorted segments, each at least twice as large as the next younger one, as in a log-structured
+    merge tree: 16 bytes an id and a binary search in a few arrays, where a dictionary takes some 170 bytes.
+    Ids that the clock has left behind go when their segment is merged, at the latest when they are half of
+    what is kept.
     """
 
     def __init__(self, horizon: int) -> None:
         self.horizon = horizon
-        self._young: dict[int, int] = {}
-        self._old: dict[int, int] = {}
-        self._young_since: int | None = None
+        self._segments: list[_Segment] = []  # oldest first
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return sum(len(segment.hashes) for segment in self._segments)
 
-    def knows_any(self, hashes: list[int]) -> bool:
-        """Whether any of ``hashes`` is remembered, horizon aside."""
-        return not (self._young.keys().isdisjoint(hashes) and self._old.keys().isdisjoint(hashes))
+    def last_seen(self, hashes: Hashes) -> Times:
+        """The clock (µs) when each of these ids was last accepted, ``NEVER`` where none is remembered.
 
-    def last_seen(self, id_hash: int) -> int | None:
-        """The clock (µs) when this id was last accepted, if it is remembered."""
-        seen = self._young.get(id_hash)
-        return self._old.get(id_hash) if seen is None else seen
+        Quickest when ``hashes`` are sorted.
+        """
+        seen = np.full(len(hashes), NEVER, dtype=np.int64)
+        for segment in self._segments:  # a younger one has the last word
+            at = np.searchsorted(segment.hashes, hashes)
+            at[at == len(segment.hashes)] = 0
+            known = segment.hashes[at] == hashes
+            if known.any():
+                seen[known] = segment.clocks[at[known]]
+        return seen
 
-    def remember(self, hashes: list[int], clocks: list[int]) -> None:
-        """Note accepted ids with the clock (µs) just before each."""
-        if not hashes:
+    def remember(self, hashes: Hashes, clocks: Times) -> None:
+        """Note accepted ids with the clock (µs) just before each; clocks never fall, here and between calls."""
+        if not len(hashes):
             return
-        if self._young_since is None:
-            self._young_since = clocks[0]
-        elif clocks[0] - self._young_since > self.horizon:
-            self._old, self._young = self._young, {}
-            self._young_since = clocks[0]
-        self._young.update(zip(hashes, clocks, strict=True))
+        gone = int(clocks[-1]) - self.horizon
+        self._segments.append(_Segment.of(hashes, clocks, gone))
+        segments = self._segments
+        while len(segments) > 1 and len(segments[-2].hashes) < 2 * len(segments[-1].hashes):
+            young, old = segments.pop(), segments.pop()
+            segments.append(
+                _Segment.of(
+                    np.concatenate([old.hashes, young.hashes]),
+                    np.concatenate([old.clocks, young.clocks]),
+                    gone,
+                )
+            )
+        # The oldest is the largest by far, and merged least often.
+        if segments[0].newest < gone:
+            del segments[0]
+        elif segments[0].middle < gone:
+            segments[0] = _Segment.of(segments[0].hashes, segments[0].clocks, gone)
 
     def rebuild(self, accepted: pl.DataFrame, id_column: str) -> None:
         """Remember the ids of rows read back from the lake (``id_column``, ``event_time``), in position order.
@@ -59,9 +87,32 @@ class RecentIds:
         The clock of the first rows is only known from the rows themselves. That does not matter: where it
         is too low, the true one was already outside the horizon.
         """
-        clocks = accepted["event_time"].to_physical().cum_max().shift(1, fill_value=_BEFORE_TIME)
-        for part in accepted.select(hash_ids(accepted[id_column]), clocks.alias("clock")).iter_slices(50_000):
-            self.remember(part[id_column].to_list(), part["clock"].to_list())
+        clocks = accepted["event_time"].to_physical().cum_max().shift(1, fill_value=NEVER)
+        self.remember(hash_ids(accepted[id_column]).to_numpy(), clocks.to_numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Ids in ascending order, each once, and the clock of each; the newest and the middle one of those."""
+
+    hashes: Hashes
+    clocks: Times
+    newest: int
+    middle: int
+
+    @classmethod
+    def of(cls, hashes: Hashes, clocks: Times, gone: int) -> _Segment:
+        """What is not older than ``gone``; of an id that stands twice the last."""
+        order = np.argsort(hashes, kind="stable")  # merges two sorted runs without sorting them again
+        hashes, clocks = hashes[order], clocks[order]
+        keep = clocks >= gone
+        keep[:-1] &= hashes[1:] != hashes[:-1]
+        hashes, clocks = hashes[keep], clocks[keep]
+        if not len(clocks):
+            return cls(hashes, clocks, NEVER, NEVER)
+        return cls(
+            hashes, clocks, int(clocks.max()), int(np.partition(clocks, len(clocks) // 2)[len(clocks) // 2])
+        )
 
 
 def hash_ids(ids: pl.Series) -> pl.Series:
@@ -88,49 +139,61 @@ class PartitionProgress:
         time among the accepted events *before* this one, minus ``disorder`` µs; null before the first) and
         the number of duplicates dropped. Rows must be in position order.
         """
-        if self.recent is None or id_column is None:
+        if self.recent is None or id_column is None or events.is_empty():
             return self._stamp(events, disorder)[0], 0
-        hashes = hash_ids(events[id_column])
-        ids = hashes.to_list()
-        kept = events
-        if self.recent.knows_any(ids) or hashes.n_unique() < len(ids):
-            keep = self._not_duplicate(events["event_time"].to_physical().to_list(), ids)
-            kept = events.filter(keep)
-            ids = hashes.filter(keep).to_list()
-        stamped, clocks = self._stamp(kept, disorder)
-        self.recent.remember(ids, clocks.to_list())
-        return stamped, events.height - kept.height
+        hashes = hash_ids(events[id_column]).to_numpy()
+        times = events["event_time"].to_physical().to_numpy()
+        duplicates = self._duplicates(hashes, times)
+        if len(duplicates):
+            keep = np.ones(len(hashes), dtype=np.bool_)
+            keep[duplicates] = False
+            events, hashes = events.filter(pl.Series(keep)), hashes[keep]
+        stamped, clocks = self._stamp(events, disorder)
+        self.recent.remember(hashes, clocks.to_numpy())
+        return stamped, len(duplicates)
+
+    def _duplicates(self, hashes: Hashes, times: Times) -> list[int]:
+        """The rows whose id was accepted within the horizon before them, ascending.
+
+        Only an id that is remembered or stands here twice can be one. The others are accepted whatever
+        becomes of those, so their clock is known in one go; the few are then decided one after the other.
+        """
+        assert self.recent is not None
+        order = np.argsort(hashes, kind="stable")
+        ascending = hashes[order]
+        seen = self.recent.last_seen(ascending)
+        doubtful = seen != NEVER
+        repeated = ascending[1:] == ascending[:-1]
+        doubtful[1:] |= repeated
+        doubtful[:-1] |= repeated
+        if not doubtful.any():
+            return []
+        places = np.sort(order[doubtful])
+        last_seen = dict(zip(hashes[order[doubtful]].tolist(), seen[doubtful].tolist(), strict=True))
+        certain = times.copy()
+        certain[places] = NEVER
+        before = np.maximum.accumulate(certain)[places]
+        clock = NEVER if self.clock_us is None else self.clock_us
+        found = []
+        for place, id_hash, time, others in zip(
+            places.tolist(), hashes[places].tolist(), times[places].tolist(), before.tolist(), strict=True
+        ):
+            clock = max(clock, others)
+            if last_seen[id_hash] == NEVER or clock - last_seen[id_hash] > self.recent.horizon:
+                last_seen[id_hash] = clock
+                clock = max(clock, time)
+            else:
+                found.append(place)
+        return found
 
     def _stamp(self, events: pl.DataFrame, disorder: int) -> tuple[pl.DataFrame, pl.Series]:
         """The events with their watermark, and the clock before each; moves the clock."""
-        before = _BEFORE_TIME if self.clock_us is None else self.clock_us
+        before = NEVER if self.clock_us is None else self.clock_us
         newest = events["event_time"].to_physical().cum_max().clip(lower_bound=before)
         clocks = newest.shift(1, fill_value=before)
         if len(newest):
             self.clock_us = int(newest[-1])
         watermark = (clocks - disorder).cast(pl.Datetime("us", "UTC")).alias("watermark")
-        if before == _BEFORE_TIME and len(watermark):
+        if before == NEVER and len(watermark):
             watermark = watermark.scatter(0, None)
         return events.with_columns(watermark), clocks
-
-    def _not_duplicate(self, times: list[int], ids: list[int]) -> pl.Series:
-        """Which rows are first of their id within the horizon: the definition, row by row.
-
-        Only batches that hold a repeated or remembered id come here. They are common enough (producers
-        retry) and a dictionary look-up a row is cheap enough that nothing cleverer has paid.
-        """
-        assert self.recent is not None
-        clock = _BEFORE_TIME if self.clock_us is None else self.clock_us
-        horizon, known = self.recent.horizon, self.recent
-        here: dict[int, int] = {}
-        keep = []
-        for id_hash, time in zip(ids, times, strict=True):
-            seen = here.get(id_hash)
-            if seen is None:
-                seen = known.last_seen(id_hash)
-            fresh = seen is None or clock - seen > horizon
-            if fresh:
-                here[id_hash] = clock
-                clock = max(clock, time)
-            keep.append(fresh)
-        return pl.Series(keep, dtype=pl.Boolean)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,8 +97,10 @@ def test_without_a_duplicates_rule_every_event_is_kept():
     assert (len(rows), dropped) == (2, 0)
 
 
-def test_memory_of_ids_is_bounded_by_two_horizons():
-    recent = RecentIds(horizon=100)
-    for clock in range(0, 10_000, 10):
-        recent.remember([clock], [clock])
-    assert len(recent) <= 2 * 100 // 10 + 2
+def test_ids_beyond_the_horizon_are_forgotten_and_those_within_are_not():
+    recent = RecentIds(horizon=1_000)
+    for clock in range(0, 100_000, 10):
+        recent.remember(np.array([clock, clock + 1], dtype=np.uint64), np.array([clock, clock]))
+        assert len(recent) <= 3 * 2 * 1_000 // 10
+    within = np.arange(99_000, 100_000, 10, dtype=np.uint64)
+    assert recent.last_seen(within).tolist() == within.tolist()
