@@ -30,6 +30,7 @@ from psycopg import AsyncConnection
 
 from streamproc.epoch import Epoch
 from streamproc.errors import DependencyError, UnexpectedPosition
+from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger
 from streamproc.model import Partition, RecordBatch, WrittenObject
 from streamproc.progress import PartitionProgress, RecentIds
@@ -45,6 +46,9 @@ T = TypeVar("T")
 
 #: Batches under way behind the one that is folded: enough to keep the transforms' threads busy.
 _AHEAD = 2
+
+#: Stands for the position before the first.
+_BEFORE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +138,22 @@ class Pipeline:
         """Partitions this worker holds claims on."""
         return list(self._progress)
 
+    @property
+    def uncommitted(self) -> int:
+        """Positions taken and not known to be committed."""
+        return sum(
+            (_BEFORE if taken is None else taken) - (_BEFORE if committed is None else committed)
+            for partition, taken in self._submitted.items()
+            for committed in [self._progress[partition].claim.position]
+        )
+
     # -- partitions come and go ------------------------------------------------------------------
 
     async def assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
         """Claim these partitions; returns the committed position of each, ``None`` where there is none."""
+        failpoint("claim.before")
         claims = await self._until_answered("claim", lambda: self._ledger.claim(partitions))
+        failpoint("claim.after")
         for partition, claim in claims.items():
             recent = await self._recent_ids(partition, claim.clock_us)
             self._progress[partition] = PartitionProgress(claim, claim.position, claim.clock_us, recent)
@@ -316,7 +331,9 @@ class Pipeline:
         files, deltas = await asyncio.gather(self._off_loop(self._plan, epoch), self._off_loop(epoch.seal))
         plans = [file.plan for file in files]
         claims = {partition: share.progress.claim for partition, share in epoch.partitions.items()}
+        failpoint("intend.before")
         await self._until_answered("intend", lambda: self._ledger.intend(epoch.id, plans, claims))
+        failpoint("intend.after")
         ready = time.perf_counter()
         written: Sequence[WrittenObject] = ()
         if self._lake is not None and files:
@@ -333,10 +350,12 @@ class Pipeline:
                 await self._outbox.enlist(conn, epoch.id, written, changed)
 
         done = await self._until_answered("commit", lambda: self._ledger.commit(epoch.record(written), apply))
+        failpoint("commit.acknowledged")
         seconds["commit"] = time.perf_counter() - put
         for partition, claim in done.claims.items():
             epoch.partitions[partition].progress.claim = claim
         self._account(epoch, time.perf_counter() - begin)
+        failpoint("tell")
         if self._tell is not None:
             await self._tell({partition: share.through for partition, share in epoch.partitions.items()})
         if self._outbox is not None:

@@ -27,6 +27,7 @@ from psycopg import AsyncConnection
 
 from streamproc.database import Database, OutcomeUnknown
 from streamproc.errors import DependencyError, Fenced, Inconsistent
+from streamproc.failpoints import failpoint, failpoint_when_waiting
 from streamproc.ledger import claims as claiming
 from streamproc.ledger import commit as committing
 from streamproc.ledger import history, objects, positions
@@ -138,8 +139,11 @@ class Ledger:
         try:
             async with self.database.transaction("commit") as conn:
                 await committing.lock_for_commit(conn, self.stream, epoch.advances)
+                failpoint("commit.fenced")
                 await committing.record(conn, self.stream, self.worker, epoch)
                 result = await apply(conn)
+                failpoint("commit.merged")
+                failpoint_when_waiting("commit.sent")  # what comes next is COMMIT
         except OutcomeUnknown:
             claims = await self._find_out(epoch)
         else:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from streamproc.concurrency import each
 from streamproc.database import Database
+from streamproc.failpoints import failpoint
 
 _PAGE = 500
 _PARALLEL = 16
@@ -84,6 +85,7 @@ async def sweep(
     deletions = 0
     while due := await _due(database, names):
         await each(store.delete, [key for key, _ in due], at_once=_PARALLEL)
+        failpoint("sweep.delete")
         async with database.transaction("sweep") as conn:
             first = [key for key, deleted_before in due if not deleted_before]
             again = [key for key, deleted_before in due if deleted_before]

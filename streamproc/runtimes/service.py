@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from streamproc import failpoints
 from streamproc.errors import ConfigError, Mistake
 from streamproc.ops.health import HealthServer
 from streamproc.runtimes.endpoints import Endpoints
@@ -34,6 +35,8 @@ async def serve(
     if agents is not None and len(pages) != 1:
         fix = "Name the stream they belong to: streamproc run STREAM --agents MODULE"
         raise ConfigError([Mistake("--agents", f"needs one stream and there are {len(pages)}", fix)])
+    if failpoints.armed is not None:
+        log.warning("failpoints_armed", points=failpoints.armed)  # a test; never elsewhere
     spare_the_collector()
     ending = asyncio.Event()
     with signals(ending):

@@ -23,6 +23,7 @@ import faust
 import structlog
 from faust.app.base import BootStrategy
 
+from streamproc import failpoints
 from streamproc.errors import DependencyError, Fenced
 from streamproc.ledger import Ledger
 from streamproc.model import Partition, RecordBatch
@@ -102,6 +103,7 @@ class Worker:
             outbox=self._publication.outbox if self._publication else None,
             tell=self._copy_positions,
         )
+        failpoints.watch(lambda: self.pipeline.uncommitted)
         self.upkeep = Upkeep(topology, self.ledger, self._store, self._summaries, endpoints)
         self._source: KafkaSource | None = None
         self._failure: BaseException | None = None

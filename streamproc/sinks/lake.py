@@ -22,6 +22,7 @@ import polars as pl
 
 from streamproc.concurrency import each
 from streamproc.errors import ConfigError, Inconsistent, Mistake
+from streamproc.failpoints import failpoint
 from streamproc.model import REJECT_SCHEMA, Advance, PlannedObject, WrittenObject
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.topology import HOUR, Topology
@@ -115,9 +116,19 @@ class Lake:
         and the same files may be written again.
         """
 
+        done = 0
+
         async def write_one(file: LakeFile) -> WrittenObject:
+            nonlocal done
             body = await asyncio.to_thread(self.encode, file)
             stored = await self._store.put(file.plan.key, body)
+            done += 1
+            if done == 1:
+                failpoint("put.first")
+            if done == (len(files) + 1) // 2:
+                failpoint("put.middle")
+            if done == len(files):
+                failpoint("put.last")
             return WrittenObject(file.plan, stored.size, stored.checksum)
 
         return await each(write_one, files, at_once=_PARALLEL)

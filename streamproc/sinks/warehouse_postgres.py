@@ -13,6 +13,7 @@ from psycopg import AsyncConnection, sql
 from streamproc.concurrency import each
 from streamproc.database import Database
 from streamproc.errors import ConfigError, Inconsistent, Mistake
+from streamproc.failpoints import failpoint
 from streamproc.model import CommittedObject
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.warehouse import LoadReport, WarehouseStatus
@@ -103,6 +104,7 @@ class PostgresWarehouse:
         async with self._database.transaction("load the warehouse") as conn:
             # Before reading what is loaded, and against other loaders only: readers go on.
             await conn.execute("LOCK TABLE warehouse.loads IN SHARE ROW EXCLUSIVE MODE")
+            failpoint("load.locked")
             cursor = await conn.execute(
                 "SELECT key FROM warehouse.loads WHERE stream = %s AND key = ANY(%s)",
                 [self._stream, [committed.plan.key for committed in objects]],
@@ -112,7 +114,9 @@ class PostgresWarehouse:
             for committed, body in zip(objects, bodies, strict=True):
                 if committed.plan.key not in loaded:
                     report += await self._load_object(conn, committed, body)
-            return report
+            failpoint("load.copied")
+        failpoint("load.committed")
+        return report
 
     async def status(self) -> WarehouseStatus:
         """Sums over ``warehouse.loads``, zero before the first :meth:`ensure`."""

@@ -19,6 +19,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from streamproc.errors import Gap, SourceError, UnexpectedPosition
+from streamproc.failpoints import failpoint
 from streamproc.model import Partition
 from streamproc.sources import Listener
 from streamproc.sources.kafka_partition import PartitionReader
@@ -166,6 +167,7 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
             self.consumer.seek(tp, position + 1)
             self.consumer.resume(tp)
             self.readers[tp] = PartitionReader(self._partition(tp), position, compacted=self._compacted)
+        failpoint("seek.done")
         log.info("claimed", partitions=[str(self._partition(tp)) for tp in tps], stopped=len(self.stopped))
 
 
