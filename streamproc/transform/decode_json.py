@@ -81,6 +81,9 @@ class JsonParser:
         """``None`` when polars refuses them, or when some of them are blank and give no row."""
         if not count:
             return pl.DataFrame(schema=self._schema)
+        if not lines.startswith(b"{"):
+            # polars unpacks what begins like a gzip, zlib or zstd file: one record could replace all others.
+            lines = b" " + lines
         try:
             frame = pl.read_ndjson(lines, schema=self._schema)
         except _REFUSALS:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -206,6 +208,22 @@ def test_bad_records_do_not_disturb_good_ones() -> None:
     decoded = decode_values(*values)
     assert decoded.rejects["reason"].to_list() == [str(reason) for reason, _ in REASONS.values()]
     assert decoded.frame["event_id"].to_list() == [str(2 * n) for n in range(len(REASONS))]
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        gzip.compress(event(event_id="forged")),
+        zlib.compress(b"\n".join([event(event_id="forged")] * 3)),
+        b"(\xb5/\xfd made by zstd",
+        b"x^ is how zlib begins and plain text too",
+    ],
+    ids=["gzip", "zlib", "zstd", "text"],
+)
+def test_a_record_that_begins_like_a_packed_file_does_not_speak_for_the_others(packed: bytes) -> None:
+    decoded = decode_values(packed, event(event_id="first"), event(event_id="second"))
+    assert decoded.frame["event_id"].to_list() == ["first", "second"]
+    assert decoded.rejects["original"].to_list() == [packed]
 
 
 def test_every_reason_can_occur_and_says_what_it_means() -> None:
