@@ -206,6 +206,8 @@ class Worker:
                     await self.pipeline.drain()
         except TimeoutError:
             log.warning("drain_deadline_passed", why="the rest is read again by whoever claims next")
+        except Fenced as error:  # nothing of ours is lost: whoever has the partition now reads it again
+            log.warning("fenced", why=str(error))
         except Exception as error:  # whatever it is, it must not keep the worker from leaving the group
             self._failure = self._failure or error
         finally:
