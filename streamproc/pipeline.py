@@ -29,7 +29,7 @@ import structlog
 from psycopg import AsyncConnection
 
 from streamproc.epoch import Epoch
-from streamproc.errors import DependencyError, UnexpectedPosition
+from streamproc.errors import DependencyError, Fenced, UnexpectedPosition
 from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger
 from streamproc.model import Partition, RecordBatch, WrittenObject
@@ -161,13 +161,16 @@ class Pipeline:
         return {partition: claim.position for partition, claim in claims.items()}
 
     async def revoked(self, partitions: Sequence[Partition]) -> None:
-        """Commit what was taken, then let these partitions go. Gives up at the drain deadline."""
+        """Commit what was taken, then let these partitions go.
+
+        Gives up at the drain deadline, and when others have claimed them before (we were away for a while).
+        """
         if not self._progress:
             return
         try:
             async with asyncio.timeout(self._limits.drain_deadline):
                 await self.drain()
-        except (TimeoutError, DependencyError) as error:
+        except (TimeoutError, DependencyError, Fenced) as error:
             log.warning("uncommitted_dropped", why=str(error) or "deadline", records=self._epoch.records)
         self.drop()
 

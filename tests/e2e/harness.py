@@ -20,6 +20,7 @@ import duckdb
 import psycopg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.structs import ConsumerRecord
 
 from streamproc.generator import Generator
 from tests.e2e import oracle
@@ -78,13 +79,13 @@ class Site:
             check=check,
         )
 
-    def worker(self, name: str, *arguments: str) -> Worker:
-        """Start ``streamproc run``; its log goes to ``<name>.log``."""
+    def worker(self, name: str, *arguments: str, **more: str) -> Worker:
+        """Start ``streamproc run``; its log goes to ``<name>.log``. ``more``: environment of this worker."""
         log = self.directory / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("streamproc")), "run", *arguments],
-                env=self.environment() | {"STREAMPROC_WORKER": name},
+                env=self.environment() | {"STREAMPROC_WORKER": name} | more,
                 cwd=self.directory,
                 stdout=output,
                 stderr=output,
@@ -149,12 +150,17 @@ async def produce(
 
 async def read_topic(broker: str, topic: str) -> dict[tuple[str, int], bytes | None]:
     """Everything in the topic, by (partition, offset), read by a consumer without a group."""
+    return {at: record.value for at, record in (await read_records(broker, topic)).items()}
+
+
+async def read_records(broker: str, topic: str) -> dict[tuple[str, int], ConsumerRecord]:
+    """As :func:`read_topic`, with keys and timestamps."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=broker, enable_auto_commit=False, auto_offset_reset="earliest"
     )
     admin = AIOKafkaAdminClient(bootstrap_servers=broker)
     await consumer.start()
-    found: dict[tuple[str, int], bytes | None] = {}
+    found: dict[tuple[str, int], ConsumerRecord] = {}
     try:
         await admin.start()
         (described,) = await admin.describe_topics([topic])
@@ -167,7 +173,7 @@ async def read_topic(broker: str, topic: str) -> dict[tuple[str, int], bytes | N
         while behind or fetched:
             fetched = await consumer.getmany(timeout_ms=500)
             for record in itertools.chain.from_iterable(fetched.values()):
-                found[str(record.partition), record.offset] = record.value
+                found[str(record.partition), record.offset] = record
             behind = any([await consumer.position(p) < ends[p] for p in partitions])
     finally:
         await consumer.stop()
