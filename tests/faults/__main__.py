@@ -1,0 +1,87 @@
+"""``python -m tests.faults``: as many runs as asked for, a line of JSON each, the table at the end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fnmatch
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults import report
+from tests.faults.bench import Bench
+from tests.faults.crashes import CRASHES
+from tests.faults.runner import Fault, run
+
+FAULTS: list[Fault] = [*CRASHES]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--runs", type=int, default=len(FAULTS), help="how many (default: each fault once)")
+    parser.add_argument("--seed", type=int, default=1, help="of the order, the records and the choices")
+    parser.add_argument("--fault", action="append", help="only these; * stands for anything")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time; mostly they wait")
+    parser.add_argument("--log", type=Path, help="file to append a line per run to")
+    parser.add_argument("--list", action="store_true", help="name the faults")
+    parser.add_argument(
+        "--table", nargs="+", type=Path, metavar="LOG", help="the table of these logs, no runs"
+    )
+    options = parser.parse_args()
+    faults = [
+        f for f in FAULTS if not options.fault or any(fnmatch.fnmatch(f.name, p) for p in options.fault)
+    ]
+    if options.list:
+        print("\n".join(fault.name for fault in faults))
+        return 0
+    if options.table:
+        print(report.table(report.read(options.table)))
+        return 0
+    if not faults:
+        parser.error(f"no fault is called {options.fault}")
+    runs = asyncio.run(_all(faults, options.runs, options.seed, options.parallel, options.log))
+    print(report.table(runs))
+    bad = [one for one in runs if not one.clean]
+    for one in bad:
+        print(f"\n{one.fault}, seed {one.seed}: {one.failure or one.notes}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+async def _all(
+    faults: list[Fault], count: int, seed: int, parallel: int, log: Path | None
+) -> list[report.Run]:
+    """The faults in random order, each before any comes again."""
+    chance = random.Random(seed)
+    order: list[Fault] = []
+    while len(order) < count:
+        order += chance.sample(faults, len(faults))
+    waiting = list(enumerate(order[:count], start=seed * 100_000))
+    runs: list[report.Run] = []
+
+    async def work(bench: Bench) -> None:
+        while waiting:
+            number, fault = waiting.pop(0)
+            one = await run(bench, fault, number)
+            runs.append(one)
+            outcome = "ok" if one.clean else f"FAILED: {(one.failure or str(one.notes))[:300]}"
+            note = "" if one.fired or not one.clean else ", nothing was in flight"
+            recovery = f", went on after {one.recovery:.1f} s" if one.recovery is not None else ""
+            print(
+                f"{len(runs)}/{count} {one.fault} (seed {number}): {outcome}{note}{recovery}, {one.seconds} s",
+                flush=True,
+            )
+            if log is not None:
+                with log.open("a") as file:
+                    file.write(one.line() + "\n")
+
+    with tempfile.TemporaryDirectory(prefix="streamproc-", ignore_cleanup_errors=True) as directory:
+        async with Bench.open(Path(directory)) as bench, asyncio.TaskGroup() as group:
+            for _ in range(parallel):
+                group.create_task(work(bench))
+    return runs
+
+
+if __name__ == "__main__":
+    sys.exit(main())

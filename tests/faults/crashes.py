@@ -1,0 +1,123 @@
+"""Faults inside a worker: every failpoint, killed, frozen and brought back, raising, cancelled.
+
+Two workers share the topic while it is fed; one of them is armed. What it does to itself is followed by
+what would happen around it: a dead one is replaced, a frozen one wakes up when others have its partitions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass
+
+from streamproc.failpoints import POINTS
+from tests.faults.bench import SESSION_TIMEOUT, Firing, Stage
+
+#: What cannot be done where: nothing is raised while COMMIT is on its way.
+_NOT_RAISED = {"commit.sent"}
+
+#: Where "does not answer" is what callers expect and try again.
+_RETRIED = {
+    "put.first",
+    "put.middle",
+    "put.last",
+    "commit.fenced",
+    "commit.merged",
+    "sweep.delete",
+    "load.copied",
+}
+
+#: Points that a worker meets as it begins, when there is something to do for them.
+_AT_START = {"sweep.delete", "load.locked", "load.copied", "load.committed"}
+
+
+@dataclass(frozen=True)
+class Crash:
+    """One failpoint and what it does."""
+
+    point: str
+    action: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.action} at {self.point}"
+
+    async def run(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
+        """Two workers, one armed; returns the firing and the seconds until every partition went on."""
+        await stage.feed()
+        if self.point in _AT_START:
+            await _begin_without(stage)
+            armed = f"{self.point}={self.action}@1"
+            stage.start("armed", armed)
+        elif self.point in {"claim.before", "claim.after", "seek.done"} and chance.random() < 0.7:
+            stage.start("other")
+            await stage.until(lambda: stage.committed() > 0, "the other worker commits")
+            stage.start("armed", f"{self.point}={self.action}@1")
+        else:
+            hit = 1 if self.point.startswith(("claim", "seek")) else chance.choice((1, 1, 2, 3, 5, 8))
+            stage.start("armed", f"{self.point}={self.action}@{hit}")
+            stage.start("other")
+        await stage.until(stage.fired, f"{self.name} fires", 45)
+        firing = stage.fired()
+        assert firing is not None
+        await _aftermath(stage, firing, chance)
+        recovery = await _recovered(stage, firing)
+        return firing, recovery
+
+
+CRASHES = [
+    Crash(point, action)
+    for point in POINTS
+    for action in ("kill", "stop", "raise", "cancel", "unavailable")
+    if (action != "raise" or point not in _NOT_RAISED) and (action != "unavailable" or point in _RETRIED)
+]
+
+
+async def _begin_without(stage: Stage) -> None:
+    """A worker commits, another one dies over a put: there are objects to load and objects to sweep."""
+    stage.start("early", "put.middle=kill@3")
+    stage.start("other")
+    await stage.until(stage.fired, "the early worker is killed")
+    stage.firings.unlink()
+    early = stage.workers.pop(0)
+    early.process.wait(10)
+    await stage.until(lambda: not stage.owned_by("early"), "its partitions are claimed")
+    # Ten minutes pass for what it left behind, so that the next worker sweeps it as it begins.
+    stage.db.execute(
+        "update streamproc.objects set abandoned_at = abandoned_at - interval '11 minutes' where state = 'abandoned'"
+    )
+
+
+async def _aftermath(stage: Stage, firing: Firing, chance: random.Random) -> None:
+    victim = next(worker for worker in stage.workers if worker.name == firing.worker)
+    if firing.action == "stop":
+        held = stage.owned_by(victim.name)
+
+        def overtaken() -> bool:
+            waited = time.time() - firing.at
+            taken = held <= stage.claimed_since(firing.at, victim.name)
+            # Over its row locks nobody can claim: then it only has to be longer than the session timeout.
+            return waited > SESSION_TIMEOUT + 1 and (taken or waited > 2 * SESSION_TIMEOUT + 2)
+
+        await stage.until(overtaken, "the frozen worker is overtaken")
+        await asyncio.sleep(chance.uniform(0, 1.5))  # part of the fault: how long it stays frozen
+        os.kill(victim.process.pid, signal.SIGCONT)
+    elif firing.action == "kill":
+        await stage.until(lambda: victim.process.poll() is not None, "the killed worker is gone")
+        await asyncio.sleep(chance.choice((0, 0, 3)))  # part of the fault: when it is replaced
+        stage.replace_dead()
+
+
+async def _recovered(stage: Stage, firing: Firing) -> float:
+    """Whoever ends is replaced, until all partitions go on."""
+    waiting = asyncio.create_task(stage.recovered(firing.at))
+    while not waiting.done():
+        stage.replace_dead()
+        await asyncio.wait({waiting}, timeout=0.2)
+    recovery = await waiting
+    # A worker that is on its way out may still be at it: it has to be gone or well before the run goes on.
+    stage.replace_dead()
+    return recovery

@@ -1,0 +1,74 @@
+"""One JSON line per run, and the table of all of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Run:
+    """What became of one run. ``fired``: the fault happened while ``in_flight`` records were not committed.
+
+    ``failure``: why it did not come to the checks, or what they found beside lost and duplicated rows.
+    ``recovery``: seconds until every partition was committed again. ``seconds``: the whole run.
+    """
+
+    fault: str
+    seed: int
+    fired: bool = False
+    in_flight: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    wrong: int = 0
+    recovery: float | None = None
+    seconds: float = 0.0
+    records: int = 0
+    failure: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        return not (self.lost or self.duplicated or self.wrong or self.failure)
+
+    def line(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def read(paths: Iterable[Path]) -> list[Run]:
+    """The runs of these logs."""
+    return [Run(**json.loads(line)) for path in paths for line in path.read_text().splitlines()]
+
+
+def table(runs: Iterable[Run]) -> str:
+    """By fault: runs, fired, lost, duplicated, wrong and percentiles of the recovery, as Markdown."""
+    by_fault: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_fault[run.fault].append(run)
+    everything = [run for some in by_fault.values() for run in some]
+    lines = [
+        "| fault | runs | fired | lost | duplicated | wrong | recovery p50 / p95 / max, s |",
+        "|---|---:|---:|---:|---:|---:|---|",
+        *(_row(fault, some) for fault, some in by_fault.items()),
+        _row("**all**", everything),
+    ]
+    return "\n".join(lines)
+
+
+def _row(fault: str, runs: list[Run]) -> str:
+    times = sorted(run.recovery for run in runs if run.recovery is not None)
+    recovery = " / ".join(f"{percentile(times, p):.1f}" for p in (0.5, 0.95, 1.0)) if times else "-"
+    wrong = sum(run.wrong or (run.failure is not None) for run in runs)
+    return (
+        f"| {fault} | {len(runs)} | {sum(run.fired for run in runs)} | {sum(run.lost for run in runs)}"
+        f" | {sum(run.duplicated for run in runs)} | {wrong} | {recovery} |"
+    )
+
+
+def percentile(ordered: list[float], part: float) -> float:
+    """Nearest rank."""
+    return ordered[max(0, math.ceil(part * len(ordered)) - 1)]

@@ -1,0 +1,72 @@
+"""A bounded part of the crash bench: one crash of each phase of a commit, of a claim, of a load; one zombie."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.faults.bench import Bench
+from tests.faults.crashes import CRASHES, Crash
+from tests.faults.records import records
+from tests.faults.report import Run, table
+from tests.faults.runner import run
+
+#: Killed where it hurts most, frozen twice, and one of each other kind.
+CHOSEN = (
+    "kill at put.middle",
+    "kill at commit.merged",
+    "kill at commit.sent",
+    "kill at commit.acknowledged",
+    "kill at seek.done",
+    "kill at load.copied",
+    "stop at put.last",
+    "stop at commit.fenced",
+    "raise at intend.after",
+    "cancel at put.first",
+)
+
+#: At a time: they mostly wait for session timeouts.
+PARALLEL = 3
+
+
+async def run_all(faults: Sequence[Crash], directory: Path) -> list[Run]:
+    waiting = list(enumerate(faults, start=random.randrange(10**6)))
+    done: list[Run] = []
+
+    async def work(bench: Bench) -> None:
+        while waiting:
+            seed, fault = waiting.pop(0)
+            done.append(await run(bench, fault, seed))
+
+    async with Bench.open(directory) as bench, asyncio.TaskGroup() as group:
+        for _ in range(PARALLEL):
+            group.create_task(work(bench))
+    return done
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+async def test_whatever_happens_nothing_is_lost_doubled_or_wrong():
+    with tempfile.TemporaryDirectory(prefix="streamproc-", ignore_cleanup_errors=True) as directory:
+        runs = await run_all([crash for crash in CRASHES if crash.name in CHOSEN], Path(directory))
+    print(table(runs))
+    assert len(runs) == len(CHOSEN)
+    assert [run.line() for run in runs if not run.clean] == []
+    assert [run.fault for run in runs if not run.fired] == [], "nothing was in flight: these do not count"
+
+
+def test_records_are_the_same_for_the_same_seed_and_hold_what_is_to_be_told_apart():
+    first = records(3000, 5)
+    assert first == records(3000, 5) != records(3000, 6)
+    values = [value for _, value in first if value is not None]
+    assert len(values) > len(set(values)), "some come again"
+
+
+def test_every_failpoint_is_crashed_in_every_way_it_can_be():
+    assert len(CRASHES) == len({crash.name for crash in CRASHES}) >= 17 * 3
+    assert set(CHOSEN) <= {crash.name for crash in CRASHES}
