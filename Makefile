@@ -67,11 +67,19 @@ bench-stages: $(VENV)/.installed-dev ## CPU of each stage of the shipped page (A
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Fast suite on the embedded broker and database, under ten minutes
-	$(PYTEST) -n $(WORKERS) -m "not slow and not kafka" $(ARGS)
+	$(PYTEST) -n $(WORKERS) -m "not slow and not kafka and not faults and not mutants" $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-dev ## The tests that take minutes: large inputs, crashes under load
-	$(PYTEST) -m "slow and not kafka" $(ARGS)
+	$(PYTEST) -m "(slow or faults) and not kafka" $(ARGS)
+
+.PHONY: test-faults
+test-faults: $(VENV)/.installed-dev ## The crash bench, each fault once (ARGS="--runs 200 --seed 7", ARGS=--list)
+	$(BIN)/python -m tests.faults $(ARGS)
+
+.PHONY: test-mutants
+test-mutants: $(VENV)/.installed-dev ## Defects put into a copy of the protocol, each of which has to be noticed
+	$(PYTEST) -m mutants tests/faults $(ARGS)
 
 .PHONY: test-kafka
 test-kafka: $(VENV)/.installed-dev ## The broker's tests on a real Apache Kafka (Java 17 and Maven)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fnmatch
+import logging
 import random
 import sys
 import tempfile
 from pathlib import Path
+
+import structlog
 
 from tests.faults import report
 from tests.faults.bench import Bench
@@ -41,6 +44,7 @@ def main() -> int:
         return 0
     if not faults:
         parser.error(f"no fault is called {options.fault}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     runs = asyncio.run(_all(faults, options.runs, options.seed, options.parallel, options.log))
     print(report.table(runs))
     bad = [one for one in runs if not one.clean]

@@ -212,7 +212,7 @@ class Stage:
         """Records that were in the topic at ``at`` (Unix time) and committed later."""
         first: dict[str, int] = {}
         rows = self.db.execute(
-            "select partition, coalesce(min(after), -1) from streamproc.epochs as e"
+            "select partition, min(coalesce(after, -1)) from streamproc.epochs as e"
             " join streamproc.epoch_ranges as r on r.epoch = e.id where committed_at > %s group by partition",
             [datetime.fromtimestamp(at, UTC)],
         )
