@@ -1,6 +1,6 @@
 """CPU seconds per million events of each stage of the shipped page, one stage at a time, in one process.
 
-    make bench-stages [ARGS="--events N --rate EVENTS_PER_SECOND_OF_EVENT_TIME"]
+    make bench-stages [ARGS="--events N --rate EVENTS_PER_SECOND_OF_EVENT_TIME --bad-ratio R"]
 
 Generated events; polars' own threads are counted. ``commit`` is the merge of the tables in PostgreSQL:
 client and server process apart. Prints medians over the epochs of 200,000 events after the first, which
@@ -28,7 +28,7 @@ from rich.table import Table
 
 from streamproc.embedded.postgres import start_postgres
 from streamproc.generator import Generator
-from streamproc.model import Claim, Partition, RecordBatch, Transformed
+from streamproc.model import REJECT_SCHEMA, Claim, Partition, RecordBatch, Transformed
 from streamproc.progress import PartitionProgress, RecentIds
 from streamproc.sinks.lake import encode, lake_schema
 from streamproc.sinks.summaries import Summaries
@@ -71,14 +71,14 @@ def compress(values: list[bytes]) -> list[bytes]:
     return out
 
 
-async def measure(events: int, rate: int) -> Stages:
+async def measure(events: int, rate: int, bad_ratio: float) -> Stages:
     """Run every stage over every epoch."""
     stages = Stages()
     page = load_page(_PAGE)
     transform = Transform(page, Resources({}, _PAGE.parent))
     folds = {table.name: TableFold(table) for table in page.tables}
     progress = PartitionProgress(Claim(_PARTITION, 1, "", None, None), None, None, RecentIds(600_000_000))
-    generator = Generator(seed=3, events=events, rate=rate).batches(_EPOCH)
+    generator = Generator(seed=3, events=events, rate=rate, bad_ratio=bad_ratio).batches(_EPOCH)
     with (
         tempfile.TemporaryDirectory(prefix="streamproc-stages-") as folder,
         start_postgres(Path(folder)) as postgres,
@@ -94,7 +94,7 @@ async def measure(events: int, rate: int) -> Stages:
             stored = compress(values)
             with stages.measure("fetch (decompress, walk)"):
                 walked = [record.value for batch in stored for record in DefaultRecordBatch(batch)]
-            kept, partials = [], {name: [] for name in folds}
+            kept, refused, partials = [], [], {name: [] for name in folds}
             for start in range(0, len(walked), _FOLD):
                 part = walked[start : start + _FOLD]
                 batch = RecordBatch(
@@ -112,10 +112,14 @@ async def measure(events: int, rate: int) -> Stages:
                     for name, fold in folds.items():
                         partials[name].append(fold.partial(rows)[0])
                 kept.append(rows.drop("watermark"))
+                if len(out.rejects):
+                    refused.append(out.rejects)
             with stages.measure("fold"):
                 deltas = {name: fold.seal(fold.merge(partials[name])) for name, fold in folds.items()}
             with stages.measure("Parquet"):
                 encode(pl.concat(kept), lake_schema(page.columns))
+                if refused:
+                    encode(pl.concat(refused), REJECT_SCHEMA)
             before = sum(server.cpu_times()[:2])
             with stages.measure("commit (client)"):
                 await connection.execute("BEGIN")
@@ -133,9 +137,14 @@ def main() -> None:
     )
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--rate", type=int, default=500)
+    parser.add_argument("--bad-ratio", type=float, default=0.0, help="share of broken records")
     options = parser.parse_args()
-    stages = asyncio.run(measure(options.events, options.rate))
-    table = Table("stage", "CPU s per million events", title=f"{options.rate} events a second of event time")
+    stages = asyncio.run(measure(options.events, options.rate, options.bad_ratio))
+    table = Table(
+        "stage",
+        "CPU s per million events",
+        title=f"{options.rate} events a second of event time, {options.bad_ratio:.0%} broken",
+    )
     total = 0.0
     warm = stages.epochs[1:] or stages.epochs
     medians = {stage: statistics.median(epoch[stage] for epoch in warm) / _EPOCH * 1e6 for stage in warm[0]}

@@ -69,12 +69,23 @@ class Batch:
         self.series = pl.Series(self.values, dtype=pl.Binary)
 
 
+#: Fewer records than this are decoded one by one sooner than halved further.
+_FEW = 256
+
+
 def as_text(series: pl.Series) -> pl.Series:
     """Binary as String, null where it is not UTF-8."""
     try:
         return series.cast(pl.String)
     except pl.exceptions.ComputeError:  # with strict=False as well
-        if len(series) == 1:
-            return pl.Series([None], dtype=pl.String)
+        if len(series) <= _FEW:
+            return pl.Series(map(_as_text, series.to_list()), dtype=pl.String)
     middle = len(series) // 2  # a cast only looks at the bytes, so halving finds the few bad ones soonest
     return as_text(series[:middle]).append(as_text(series[middle:]))
+
+
+def _as_text(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None

@@ -21,6 +21,8 @@ from streamproc.transform.decode_layout import Layout, Node
 
 #: What a text column holds when the record had something else there.
 _NOT_A_TEXT = r"^(?:-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$|true$|false$|[\[{])"
+#: So few records are looked at one by one sooner than the patterns for their keys are compiled.
+_FEW = 200
 _SURROGATE_ESCAPE = r"\\u[dD][89a-fA-F]"
 _SHORT_ESCAPES = {'"': r"\\\"", "\\": r"\\\\", "/": r"\\/"}
 
@@ -94,7 +96,7 @@ class Doubts:
         if doubt.any():
             nulls = self._null_bytes(values.filter(doubt), known.filter(doubt))
             doubt = _scatter(doubt, room.filter(doubt) - nulls >= self._room_for_another)
-        if not doubt.any():
+        if doubt.sum() <= _FEW:
             return doubt
         return _scatter(doubt, self._uncounted(values.filter(doubt), known.filter(doubt)))
 
