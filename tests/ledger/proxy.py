@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self
@@ -12,6 +13,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 #: COMMIT as a simple query, at the end of the message.
 _COMMIT = b"COMMIT\x00"
+
+#: psycopg prepares what it has sent a few times; from then on only the statement's name is sent (Bind).
+_PREPARE = re.compile(rb"P.{4}([^\x00]+\x00)COMMIT\x00", re.DOTALL)
 
 
 class Break(enum.Enum):
@@ -34,6 +38,11 @@ class BreakingProxy:
 
     def arm(self, how: Break) -> None:
         self._break = how
+        self.broke.clear()
+
+    def disarm(self) -> None:
+        """Break nothing, if nothing was broken yet."""
+        self._break = None
 
     async def deliver(self) -> None:
         """Let the COMMIT that is under way arrive."""
@@ -41,6 +50,7 @@ class BreakingProxy:
         data, server = self._held
         server.write(data)
         await server.drain()
+        server.close()
 
     def drop(self) -> None:
         """Lose the COMMIT that is under way; the server sees the connection end."""
@@ -80,9 +90,12 @@ class BreakingProxy:
         server_in, server_out = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.5432")
         self._writers += [client_out, server_out]
         answers = asyncio.ensure_future(_pump(server_in, client_out))
+        names: list[bytes] = []
         try:
             while data := await client_in.read(65_536):
-                if self._break is not None and data.endswith(_COMMIT):
+                names += [b"\x00" + name for name in _PREPARE.findall(data)]
+                commits = data.endswith(_COMMIT) or (data[:1] == b"B" and any(name in data for name in names))
+                if self._break is not None and commits:
                     await self._break_now(data, client_out, server_out, answers)
                     return
                 server_out.write(data)
@@ -115,3 +128,4 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
     while data := await source.read(65_536):
         sink.write(data)
         await sink.drain()
+    sink.close()  # or a request to cancel a query would wait for the end of its connection
