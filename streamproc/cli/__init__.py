@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "topics": ("topics", "topics_command", "List, compare and create the topics of the topic pages."),
     "status": ("status", "status_command", "Show positions, lag, watermarks, owners and objects."),
     "offsets": ("offsets", "offsets_command", "Show and set committed positions."),
+    "replay": ("replay", "replay_command", "Process a range again beside the live service."),
     "rejects": ("rejects", "rejects_command", "Look at rejected records and send them again."),
     "lake": ("lake", "lake_command", "List the lake's committed objects."),
     "warehouse": ("warehouse", "warehouse_command", "Load the warehouse by hand."),

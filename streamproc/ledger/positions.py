@@ -65,6 +65,7 @@ async def set_position(conn: AsyncConnection[Any], stream: str, worker: str, new
     """
     partition = new.partition
     before = (await claiming.claim(conn, stream, worker, [partition]))[partition].position
+    await _refuse_promoting(conn, stream)  # under the row lock that a promotion takes before it begins
     old, wanted = (-1 if position is None else position for position in (before, new.position))
     if wanted > old and not new.accept_gap:
         raise LedgerError(
@@ -87,6 +88,16 @@ async def set_position(conn: AsyncConnection[Any], stream: str, worker: str, new
     await conn.execute(_SET_POSITION, names)
     await conn.execute(_NOTE_CHANGE, names)
     return before
+
+
+async def _refuse_promoting(conn: AsyncConnection[Any], stream: str) -> None:
+    cursor = await conn.execute(
+        "SELECT name FROM streamproc.replays WHERE stream = %s AND state = 'promoting' FOR SHARE", [stream]
+    )
+    if (row := await cursor.fetchone()) is not None:
+        raise LedgerError(
+            f"replay {row[0]} is being promoted: finish that first (streamproc replay promote {row[0]})"
+        )
 
 
 async def position_changes(conn: AsyncConnection[Any], stream: str) -> list[PositionChange]:

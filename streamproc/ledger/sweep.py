@@ -1,4 +1,4 @@
-"""Deleting what was intended and never committed.
+"""Deleting what was intended and never committed, and what was superseded.
 
 A dead worker's put can still land minutes later, so every abandoned object is deleted twice. ``abandoned``
 is final (a commit takes ``intended`` objects only), so several sweepers at once do no harm.
@@ -34,6 +34,18 @@ _DUE = """
     ORDER BY abandoned_at, key LIMIT %(page)s
 """
 
+#: What a promotion replaced. It was written long ago: no put can bring it back, so it is deleted once.
+_SUPERSEDED = """
+    SELECT key FROM streamproc.objects
+    WHERE stream = %(stream)s AND state = 'superseded' AND superseded_at <= %(superseded)s
+    ORDER BY superseded_at, key LIMIT %(page)s
+"""
+
+_SWEPT = """
+    UPDATE streamproc.objects SET state = 'swept', deleted_at = %(now)s, swept_at = %(now)s
+    WHERE key = ANY(%(keys)s) AND state = 'superseded'
+"""
+
 _DELETED_FIRST = """
     UPDATE streamproc.objects SET deleted_at = %(now)s
     WHERE key = ANY(%(keys)s) AND state = 'abandoned' AND deleted_at IS NULL
@@ -57,12 +69,14 @@ class SweepTimes:
     """When an abandoned object is deleted, and deleted again, after it was abandoned.
 
     ``again`` must be longer than any put can take to land. ``orphan``: age at which an intent that can no
-    longer be committed is abandoned.
+    longer be committed is abandoned. ``superseded``: how long readers with an older list of objects may still
+    read what a promoted replay has put others in the place of.
     """
 
     first: timedelta = timedelta(minutes=10)
     again: timedelta = timedelta(days=1)
     orphan: timedelta = timedelta(hours=1)
+    superseded: timedelta = timedelta(days=1)
 
 
 async def sweep(
@@ -80,6 +94,7 @@ async def sweep(
             now = row[0]
     names = {"stream": stream, "now": now, "orphans": now - times.orphan}
     names |= {"first": now - times.first, "again": now - times.again, "page": _PAGE}
+    names["superseded"] = now - times.superseded
     async with database.transaction("sweep") as conn:
         await conn.execute(_ABANDON_ORPHANS, names)
     deletions = 0
@@ -92,7 +107,17 @@ async def sweep(
             await conn.execute(_DELETED_FIRST, {"now": now, "keys": first})
             await conn.execute(_DELETED_AGAIN, {"now": now, "keys": again})
         deletions += len(due)
+    while keys := await _superseded(database, names):
+        await each(store.delete, keys, at_once=_PARALLEL)
+        async with database.transaction("sweep") as conn:
+            await conn.execute(_SWEPT, {"now": now, "keys": keys})
+        deletions += len(keys)
     return deletions
+
+
+async def _superseded(database: Database, names: dict[str, object]) -> list[str]:
+    async with database.connection("sweep") as conn:
+        return [key for (key,) in await (await conn.execute(_SUPERSEDED, names)).fetchall()]
 
 
 async def _due(database: Database, names: dict[str, object]) -> list[tuple[str, bool]]:

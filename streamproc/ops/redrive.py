@@ -74,6 +74,7 @@ async def redrive(rejects: Rejects, redrives: Redrives, sender: Sender, *, dry_r
     done by then stays done.
     """
     report = RedriveReport()
+    await redrives.begin()
     there = await sender.partitions()
     async for batch in _batches(rejects):
         report.selected += len(batch)
@@ -86,7 +87,7 @@ async def redrive(rejects: Rejects, redrives: Redrives, sender: Sender, *, dry_r
             report.sent += len(fresh)
         elif fresh:
             claimed = await redrives.claim(fresh)
-            report.sent_before += len(fresh) - len(claimed)  # another redrive was quicker
+            report.sent_before += len(fresh) - len(claimed)  # another redrive was quicker, or a promotion
             await _send(report, redrives, sender, {at: fresh[at] for at in fresh if at in claimed})
     return report
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import polars as pl
@@ -71,6 +71,30 @@ class Warehouse(Protocol):
 
     async def status(self) -> WarehouseStatus:
         """What was loaded so far."""
+
+
+class Rows(NamedTuple):
+    """Rows of the partition ``source_partition`` at the positions ``(after, through]``."""
+
+    source_partition: str
+    after: int
+    through: int
+
+
+@runtime_checkable
+class Swaps(Protocol):
+    """A warehouse in which a replay's rows can take the place of the stream's."""
+
+    async def adopt(self, replay: str, rows: Sequence[Rows], superseded: Sequence[str]) -> bool:
+        """Put what was loaded for the stream ``replay`` in the place of ``rows``, in one transaction.
+
+        The objects ``superseded`` (keys) count as loaded from then on, without rows: a loader that still
+        finds them in its list leaves them alone. The replay's own table goes. False when it is gone already,
+        and nothing was changed.
+        """
+
+    async def remove(self) -> None:
+        """Drop the stream's table and forget its loads."""
 
 
 def open_warehouse(url: str, stream: str) -> Warehouse | None:

@@ -16,7 +16,7 @@ from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.model import CommittedObject
 from streamproc.sinks.object_store import ObjectStore
-from streamproc.sinks.warehouse import LoadReport, WarehouseStatus
+from streamproc.sinks.warehouse import LoadReport, Rows, WarehouseStatus
 
 #: As ``format_type`` writes them, so that they can be compared with what is there.
 _TYPES: Mapping[type[pl.DataType], LiteralString] = {
@@ -124,13 +124,56 @@ class PostgresWarehouse:
             if not await _exists(conn, "warehouse.loads"):
                 return WarehouseStatus(0, 0, None)
             cursor = await conn.execute(
-                "SELECT count(*), COALESCE(sum(rows), 0)::bigint, max(loaded_at)"
+                "SELECT count(*) FILTER (WHERE rows > 0), COALESCE(sum(rows), 0)::bigint, max(loaded_at)"
                 " FROM warehouse.loads WHERE stream = %s",
                 [self._stream],
             )
             row = await cursor.fetchone()
         assert row is not None
         return WarehouseStatus(*row)
+
+    async def adopt(self, replay: str, rows: Sequence[Rows], superseded: Sequence[str]) -> bool:
+        """See :meth:`streamproc.sinks.warehouse.Swaps.adopt`."""
+        other = sql.Identifier("warehouse", replay)
+        async with self._database.transaction("promote a replay in the warehouse") as conn:
+            if not await _exists(conn, "warehouse.loads"):
+                return False
+            await conn.execute("LOCK TABLE warehouse.loads IN SHARE ROW EXCLUSIVE MODE")
+            cursor = await conn.execute(_COLUMNS, [other.as_string(conn)])
+            columns = [column for column, _ in await cursor.fetchall()]
+            if not columns:
+                return False
+            await conn.execute(
+                sql.SQL(
+                    "DELETE FROM {} AS w USING unnest(%s::text[], %s::bigint[], %s::bigint[])"
+                    " AS gone (number, after, through)"
+                    " WHERE w.source_partition = gone.number AND w.position > gone.after"
+                    " AND w.position <= gone.through"
+                ).format(self._table),
+                [list(column) for column in zip(*rows, strict=True)] if rows else [[], [], []],
+            )
+            names = sql.SQL(", ").join(map(sql.Identifier, columns))
+            await conn.execute(
+                sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}").format(self._table, names, names, other)
+            )
+            await conn.execute(
+                "INSERT INTO warehouse.loads (stream, key, rows, loaded_at)"
+                " SELECT %s, key, 0, clock_timestamp() FROM unnest(%s::text[]) AS gone (key)"
+                " ON CONFLICT (stream, key) DO UPDATE SET rows = 0",
+                [self._stream, list(superseded)],
+            )
+            await conn.execute(
+                "UPDATE warehouse.loads SET stream = %s WHERE stream = %s", [self._stream, replay]
+            )
+            await conn.execute(sql.SQL("DROP TABLE {}").format(other))
+        return True
+
+    async def remove(self) -> None:
+        """See :meth:`streamproc.sinks.warehouse.Swaps.remove`."""
+        async with self._database.transaction("drop a table of the warehouse") as conn:
+            if await _exists(conn, "warehouse.loads"):
+                await conn.execute("DELETE FROM warehouse.loads WHERE stream = %s", [self._stream])
+                await conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._table))
 
     async def _load_object(
         self, conn: AsyncConnection[Any], committed: CommittedObject, body: bytes

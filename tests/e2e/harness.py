@@ -215,11 +215,14 @@ def owners_of_partitions(ledger: str) -> set[str]:
         return {owner for (owner,) in rows}
 
 
-def settled_files(db: psycopg.Connection, lake: Path, kind: str = "events") -> list[Path]:
+def settled_files(
+    db: psycopg.Connection, lake: Path, kind: str = "events", stream: str | None = None
+) -> list[Path]:
     """The lake's committed objects; each is there with its recorded size and checksum."""
     rows = db.execute(
-        "select key, size, checksum from streamproc.objects where state = 'committed' and kind = %s order by key",
-        [kind],
+        "select key, size, checksum from streamproc.objects where state = 'committed' and kind = %s"
+        " and stream = coalesce(%s, stream) order by key",
+        [kind, stream],
     ).fetchall()
     files = []
     for key, size, checksum in rows:
@@ -234,8 +237,8 @@ def check_everything(site: Site, topic: dict[tuple[str, int], bytes | None]) -> 
     """What must hold after any run in which every record of the topic was committed."""
     topic = {(site.partition_prefix + number, offset): value for (number, offset), value in topic.items()}
     with psycopg.connect(site.ledger) as db:
-        check_ranges(db, topic)
-        files = settled_files(db, site.lake)
+        check_ranges(db, topic, site.stream)
+        files = settled_files(db, site.lake, stream=site.stream)
         lake = (
             duckdb.connect()
             .execute(
@@ -247,24 +250,27 @@ def check_everything(site: Site, topic: dict[tuple[str, int], bytes | None]) -> 
         assert max(coordinates.values()) == 1, "a position is in the lake twice"
         counts = db.execute(
             "select sum(records), sum(accepted), sum(filtered), sum(rejected), sum(duplicate)"
-            " from streamproc.partitions"
+            " from streamproc.partitions where stream = %s",
+            [site.stream],
         ).fetchone()
         records, accepted, filtered, rejected, duplicate = map(int, counts)
         assert records == len(topic) == accepted + filtered + rejected + duplicate
         assert len(lake) == accepted
-        refused = settled_files(db, site.lake, "rejects")
+        refused = settled_files(db, site.lake, "rejects", site.stream)
         check_against_topic(refused, topic, set(coordinates), (filtered, rejected, duplicate))
         check_tables(db, oracle.expect(files), site.stream)
 
 
-def check_ranges(db: psycopg.Connection, topic: dict[tuple[str, int], bytes | None]) -> None:
+def check_ranges(db: psycopg.Connection, topic: dict[tuple[str, int], bytes | None], stream: str) -> None:
     """Each partition's ranges follow one another without gap or overlap and end at its last record."""
     last = {}
     for partition, offset in topic:
         last[partition] = max(last.get(partition, -1), offset)
     ranges: dict[str, list[tuple[int | None, int]]] = {}
     for partition, after, through in db.execute(
-        "select partition, after, through from streamproc.epoch_ranges order by partition, through"
+        "select partition, after, through from streamproc.epoch_ranges join streamproc.epochs on id = epoch"
+        " where stream = %s order by partition, through",
+        [stream],
     ):
         ranges.setdefault(partition, []).append((None if after is None else int(after), int(through)))
     for partition, offset in last.items():
@@ -353,7 +359,7 @@ def check_tables(db: psycopg.Connection, expected: oracle.Expected, schema: str)
     got = _rows(
         db,
         "select visitor_id, session_start, session_end, events, pages, landing_page, exit_page, host, utm_campaign,"
-        f" revenue from {schema}.sessions",
+        f" referrer_medium, referrer_source, revenue from {schema}.sessions",
         2,
     )
     assert got.keys() == expected.sessions.keys(), f"sessions: {_difference(got, expected.sessions)}"

@@ -79,6 +79,8 @@ select visitor_id, min(event_time) as session_start, max(event_time) as session_
     last(path order by event_time, position) filter (event_type = 'page_view' and path is not null) as exit_page,
     first(host order by event_time, position) filter (host is not null) as host,
     first(utm_campaign order by event_time, position) filter (utm_campaign is not null) as utm_campaign,
+    first(referrer_medium order by event_time, position) filter (referrer_medium is not null) as referrer_medium,
+    first(referrer_source order by event_time, position) filter (referrer_source is not null) as referrer_source,
     sum(value) filter (event_type = 'purchase') as revenue
 from numbered group by visitor_id, n
 """

@@ -1,0 +1,261 @@
+"""Finishing, comparing, promoting and discarding a replay.
+
+A promotion is at most two transactions, each of which readers see as a whole: first the warehouse's, then the
+ledger's, which holds the tables and the list of the lake's objects too. Between the two the warehouse has the
+new rows and the ledger the old list; the loader leaves both alone, because old and new objects count as loaded.
+Whatever is killed where, the same command goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import structlog
+from psycopg import AsyncConnection, sql
+
+from streamproc.database import Database
+from streamproc.errors import ConfigError, LedgerError, Mistake
+from streamproc.ledger import Ledger, carrying, promotion
+from streamproc.ledger import replays as ledgered
+from streamproc.ledger.reading import owner
+from streamproc.ledger.replays import Replay, Replays
+from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.replay.carry import Carrier
+from streamproc.runtimes.replay.work import page_of, store_of
+from streamproc.settings import Settings
+from streamproc.sinks.lake import Lake
+from streamproc.sinks.loader import Loader
+from streamproc.sinks.summaries import Summaries
+from streamproc.sinks.summaries_compare import Comparison, TableDifference
+from streamproc.sinks.warehouse import Rows, Swaps, Warehouse, open_warehouse
+from streamproc.topology import HOUR, Topology
+
+log = structlog.get_logger(__name__)
+
+#: Beyond the page's disorder: the page may have had a larger one when the range was live.
+_SLACK = HOUR
+
+#: Enough memory to join two tables' rows, and no time limit while this transaction waits for another of ours.
+_SETTINGS = """
+    SELECT set_config('work_mem', '256MB', true), set_config('jit', 'off', true),
+           set_config('idle_in_transaction_session_timeout', '0', true)
+"""
+
+
+class Promoter:
+    """What is done to a replay when its range is processed. Use :func:`opened`."""
+
+    def __init__(
+        self,
+        page: Topology,
+        replay: Replay,
+        ledger: Ledger,
+        lake: Lake,
+        *,
+        loader: Loader | None,
+        live: Warehouse | None,
+        own: Warehouse | None,
+    ) -> None:
+        self.replay = replay
+        self._page = page
+        self._ledger = ledger
+        self._database: Database = ledger.database
+        self._lake = lake
+        self._loader = loader
+        self._live, self._own = live, own
+        self._replays = Replays(ledger.database, page.name)
+
+    async def finish(self) -> Replay:
+        """After the processing: carry what lies outside the range, load the replay's warehouse table.
+
+        Doing it again does what is left. Raises :class:`LedgerError` when the range is not processed.
+        """
+        if self.replay.state == "running":
+            patience = self._page.contract.event_time.disorder + _SLACK
+            self.replay = await self._replays.complete(self.replay, patience)
+        await self._carrier().carry()
+        await self._load()
+        return self.replay
+
+    async def compare(self, keys: int = 0) -> list[TableDifference]:
+        """How each table differs from the live one, as both are at one moment; ``keys``: see :class:`Beside`.
+
+        Live commits wait only while the last of them are carried.
+        """
+        self._refuse_unfinished()
+        carrier = self._carrier()
+        regions = await carrier.regions()
+        await carrier.carry()
+        async with AsyncExitStack() as stack:
+            snapshot = await stack.enter_async_context(self._database.connection("compare"))
+            async with self._database.transaction("stop live commits") as conn:
+                await conn.execute(_SETTINGS)
+                await promotion.lock_live(conn, self.replay)
+                await carrier.carry()
+                await snapshot.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                await snapshot.execute("SELECT FROM streamproc.replays LIMIT 1")  # the snapshot is taken here
+            await snapshot.execute(_SETTINGS)
+            found = [
+                await Comparison(beside).compare(snapshot, regions[beside.table.name], keys)
+                for beside in carrier.tables
+            ]
+            await snapshot.execute("COMMIT")
+        return found
+
+    async def promote(self, operator: str) -> bool:
+        """Put the replay in the place of what live has; false when that was done before.
+
+        Raises :class:`LedgerError` when it cannot be done any more, before anything was changed.
+        """
+        if self.replay.state == "promoted":
+            return False
+        self._refuse_unfinished()
+        await self._refuse_ambiguous()
+        carrier = self._carrier()
+        await carrier.carry()
+        await self._load()
+        async with self._database.connection("extend the live tables") as conn:
+            await Summaries(self._page.tables, self._page.name).ensure(conn)
+        await self._begin()
+        await self._swap_warehouse()
+        await carrier.carry()
+        await self._swap(carrier, operator)
+        return True
+
+    async def discard(self) -> None:
+        """Drop everything the replay has made. Raises :class:`LedgerError` when it is promoted or at work."""
+        for partition in self.replay.ranges:
+            found = await owner(self._database, self.replay.namespace, partition)
+            if found.name is not None and found.connected:
+                raise LedgerError(f"{found.name} is at work on replay {self.replay.name}: end it first")
+        if self._own is not None:
+            assert isinstance(self._own, Swaps)
+            await self._own.remove()
+        async with self._locked("discard") as (conn, replay):
+            if replay.state in {"promoting", "promoted"}:
+                raise LedgerError(f"replay {replay.name} is {replay.state}: there is nothing to discard")
+            await promotion.discard(conn, replay)
+            await _drop_schema(conn, replay.namespace)
+
+    async def _begin(self) -> None:
+        async with self._locked("begin the promotion") as (conn, replay):
+            if replay.state == "complete":
+                await promotion.begin(conn, replay)
+
+    async def _swap_warehouse(self) -> None:
+        if self._live is None:
+            return
+        assert isinstance(self._live, Swaps)
+        async with self._database.connection("list the range's objects") as conn:
+            superseded = await promotion.superseded_keys(conn, self.replay)
+        rows = [
+            Rows(partition.id, each.span.after, each.span.through)
+            for partition, each in self.replay.ranges.items()
+            if not each.span.empty
+        ]
+        swapped = await self._live.adopt(self.replay.namespace, rows, superseded)
+        log.info("warehouse_promoted", replay=self.replay.name, again=not swapped, objects=len(superseded))
+
+    async def _swap(self, carrier: Carrier, operator: str) -> None:
+        regions = await carrier.regions()
+        async with self._locked("promote") as (conn, replay):
+            if replay.state == "promoted":
+                return
+            await conn.execute(_SETTINGS)
+            await promotion.lock_live(conn, replay)
+            for beside in carrier.tables:
+                await beside.lock(conn)
+            # On another connection: it commits what the next statements of this one then see.
+            await carrier.carry()
+            clocks = await carrying.clocks(conn, replay)
+            for beside in carrier.tables:
+                await beside.swap(conn, regions[beside.table.name])
+            await promotion.swap(conn, replay, clocks, operator)
+            await _drop_schema(conn, replay.namespace)
+        log.info("promoted", replay=self.replay.name, partitions=len(clocks))
+
+    async def _load(self) -> None:
+        """Load the replay's objects into its own table, unless that has gone into live's already."""
+        if self._loader is None or self._own is None or self.replay.state not in {"running", "complete"}:
+            return
+        await self._own.ensure(self._page.columns)
+        await self._loader.run_once()
+
+    @asynccontextmanager
+    async def _locked(self, doing: str) -> AsyncIterator[tuple[AsyncConnection[Any], Replay]]:
+        """A transaction in which nobody else changes the replay's state; the replay as it is then."""
+        async with self._database.transaction(doing) as conn:
+            replay = await ledgered.get(conn, self.replay.stream, self.replay.name, lock=True)
+            if replay is None:
+                raise LedgerError(f"replay {self.replay.name} was discarded meanwhile")
+            yield conn, replay
+
+    async def _refuse_ambiguous(self) -> None:
+        """The warehouse tells partitions apart by their ids only."""
+        if self._live is None:
+            return
+        mine = {partition.id: partition.source for partition in self.replay.ranges}
+        for status in await self._ledger.status():
+            if mine.get(status.partition.id, status.partition.source) != status.partition.source:
+                problem = f"the stream also has a {status.partition}: their rows in the warehouse look alike"
+                raise ConfigError([Mistake("topic.name", problem, "Correct the warehouse by hand")])
+
+    def _refuse_unfinished(self) -> None:
+        if self.replay.since_us is None:
+            raise LedgerError(
+                f"replay {self.replay.name} is not done: "
+                f"`streamproc replay --into {self.replay.name}` goes on where it was"
+            )
+        if self.replay.state == "promoted":
+            raise LedgerError(f"replay {self.replay.name} is promoted: it is what live has")
+
+    def _carrier(self) -> Carrier:
+        return Carrier(self._page, self.replay, self._database, self._lake)
+
+
+@asynccontextmanager
+async def opened(
+    settings: Settings, page: Topology, replay: Replay, ledger: Ledger, endpoints: Endpoints
+) -> AsyncIterator[Promoter]:
+    """The promoter of a replay of ``page``'s stream, with lake and warehouse connected.
+
+    Raises :class:`ConfigError` when the page is not the one the replay began with.
+    """
+    if replay.fingerprint != page.fingerprint and replay.state != "promoted":
+        problem = f"the topic page has changed since replay {replay.name} began"
+        fix = f"Put it back, or `streamproc replay discard {replay.name}` and replay again"
+        raise ConfigError([Mistake(page.name, problem, fix)])
+    async with AsyncExitStack() as stack:
+        store = store_of(settings)
+        await store.open()
+        stack.push_async_callback(store.close)
+        loader, warehouses = None, dict[str, Warehouse]()
+        if endpoints.warehouse is not None and page.sinks.warehouse:
+            for name in (page.name, replay.namespace):
+                warehouse = open_warehouse(endpoints.warehouse, name)
+                if warehouse is None:
+                    continue
+                if not isinstance(warehouse, Swaps):
+                    problem = "cannot put a replay's rows in the place of others"
+                    raise ConfigError([Mistake("warehouse", problem, "Use one in PostgreSQL")])
+                stack.push_async_callback(warehouse.close)
+                await warehouse.open()
+                warehouses[name] = warehouse
+            own_ledger = Ledger(endpoints.ledger, replay.namespace, ledger.worker, pool_size=1)
+            await stack.enter_async_context(own_ledger)
+            loader = Loader(own_ledger, warehouses[replay.namespace], store)
+        yield Promoter(
+            page,
+            replay,
+            ledger,
+            Lake(store, page_of(page, replay)),
+            loader=loader,
+            live=warehouses.get(page.name),
+            own=warehouses.get(replay.namespace),
+        )
+
+
+async def _drop_schema(conn: AsyncConnection[Any], namespace: str) -> None:
+    await conn.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(namespace)))

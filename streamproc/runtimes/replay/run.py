@@ -1,0 +1,200 @@
+"""Running a replay: worker processes until the range is processed, then what is left to do once.
+
+The workers are processes of their own, told apart from this one only by what they do: each joins the
+replay's consumer group and takes its share. One that dies is replaced by the others, or by resuming.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+
+import structlog
+
+from streamproc.errors import DependencyError, LedgerError, StreamprocError
+from streamproc.ledger import Ledger
+from streamproc.ledger.replays import Replay, Replays
+from streamproc.ops.logging import configure_logging
+from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.replay.work import ReplayWorker
+from streamproc.runtimes.service import signals, spare_the_collector
+from streamproc.settings import Settings
+from streamproc.topic_pages import find_pages, load_pages
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between two looks at how far the workers are.
+_LOOK_EVERY = 0.5
+
+#: Rates are over this many seconds.
+_RATE_OVER = 15.0
+
+#: Workers that may be lost before something must be wrong.
+_LOSSES = 5
+
+#: Seconds that a worker has beyond its drain deadline to end.
+_MARGIN = 15.0
+
+#: The live service comes first where both want the processor.
+_NICENESS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressReport:
+    """``done`` of ``positions`` are processed, lately ``rate`` a second; ``seconds_left`` at that rate."""
+
+    positions: int
+    done: int
+    rate: float
+    seconds_left: float | None
+
+
+class Rate:
+    """Positions a second over the last seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: list[tuple[float, int]] = []
+
+    def report(self, replay: Replay) -> ProgressReport:
+        """The progress of ``replay`` as it is now."""
+        now, done = self._clock(), replay.positions - replay.left
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] <= now - _RATE_OVER:
+            self._seen.pop(0)
+        since, before = self._seen[0]
+        rate = (done - before) / (now - since) if now > since else 0.0
+        return ProgressReport(
+            replay.positions, done, rate, replay.left / rate if rate > 0 else (None if replay.left else 0.0)
+        )
+
+
+async def process(
+    settings: Settings,
+    replays: Replays,
+    replay: Replay,
+    workers: int,
+    tell: Callable[[ProgressReport], None],
+) -> Replay:
+    """Run worker processes until the range is processed; returns the replay as it is then.
+
+    ``tell`` is called now and then. SIGTERM and SIGINT end the workers, which commit what they have.
+    Raises :class:`LedgerError` when it was ended before it was done, and what ended a worker.
+    """
+    rate = Rate()
+    ending = asyncio.Event()
+    crew = _Crew(settings, replay)
+    try:
+        with signals(ending):
+            while not replay.processed:
+                crew.fill(workers)
+                tell(rate.report(replay))
+                await _pause(ending, _LOOK_EVERY)
+                replay = await _look(replays, replay)
+                if ending.is_set() and not replay.processed:
+                    raise LedgerError(f"ended with {replay.left} positions left; {_goes_on(replay)}")
+            tell(rate.report(replay))
+    finally:
+        await asyncio.to_thread(crew.end)
+    return replay
+
+
+class _Crew:
+    """The worker processes."""
+
+    def __init__(self, settings: Settings, replay: Replay) -> None:
+        self._settings = settings
+        self._replay = replay
+        self._processes: list[SpawnProcess] = []
+        self._started = 0
+
+    def fill(self, workers: int) -> None:
+        """Start what is missing. One that was killed is replaced; what made one fail would stop all."""
+        for process_ in self._processes:
+            if process_.exitcode is not None and (process_.exitcode > 0 or self._started > workers + _LOSSES):
+                raise LedgerError(f"{process_.name} ended with {process_.exitcode}; {_goes_on(self._replay)}")
+        self._processes = [process_ for process_ in self._processes if process_.exitcode is None]
+        context = multiprocessing.get_context("spawn")
+        while len(self._processes) < workers:
+            self._started += 1
+            replay, settings = self._replay, self._settings
+            worker = f"{settings.worker}-replay-{self._started}"
+            process_ = context.Process(
+                target=worker_process, args=(settings, replay.stream, replay.name, worker), name=worker
+            )
+            process_.start()
+            self._processes.append(process_)
+
+    def end(self) -> None:
+        """Have them commit what they took and leave; waits for it."""
+        for process_ in self._processes:
+            if process_.is_alive():
+                process_.terminate()
+        for process_ in self._processes:
+            process_.join(self._settings.drain_deadline + _MARGIN)
+            if process_.is_alive():
+                process_.kill()
+                process_.join()
+
+
+def _goes_on(replay: Replay) -> str:
+    return f"`streamproc replay --into {replay.name}` goes on where it was"
+
+
+async def _pause(ending: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await ending.wait()
+    except TimeoutError:
+        pass
+
+
+async def _look(replays: Replays, replay: Replay) -> Replay:
+    try:
+        found = await replays.get(replay.name)
+    except DependencyError as error:  # the workers wait for it too
+        log.warning("waiting", on=error.what, problem=error.problem)
+        return replay
+    if found is None:
+        raise LedgerError(f"replay {replay.name} was discarded meanwhile")
+    return found
+
+
+def worker_process(settings: Settings, stream: str, name: str, worker: str) -> None:
+    """One worker: the target of a process of its own."""
+    configure_logging(settings.log)
+    os.nice(_NICENESS)
+    try:
+        asyncio.run(_work(settings, stream, name, worker))
+    except StreamprocError as error:
+        log.error("replay_worker_failed", worker=worker, problem=str(error))
+        raise SystemExit(1) from None
+
+
+async def _work(settings: Settings, stream: str, name: str, worker: str) -> None:
+    spare_the_collector()
+    ending = asyncio.Event()
+    parent = multiprocessing.parent_process()
+    with signals(ending):
+        loop = asyncio.get_running_loop()
+        if parent is not None:  # nobody would wait for the rest, and a resumed replay brings its own workers
+            loop.add_reader(parent.sentinel, _orphaned, loop, parent.sentinel, ending)
+        async with Endpoints(settings) as endpoints:
+            found = find_pages(settings.topics)
+            folder = found if found.is_dir() else found.parent
+            page = load_pages(found)[stream]
+            async with Ledger(endpoints.ledger, stream, worker, pool_size=1) as ledger:
+                replay = await Replays(ledger.database, stream).get(name)
+            if replay is None or replay.fingerprint != page.fingerprint:
+                raise LedgerError(f"replay {name} is gone, or the topic page has changed since it began")
+            await ReplayWorker(settings, page, replay, endpoints, pages=folder, worker=worker).run(ending)
+
+
+def _orphaned(loop: asyncio.AbstractEventLoop, sentinel: int, ending: asyncio.Event) -> None:
+    loop.remove_reader(sentinel)
+    ending.set()

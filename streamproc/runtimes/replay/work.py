@@ -1,0 +1,257 @@
+"""One worker process of a replay: the live pipeline under the replay's stream name, up to the range's end.
+
+It differs from the service in four things only: it stops exactly where the range ends, it knows the event ids
+that live accepted before the range, it takes records that a redrive has sent again for the duplicates they
+are, and it publishes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+import structlog
+
+from streamproc.errors import Fenced
+from streamproc.ledger import Ledger
+from streamproc.ledger.redrives import Redrives
+from streamproc.ledger.replays import Replay, Replays
+from streamproc.model import CommittedObject, Partition, RecordBatch
+from streamproc.pipeline import Limits, Pipeline
+from streamproc.progress import PartitionProgress
+from streamproc.runtimes.endpoints import Endpoints
+from streamproc.settings import Settings
+from streamproc.sinks.lake import Lake
+from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
+from streamproc.sinks.summaries import Summaries
+from streamproc.sources.kafka import KafkaOptions, KafkaSource
+from streamproc.topology import Topology
+from streamproc.transform import Resources, Transform
+from streamproc.transform.pool import TransformPool
+
+log = structlog.get_logger(__name__)
+
+#: Longest wait for records before the loop looks at the clock again, and between two looks at whether the
+#: other workers are done too, seconds.
+_MAX_WAIT = 0.1
+_LOOK_EVERY = 1.0
+
+
+def page_of(page: Topology, replay: Replay) -> Topology:
+    """Today's page under the replay's stream name; it publishes nothing."""
+    return replace(
+        page, name=replay.namespace, sinks=replace(page.sinks, publish_events=None, publish_tables=None)
+    )
+
+
+def store_of(settings: Settings) -> ObjectStore:
+    """The lake's object store, not yet open."""
+    s3 = settings.s3
+    return open_store(settings.lake.reveal(), StoreSettings(endpoint_url=s3.endpoint_url, region=s3.region))
+
+
+class ReplayLedger(Ledger):
+    """The ledger of a replay: what live committed before the range comes before what the replay commits."""
+
+    def __init__(self, conninfo: str, replay: Replay, worker: str) -> None:
+        super().__init__(conninfo, replay.namespace, worker)
+        self._replay = replay
+        self.live = Ledger(conninfo, replay.stream, worker, pool_size=1)
+
+    async def open(self) -> None:
+        """Connect."""
+        await super().open()
+        await self.live.open()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await super().close()
+        await self.live.close()
+
+    async def recent_objects(self, partition: Partition, since_clock_us: int) -> list[CommittedObject]:
+        """Live's objects before the range and the replay's own, as far back as asked, in position order."""
+        begin = self._replay.ranges[partition].span.after
+        before = await self.live.recent_objects(partition, since_clock_us)
+        own = await super().recent_objects(partition, since_clock_us)
+        return [each for each in before if each.plan.through <= begin] + own
+
+
+@dataclass(slots=True)
+class ReplayProgress(PartitionProgress):
+    """Also drops the records at the positions ``redriven``: their copies stand further on in the topic."""
+
+    redriven: frozenset[int] = frozenset()
+
+    def accept(self, events: pl.DataFrame, id_column: str | None, disorder: int) -> tuple[pl.DataFrame, int]:
+        """See :meth:`PartitionProgress.accept`; a record that was sent again counts as a duplicate."""
+        kept = events
+        if self.redriven:
+            kept = events.filter(~pl.col("position").is_in(list(self.redriven)))
+        # Not super(): a dataclass with slots is made anew, and super() without arguments knows the old one.
+        rows, dropped = PartitionProgress.accept(self, kept, id_column, disorder)
+        return rows, dropped + events.height - kept.height
+
+
+class ReplayPipeline(Pipeline):
+    """The pipeline, with an end for each partition (``limits_of``: committed through here, nothing after)."""
+
+    limits_of: Mapping[Partition, int]
+    redrives: Redrives
+
+    async def assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
+        """Claim those that have a range. One without is claimed at its end, so that nothing of it is read."""
+        positions = await Pipeline.assigned(self, partitions)
+        for partition in partitions:
+            look = partial(self.redrives.sent, partition)
+            known = self._progress[partition]
+            self._progress[partition] = ReplayProgress(
+                known.claim,
+                known.taken,
+                known.clock_us,
+                known.recent,
+                redriven=await self._until_answered("claim", look),
+            )
+        return positions
+
+    def cut(self, batches: Sequence[RecordBatch]) -> list[RecordBatch]:
+        """The part of the batches that lies before the partitions' ends."""
+        return [
+            batch if batch.through <= end else _cut(batch, end)
+            for batch in batches
+            if batch.after < (end := self.limits_of.get(batch.partition, -1))
+        ]
+
+    def reached(self) -> list[Partition]:
+        """Claimed partitions of which everything is taken."""
+        return [
+            partition
+            for partition, taken in self._submitted.items()
+            if (-1 if taken is None else taken) >= self.limits_of.get(partition, -1)
+        ]
+
+
+def _cut(batch: RecordBatch, end: int) -> RecordBatch:
+    kept = sum(1 for position in batch.positions if position <= end)
+    values = batch.values[:kept]
+    return replace(
+        batch,
+        through=end,
+        values=values,
+        positions=batch.positions[:kept],
+        size=sum(len(value) for value in values if value is not None),
+    )
+
+
+class ReplayWorker:
+    """Processes what the group gives it of a replay's partitions, until all workers together are done."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        page: Topology,
+        replay: Replay,
+        endpoints: Endpoints,
+        *,
+        pages: Path,
+        worker: str,
+    ) -> None:
+        """``page``: the live one, of today. ``pages``: its folder. Raises :class:`ConfigError`."""
+        assert endpoints.broker is not None
+        self.settings = settings
+        self.topology = page_of(page, replay)
+        self._broker = endpoints.broker
+        self._store = store_of(settings)
+        self._ledger = ReplayLedger(endpoints.ledger, replay, worker)
+        self._replays = Replays(self._ledger.database, replay.stream)
+        self._name = replay.name
+        self._summaries = Summaries(self.topology.tables, self.topology.name)
+        self.pipeline = ReplayPipeline(
+            self.topology,
+            TransformPool(lambda: Transform(self.topology, Resources(os.environ, pages))),
+            ledger=self._ledger,
+            lake=Lake(self._store, self.topology),
+            summaries=self._summaries,
+            limits=Limits(
+                flush_interval=settings.flush_interval,
+                fold_records=settings.batch_records,
+                max_records=settings.max_epoch_records,
+                max_bytes=settings.max_epoch_bytes,
+                drain_deadline=settings.drain_deadline,
+            ),
+        )
+        self.pipeline.limits_of = {
+            partition: each.span.through for partition, each in replay.ranges.items() if not each.span.empty
+        }
+        self.pipeline.redrives = Redrives(self._ledger.database, replay.stream, worker)
+        self._source: KafkaSource | None = None
+
+    async def run(self, ending: asyncio.Event) -> bool:
+        """Work until everything is done, or until ``ending`` is set; returns whether it is done.
+
+        What was taken is committed either way. Raises what stopped the work.
+        """
+        async with AsyncExitStack() as stack:
+            await self._ledger.open()
+            stack.push_async_callback(self._ledger.close)
+            await self._store.open()
+            stack.push_async_callback(self._store.close)
+            async with self._ledger.database.connection("create the tables") as conn:
+                await self._summaries.ensure(conn)
+            await self._start_source()
+            try:
+                done = await self._work(ending)
+                async with asyncio.timeout(self.settings.drain_deadline):
+                    await self.pipeline.drain()
+                return done
+            finally:
+                await self.pipeline.close()
+                await self._close_source()
+
+    async def _work(self, ending: asyncio.Event) -> bool:
+        loop = asyncio.get_running_loop()
+        look_at = 0.0
+        while not ending.is_set():
+            try:
+                await self._step()
+            except Fenced as error:
+                log.warning("fenced", why=str(error))
+                self.pipeline.drop()
+                await self._close_source()
+                await self._start_source()
+            if loop.time() >= look_at:
+                replay = await self._replays.get(self._name)
+                if replay is None or replay.processed:
+                    return replay is not None
+                look_at = loop.time() + _LOOK_EVERY
+        return False
+
+    async def _step(self) -> None:
+        assert self._source is not None
+        batches = await self._source.next(self.settings.batch_records, _MAX_WAIT)
+        for error in self._source.stopped.values():
+            raise error
+        await self.pipeline.take(self.pipeline.cut(batches), self.pipeline.generation)
+        reached = self.pipeline.reached()
+        self._source.pause(reached)
+        if reached and len(reached) == len(self.pipeline.partitions):
+            await self.pipeline.drain()
+
+    async def _start_source(self) -> None:
+        options = KafkaOptions(
+            group=f"{self.settings.group}-{self.topology.name}",
+            session_timeout=None if self._broker.embedded else self.settings.kafka.session_timeout,
+            rebalance_timeout=self.settings.drain_deadline + 15.0,
+        )
+        self._source = KafkaSource(self._broker, self.topology.topic.name, options, self.pipeline)
+        await self._source.start()
+
+    async def _close_source(self) -> None:
+        if self._source is not None:
+            await self._source.close()
+            self._source = None
