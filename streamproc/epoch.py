@@ -72,6 +72,10 @@ class Epoch:
         self.late: dict[str, int] = dict.fromkeys(folds, 0)
         self.records = 0
         self.seconds: dict[str, float] = {"transform": 0.0, "fold": 0.0}
+        #: Rejects by reason, and records dropped by filter.
+        self.reasons: dict[str, int] = {}
+        self.filtered_by: dict[str, int] = {}
+        self.oldest_received_ms: int | None = None
         self._topology = topology
         self._folds = folds
         self._keep_events = keep_events
@@ -129,7 +133,19 @@ class Epoch:
         if stamped:
             self._fold_tables(pl.concat(stamped) if len(stamped) > 1 else stamped[0])
         self.records += sum(map(len, batches))
+        self._note(batches, out)
         self.seconds["fold"] += time.perf_counter() - begin
+
+    def _note(self, batches: Sequence[RecordBatch], out: Transformed) -> None:
+        if len(out.rejects):
+            for reason, number in out.rejects["reason"].value_counts().iter_rows():
+                self.reasons[reason] = self.reasons.get(reason, 0) + number
+        for name, number in out.filtered_by.items():
+            self.filtered_by[name] = self.filtered_by.get(name, 0) + number
+        received = [batch.received_ms for batch in batches if len(batch)]
+        if received:
+            oldest = min(received)
+            self.oldest_received_ms = min(self.oldest_received_ms or oldest, oldest)
 
     def _share(self, progress: PartitionProgress, batches: list[RecordBatch]) -> PartitionEpoch:
         through = batches[-1].through

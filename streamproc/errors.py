@@ -101,6 +101,10 @@ class Inconsistent(LedgerError):
     """An invariant of the ledger does not hold. Never retried: the worker stops and says so."""
 
 
+class Stuck(StreamprocError):
+    """Records can be read, nothing is waited for, and yet no position has moved for long."""
+
+
 class SourceError(StreamprocError):
     """The source cannot give what the ledger says comes next."""
 

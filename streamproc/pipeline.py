@@ -101,7 +101,9 @@ class Pipeline:
         limits: Limits,
         outbox: Outbox | None = None,
         tell: Callable[[Mapping[Partition, int]], Awaitable[None]] | None = None,
+        committed: Callable[[Epoch, float], None] | None = None,
     ) -> None:
+        """``committed`` is told of each epoch that is in the ledger, and the seconds its commit took."""
         self.topology = topology
         self.stats = Stats()
         #: Set after each commit; whoever waits for progress clears it.
@@ -113,6 +115,7 @@ class Pipeline:
         self._limits = limits
         self._outbox = outbox
         self._tell = tell
+        self._committed = committed
         self._folds = {table.name: TableFold(table) for table in topology.tables}
         self._progress: dict[Partition, PartitionProgress] = {}
         self._submitted: dict[Partition, int | None] = {}
@@ -137,6 +140,17 @@ class Pipeline:
     def partitions(self) -> list[Partition]:
         """Partitions this worker holds claims on."""
         return list(self._progress)
+
+    @property
+    def committed(self) -> dict[Partition, tuple[int | None, int | None]]:
+        """Position and clock (newest accepted event time, Unix µs) in the ledger of each claimed partition."""
+        claims = {partition: progress.claim for partition, progress in self._progress.items()}
+        return {partition: (claim.position, claim.clock_us) for partition, claim in claims.items()}
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of record values taken for the epoch being filled."""
+        return self._taken_bytes
 
     @property
     def uncommitted(self) -> int:
@@ -391,6 +405,8 @@ class Pipeline:
             stats.seconds[stage] = stats.seconds.get(stage, 0.0) + spent
         stats.last_commit, stats.last_commit_at = time.time(), time.monotonic()
         self.progressed.set()
+        if self._committed is not None:
+            self._committed(epoch, elapsed)
         log.info(
             "epoch_committed",
             epoch=str(epoch.id),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 import structlog
 
 from streamproc import failpoints
+from streamproc.epoch import Epoch
 from streamproc.errors import ConfigError, Mistake
 from streamproc.ops.health import HealthServer
+from streamproc.ops.metrics import Metrics
+from streamproc.ops.watch import LoopWatchdog
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.worker import Worker
 from streamproc.settings import Settings
@@ -41,16 +45,35 @@ async def serve(
     ending = asyncio.Event()
     with signals(ending):
         async with Endpoints(settings) as endpoints:
-            workers = [
-                Worker(settings, page, endpoints, pages=folder, agents=agents) for page in pages.values()
+            workers: list[Worker] = []
+            metrics = Metrics(lambda: [worker.observation.state() for worker in workers])
+            workers += [
+                Worker(
+                    settings, page, endpoints, pages=folder, agents=agents, committed=counted(metrics, page)
+                )
+                for page in pages.values()
             ]
             await apply_embedded(settings, endpoints, pages.values())
-            health = HealthServer(settings.health.host, settings.health.port, lambda: probe(workers))
+            health = HealthServer(
+                settings.health.host,
+                settings.health.port,
+                lambda: probe(workers),
+                lambda: {"workers": [worker.observation.status() for worker in workers]},
+                metrics.render,
+            )
+            watchdog = LoopWatchdog()
             await health.start()
+            watchdog.start()
             try:
                 await _run_all(workers, ending)
             finally:
+                watchdog.stop()
                 await health.stop()
+
+
+def counted(metrics: Metrics, page: Topology) -> Callable[[Epoch, float], None]:
+    """What a pipeline tells of its epochs, into the metrics."""
+    return lambda epoch, elapsed: metrics.committed(page.name, epoch, elapsed, time.time())
 
 
 async def _run_all(workers: Sequence[Worker], ending: asyncio.Event) -> None:
@@ -110,6 +133,6 @@ def signals(ending: asyncio.Event) -> Iterator[None]:
 
 def probe(workers: Sequence[Worker]) -> tuple[str | None, dict[str, Any]]:
     """Ready when every worker is; the first reason otherwise."""
-    probes = [worker.probe() for worker in workers]
+    probes = [worker.observation.probe() for worker in workers]
     reason = next((why for why, _ in probes if why is not None), None)
     return reason, {"workers": [facts for _, facts in probes]}

@@ -13,23 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import faust
 import structlog
 from faust.app.base import BootStrategy
 
 from streamproc import failpoints
+from streamproc.epoch import Epoch
 from streamproc.errors import DependencyError, Fenced
 from streamproc.ledger import Ledger
 from streamproc.model import Partition, RecordBatch
 from streamproc.pipeline import Limits, Pipeline
 from streamproc.runtimes.agents import UserAgents
 from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.observation import Observation
 from streamproc.runtimes.publication import Publication
 from streamproc.runtimes.upkeep import Upkeep
 from streamproc.settings import Settings
@@ -68,8 +68,11 @@ class Worker:
         *,
         pages: Path,
         agents: str | None = None,
+        committed: Callable[[Epoch, float], None] | None = None,
     ) -> None:
-        """``pages``: the folder of the topic page, for files it names. Raises :class:`ConfigError`."""
+        """``pages``: the folder of the topic page, for files it names. ``committed``: see
+        :class:`~streamproc.pipeline.Pipeline`. Raises :class:`ConfigError`.
+        """
         assert endpoints.broker is not None
         self.settings = settings
         self.topology = topology
@@ -102,7 +105,9 @@ class Worker:
             ),
             outbox=self._publication.outbox if self._publication else None,
             tell=self._copy_positions,
+            committed=committed,
         )
+        self.observation = Observation(self)
         failpoints.watch(lambda: self.pipeline.uncommitted)
         self.upkeep = Upkeep(topology, self.ledger, self._store, self._summaries, endpoints)
         self._source: KafkaSource | None = None
@@ -133,6 +138,7 @@ class Worker:
                 asyncio.create_task(self._ended.wait()),
                 pump,
                 upkeep,
+                asyncio.create_task(self.observation.run()),
             ]
             if self._publication is not None:
                 waiting.append(asyncio.create_task(self._publication.run()))
@@ -253,6 +259,7 @@ class Worker:
             await self.pipeline.take(batches, generation)
         except Fenced as error:
             log.warning("fenced", why=str(error))
+            self.observation.fences += 1
             self._fenced = True
         except Exception as error:  # must not reach Faust's supervisor: see the module's docstring
             self._failure = error
@@ -309,21 +316,12 @@ class Worker:
             self.settings.lake.reveal(), StoreSettings(endpoint_url=s3.endpoint_url, region=s3.region)
         )
 
-    def probe(self) -> tuple[str | None, dict[str, Any]]:
-        """Why this worker is not ready, or ``None``, and facts for the health answer."""
-        stats = self.pipeline.stats
-        reason = None if self.state == "running" else self.state
-        if reason is None and stats.waiting_for is not None:
-            reason = f"waiting for {stats.waiting_for}"
-        age = None if stats.last_commit is None else round(time.time() - stats.last_commit, 1)
-        facts: dict[str, Any] = {
-            "stream": self.topology.name,
-            "worker": self.settings.worker,
-            "partitions": sorted(str(p) for p in self.pipeline.partitions),
-            "records": stats.records,
-            "epochs": stats.epochs,
-            "seconds_since_commit": age,
-        }
-        if self._publication is not None:
-            facts["publication"] = self._publication.facts()
-        return reason, facts
+    @property
+    def source(self) -> KafkaSource | None:
+        """What the records come from; ``None`` until everything else is there."""
+        return self._source
+
+    @property
+    def publication(self) -> Publication | None:
+        """What publishes events and rows, where the page asks for it."""
+        return self._publication

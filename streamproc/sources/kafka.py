@@ -247,10 +247,25 @@ class KafkaSource:
                 lags[reader.partition] = max(0, end - 1 - reader.seen)
         return lags
 
+    def fetched_newest(self, partition: Partition) -> int | None:
+        """The newest position of a claimed partition as of its last fetch; ``None`` before that."""
+        if self._membership is None:
+            return None
+        tp = self._topic_partition(partition)
+        if tp not in self._claims.readers or tp not in self._consumer.assignment():
+            return None
+        end = self._consumer.highwater(tp)
+        return None if end is None else end - 1
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes fetched and not handed out, as the broker compressed them."""
+        return 0 if self._membership is None else self._waiting_bytes
+
     @property
     def rebalances(self) -> int:
         """How often this member was assigned partitions."""
-        return self._claims.rebalances
+        return 0 if self._membership is None else self._membership.rebalances
 
     def _partition(self, tp: TopicPartition) -> Partition:
         return self._connection.partition(tp.topic, tp.partition)

@@ -8,6 +8,7 @@ import re
 import aiohttp
 import psycopg
 import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse_metrics
 
 from tests.e2e.harness import (
     check_everything,
@@ -49,6 +50,33 @@ async def test_a_worker_that_is_stopped_and_started_goes_on_where_it_was(site, s
     await until(lambda: committed_records(site.ledger) == sent, "all committed", 60, [second])
     assert second.stop() == 0, second.tail()
     check_everything(site, await read_topic(site.broker, site.topic))
+
+
+async def test_the_workers_port_counts_what_the_ledger_counts(site, start):
+    worker = start("one")
+    sent = await produce(site.broker, site.topic, generated(10_000, seed=14))
+    await until(lambda: committed_records(site.ledger) == sent, "all committed", 60, [worker])
+    with psycopg.connect(site.ledger) as db:
+        columns = "sum(accepted), sum(filtered), sum(rejected), sum(duplicate), max(position)"
+        *ledger, furthest = db.execute(f"select {columns} from streamproc.partitions").fetchone()
+    address = re.search(r"http://127\.0\.0\.1:\d+", worker.log.read_text()).group()
+    async with aiohttp.ClientSession() as http:
+        async with http.get(f"{address}/metrics") as answer:
+            families = {family.name: family for family in parse_metrics(await answer.text())}
+        async with http.get(f"{address}/api/v1/status") as answer:
+            [status] = (await answer.json())["workers"]
+    outcomes: dict[str, float] = {}
+    for sample in families["streamproc_records"].samples:
+        if sample.name.endswith("_total"):
+            outcome = sample.labels["outcome"]
+            outcomes[outcome] = outcomes.get(outcome, 0) + sample.value
+    assert [outcomes[name] for name in ("accepted", "filtered", "rejected", "duplicate")] == ledger
+    assert sum(sample.value for sample in families["streamproc_lag_records"].samples) == 0
+    positions = [sample.value for sample in families["streamproc_committed_position"].samples]
+    assert max(positions) == furthest
+    assert status["ready"] and status["records"] == sent
+    assert {part["lag"] for part in status["partitions"]} == {0}
+    assert worker.stop() == 0, worker.tail()
 
 
 async def test_a_worker_waits_for_a_database_that_is_not_there_and_says_so(site, start):

@@ -1,0 +1,130 @@
+"""The exposition, read by Prometheus' own parsers."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import polars as pl
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as prometheus
+
+from streamproc.epoch import Epoch, PartitionEpoch
+from streamproc.model import REJECT_SCHEMA, Claim, Counts, Partition, RecordBatch, Transformed
+from streamproc.ops.metrics import Metrics, PartitionState, WorkerState
+from streamproc.progress import PartitionProgress
+from streamproc.topic_pages import load_page
+
+P0, P1 = Partition("clicks", "0"), Partition("clicks", "1")
+
+
+def samples(metrics: Metrics, accept: str = "") -> dict[tuple, float]:
+    """Value by name and sorted labels."""
+    body, content_type = metrics.render(accept)
+    parse = openmetrics if "openmetrics" in content_type else prometheus
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in parse(body.decode())
+        for sample in family.samples
+    }
+
+
+def of(name: str, **labels: str) -> tuple:
+    return (name, *sorted(labels.items()))
+
+
+@pytest.fixture
+def topology():
+    return load_page(Path(__file__).parents[2] / "topics" / "clickstream.toml")
+
+
+class Committed:
+    """An epoch as it is when it has been committed."""
+
+    def __init__(self) -> None:
+        claim = Claim(P0, 1, "t", None, None)
+        share = PartitionEpoch(PartitionProgress(claim, None, None), None, 9, None)
+        share.counts = Counts(records=10, accepted=6, filtered=1, rejected=2, duplicate=1)
+        self.id = uuid.uuid4()
+        self.partitions = {P0: share}
+        self.reasons = {"not_json": 2}
+        self.filtered_by = {"bots": 1}
+        self.late = {"page_views": 3}
+        self.seconds = {"fold": 0.2, "put": 0.02}
+        self.records = 10
+        self.oldest_received_ms: int | None = 1_000_000
+
+
+def test_an_epoch_is_counted_once_and_wholly():
+    metrics = Metrics(list)
+    metrics.committed("clickstream", Committed(), 0.3, now=1_002.0)
+    got = samples(metrics)
+    outcomes = {
+        outcome: got[
+            of(
+                "streamproc_records_total",
+                stream="clickstream",
+                source="clicks",
+                partition="0",
+                outcome=outcome,
+            )
+        ]
+        for outcome in ("accepted", "filtered", "rejected", "duplicate")
+    }
+    assert outcomes == {"accepted": 6, "filtered": 1, "rejected": 2, "duplicate": 1}
+    assert got[of("streamproc_rejects_total", stream="clickstream", reason="not_json")] == 2
+    assert got[of("streamproc_filtered_total", stream="clickstream", filter="bots")] == 1
+    assert got[of("streamproc_late_events_total", stream="clickstream", table="page_views")] == 3
+    assert got[of("streamproc_epoch_stage_seconds_sum", stream="clickstream", stage="put")] == 0.02
+    assert got[of("streamproc_epoch_commit_seconds_count", stream="clickstream")] == 1
+    assert got[of("streamproc_freshness_seconds_sum", stream="clickstream")] == 2.0
+
+
+def test_gauges_say_how_it_is_when_they_are_asked_for():
+    state = WorkerState(
+        "clickstream", None, {P0: PartitionState(5, 9, 1.5), P1: PartitionState(None, None, None)}
+    )
+    metrics = Metrics(lambda: [state])
+    got = samples(metrics)
+    assert got[of("streamproc_ready", stream="clickstream")] == 1
+    assert got[of("streamproc_partitions_claimed", stream="clickstream")] == 2
+    here = {"stream": "clickstream", "source": "clicks", "partition": "0"}
+    assert got[of("streamproc_lag_records", **here)] == 4
+    assert got[of("streamproc_committed_position", **here)] == 5
+    assert got[of("streamproc_watermark_timestamp_seconds", **here)] == 1.5
+    assert of("streamproc_lag_records", **here | {"partition": "1"}) not in got, "unknown is not 0"
+    state = WorkerState("clickstream", "waiting for s3")
+    assert samples(metrics)[of("streamproc_ready", stream="clickstream")] == 0
+
+
+@pytest.mark.parametrize("accept", ["", "text/plain", "application/openmetrics-text; version=1.0.0"])
+def test_both_formats_can_be_read(accept):
+    metrics = Metrics(lambda: [WorkerState("clickstream", None)])
+    metrics.committed("clickstream", Committed(), 0.3, now=1_002.0)
+    got = samples(metrics, accept)
+    assert got[of("streamproc_epoch_records_count", stream="clickstream")] == 1
+    assert any(name == "streamproc_build_info" for name, *_ in got)
+    assert any(name == "process_resident_memory_bytes" for name, *_ in got)
+
+
+def test_an_epoch_notes_reasons_filters_and_the_oldest_batch(topology):
+    epoch = Epoch(topology, {}, keep_events=False)
+    claim = Claim(P0, 1, "t", None, None)
+    progress = {P0: PartitionProgress(claim, None, None)}
+    for received in (7_000, 5_000, 6_000):
+        batch = RecordBatch(P0, 0, 2, [b"x", b"y"], range(1, 3), received, 2)
+        rejects = pl.DataFrame(
+            {name: [None] for name in REJECT_SCHEMA} | {"source_partition": ["0"], "reason": ["not_json"]},
+            schema=REJECT_SCHEMA,
+        )
+        events = pl.DataFrame(
+            schema={"event_id": pl.String, "event_time": pl.Datetime("us", "UTC"), "position": pl.Int64}
+        )
+        counts = {"0": Counts(records=2, filtered=1, rejected=1)}
+        epoch.fold([batch], Transformed(events, rejects, counts, {"bots": 1}), progress)
+    assert (epoch.reasons, epoch.filtered_by, epoch.oldest_received_ms) == (
+        {"not_json": 3},
+        {"bots": 3},
+        5_000,
+    )
