@@ -112,6 +112,29 @@ async def test_ten_loaders_at_once_load_each_object_once(postgres: str, store: O
     assert counted == [(60, 60)]
 
 
+async def test_of_two_loads_of_one_object_that_begin_together_the_second_waits(
+    postgres: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = await put(store, events(NOON, NOON))
+    fetched = asyncio.Barrier(2)
+    get = type(store).get
+
+    async def get_together(self: ObjectStore, key: str) -> bytes:
+        body = await get(self, key)
+        await fetched.wait()
+        return body
+
+    monkeypatch.setattr(type(store), "get", get_together)
+    warehouses = [PostgresWarehouse(postgres, "clicks") for _ in range(2)]
+    for warehouse in warehouses:
+        await warehouse.open()
+        await warehouse.ensure(COLUMNS)
+    reports = await asyncio.gather(*(warehouse.load(objects, store) for warehouse in warehouses))
+    for warehouse in warehouses:
+        await warehouse.close()
+    assert sorted(report.rows for report in reports) == [0, 2]
+
+
 async def test_a_loader_killed_in_the_middle_leaves_nothing_and_the_next_pass_loads_all(
     postgres: str, warehouse: PostgresWarehouse, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
