@@ -7,6 +7,7 @@ import asyncio
 import fnmatch
 import logging
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -17,8 +18,9 @@ from tests.faults import report
 from tests.faults.bench import Bench
 from tests.faults.crashes import CRASHES
 from tests.faults.runner import Fault, run
+from tests.faults.world import WORLD
 
-FAULTS: list[Fault] = [*CRASHES]
+FAULTS: list[Fault] = [*CRASHES, *WORLD]
 
 
 def main() -> int:
@@ -45,6 +47,11 @@ def main() -> int:
     if not faults:
         parser.error(f"no fault is called {options.fault}")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # end the workers too, also where a shell ignores them for us
+        signal.signal(number, signal.default_int_handler)
     runs = asyncio.run(_all(faults, options.runs, options.seed, options.parallel, options.log))
     print(report.table(runs))
     bad = [one for one in runs if not one.clean]

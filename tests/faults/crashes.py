@@ -14,7 +14,8 @@ import time
 from dataclasses import dataclass
 
 from streamproc.failpoints import POINTS
-from tests.faults.bench import SESSION_TIMEOUT, Firing, Stage
+from tests.faults.bench import SESSION_TIMEOUT
+from tests.faults.stage import Firing, Stage
 
 #: What cannot be done where: nothing is raised while COMMIT is on its way.
 _NOT_RAISED = {"commit.sent"}
@@ -40,6 +41,8 @@ class Crash:
 
     point: str
     action: str
+    alone: bool = False
+    kafka: bool = False
 
     @property
     def name(self) -> str:
@@ -57,7 +60,7 @@ class Crash:
             await stage.until(lambda: stage.committed() > 0, "the other worker commits")
             stage.start("armed", f"{self.point}={self.action}@1")
         else:
-            hit = 1 if self.point.startswith(("claim", "seek")) else chance.choice((1, 1, 2, 3, 5, 8))
+            hit = 1 if self.point.startswith(("claim", "seek")) else chance.choice((1, 1, 2, 3, 5))
             stage.start("armed", f"{self.point}={self.action}@{hit}")
             stage.start("other")
         await stage.until(stage.fired, f"{self.name} fires", 45)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 @dataclass
 class Run:
-    """What became of one run. ``fired``: the fault happened while ``in_flight`` records were not committed.
+    """What became of one run.
 
+    ``fired``: the fault happened, ``times`` over, and ``in_flight`` records were not committed at the last.
     ``failure``: why it did not come to the checks, or what they found beside lost and duplicated rows.
     ``recovery``: seconds until every partition was committed again. ``seconds``: the whole run.
     """
@@ -22,6 +23,7 @@ class Run:
     seed: int
     fired: bool = False
     in_flight: int = 0
+    times: int = 1
     lost: int = 0
     duplicated: int = 0
     wrong: int = 0

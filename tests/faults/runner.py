@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import tempfile
 import time
+import traceback
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Protocol
 
-from tests.faults.bench import Bench, Firing, NotSettled, Stage
+from tests.faults.bench import Bench
 from tests.faults.records import records
 from tests.faults.report import Run
+from tests.faults.stage import Firing, NotSettled, Stage
 
 #: Records there are to be fed, at most: more than it takes for any fault to happen and be over.
 RECORDS = 40_000
@@ -21,6 +26,14 @@ class Fault(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def alone(self) -> bool:
+        """Whether it needs servers of its own."""
+
+    @property
+    def kafka(self) -> bool:
+        """Whether these have to be Apache Kafka."""
+
     async def run(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
         """Feed, start workers, let it happen; returns when that was and the seconds until all went on."""
 
@@ -30,7 +43,13 @@ async def run(bench: Bench, fault: Fault, seed: int) -> Run:
     result = Run(fault.name, seed)
     begin = time.monotonic()
     try:
-        async with bench.stage("run", await asyncio.to_thread(records, RECORDS, seed)) as stage:
+        async with AsyncExitStack() as stack:
+            if fault.alone:
+                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="streamproc-"))
+                bench = await stack.enter_async_context(Bench.open(Path(directory), kafka=fault.kafka))
+            stage = await stack.enter_async_context(
+                bench.stage("run", await asyncio.to_thread(records, RECORDS, seed))
+            )
             await _run(stage, fault, seed, result)
     finally:
         result.seconds = round(time.monotonic() - begin, 1)
@@ -44,8 +63,12 @@ async def _run(stage: Stage, fault: Fault, seed: int, result: Run) -> None:
     except NotSettled as failure:
         result.failure = str(failure)
         return
+    except Exception:  # one run must not end the others
+        result.failure = traceback.format_exc()
+        return
     result.records = len(topic)
     result.in_flight = max(stage.in_flight(topic, firing.at), firing.uncommitted)
+    result.times = firing.times
     result.fired = result.in_flight > 0
     verdict = await stage.verdict(topic)
     result.lost, result.duplicated = verdict.lost, verdict.duplicated

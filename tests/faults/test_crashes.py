@@ -1,4 +1,5 @@
-"""A bounded part of the crash bench: one crash of each phase of a commit, of a claim, of a load; one zombie."""
+"""A bounded part of the crash bench: one crash of each phase of a commit, of a claim, of a load; two zombies;
+connections cut during COMMIT and a store that refuses."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults.bench import Bench
-from tests.faults.crashes import CRASHES, Crash
+from tests.faults.crashes import CRASHES
 from tests.faults.records import records
 from tests.faults.report import Run, table
-from tests.faults.runner import run
+from tests.faults.runner import Fault, run
+from tests.faults.world import WORLD
 
 #: Killed where it hurts most, frozen twice, and one of each other kind.
 CHOSEN = (
@@ -28,13 +30,17 @@ CHOSEN = (
     "stop at commit.fenced",
     "raise at intend.after",
     "cancel at put.first",
+    "connection cut during COMMIT, 12 times",
+    "S3 answers 30% with 503",
 )
+
+FAULTS: list[Fault] = [*WORLD, *CRASHES]  # the long ones first
 
 #: At a time: they mostly wait for session timeouts.
 PARALLEL = 3
 
 
-async def run_all(faults: Sequence[Crash], directory: Path) -> list[Run]:
+async def run_all(faults: Sequence[Fault], directory: Path) -> list[Run]:
     waiting = list(enumerate(faults, start=random.randrange(10**6)))
     done: list[Run] = []
 
@@ -53,7 +59,7 @@ async def run_all(faults: Sequence[Crash], directory: Path) -> list[Run]:
 @pytest.mark.timeout(600)
 async def test_whatever_happens_nothing_is_lost_doubled_or_wrong():
     with tempfile.TemporaryDirectory(prefix="streamproc-", ignore_cleanup_errors=True) as directory:
-        runs = await run_all([crash for crash in CRASHES if crash.name in CHOSEN], Path(directory))
+        runs = await run_all([fault for fault in FAULTS if fault.name in CHOSEN], Path(directory))
     print(table(runs))
     assert len(runs) == len(CHOSEN)
     assert [run.line() for run in runs if not run.clean] == []
@@ -69,4 +75,4 @@ def test_records_are_the_same_for_the_same_seed_and_hold_what_is_to_be_told_apar
 
 def test_every_failpoint_is_crashed_in_every_way_it_can_be():
     assert len(CRASHES) == len({crash.name for crash in CRASHES}) >= 17 * 3
-    assert set(CHOSEN) <= {crash.name for crash in CRASHES}
+    assert set(CHOSEN) <= {fault.name for fault in FAULTS}

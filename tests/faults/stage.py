@@ -1,0 +1,308 @@
+"""One run's place: a site with its workers, its feed, and what its ledger says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import psycopg
+from aiokafka import AIOKafkaProducer
+from aiokafka.structs import ConsumerRecord
+
+from streamproc.ledger import Ledger
+from streamproc.sinks.loader import Loader
+from streamproc.sinks.object_store import ObjectStore, open_store
+from streamproc.sinks.warehouse import open_warehouse
+from tests.e2e.harness import Site, Worker, read_records
+from tests.faults.checks import Verdict, judge
+from tests.faults.records import Keyed
+
+if TYPE_CHECKING:
+    from tests.faults.bench import Bench
+
+PARTITIONS = 4
+
+#: Records a second of a feed, and how many are there when the workers begin.
+RATE = 200
+BACKLOG = 600
+
+
+class NotSettled(Exception):
+    """Something that had to come about did not within its deadline: a failed run."""
+
+
+@dataclass(frozen=True)
+class Firing:
+    """What happened: where, how, in which worker, when (Unix time), with how many uncommitted positions."""
+
+    point: str
+    action: str
+    worker: str
+    at: float
+    uncommitted: int
+    #: How often it happened in this run.
+    times: int = 1
+
+
+@dataclass
+class Stage:
+    """One run's site: its workers, its feed, its database."""
+
+    bench: Bench
+    site: Site
+    db: psycopg.Connection
+    records: list[Keyed]
+    workers: list[Worker] = field(default_factory=list)
+    sent: int = 0
+    #: Records a second; may be changed while it feeds.
+    rate: float = RATE
+    store: str = ""
+    _feeding: asyncio.Task[None] | None = None
+    _stopping: bool = False
+    _topic: dict[tuple[str, int], ConsumerRecord] | None = None
+    _mounted: bool = False
+
+    # -- workers ---------------------------------------------------------------------------------------
+
+    @property
+    def firings(self) -> Path:
+        return self.site.directory / "firings"
+
+    def start(self, name: str, failpoints: str = "", **environment: str) -> Worker:
+        """Start a worker, armed if ``failpoints`` says so."""
+        armed = {"STREAMPROC_FAILPOINTS": failpoints, "STREAMPROC_FAILPOINTS_LOG": str(self.firings)}
+        worker = self.site.worker(name, **environment, **(armed if failpoints else {}))
+        self.workers.append(worker)
+        return worker
+
+    def fired(self) -> Firing | None:
+        """The first firing, if there was one."""
+        if not self.firings.exists() or not (lines := self.firings.read_text().splitlines()):
+            return None
+        line = json.loads(lines[0])
+        return Firing(line["point"], line["action"], line["worker"], line["at"], line["uncommitted"])
+
+    async def until(self, holds: Callable[[], object], what: str, deadline: float = 60.0) -> None:
+        """Poll until ``holds()``; :class:`NotSettled` with the workers' last words when it does not."""
+        end = time.monotonic() + deadline
+        while not holds():
+            if time.monotonic() > end:
+                tails = "\n".join(
+                    f"--- {w.name} ({w.process.poll()})\n{w.tail()[-2500:]}" for w in self.workers
+                )
+                raise NotSettled(f"not within {deadline:.0f} s: {what}\n{tails}")
+            await asyncio.sleep(0.05)
+
+    def forget_dead(self) -> None:
+        """Those that ended are nobody's concern any more."""
+        self.workers = self.running
+
+    def replace_dead(self) -> int:
+        """Start a worker for each that has ended, as whoever runs containers would; returns how many."""
+        dead = [worker for worker in self.workers if worker.process.poll() is not None]
+        for worker in dead:
+            self.workers.remove(worker)
+            self.start(f"{worker.name}x")
+        return len(dead)
+
+    @property
+    def running(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.process.poll() is None]
+
+    async def stop_workers(self) -> None:
+        """SIGTERM to all, once all have begun; each has to end well."""
+        await self.until(
+            lambda: all(b'"worker_running"' in worker.log.read_bytes() for worker in self.running),
+            "workers run",
+        )
+        for worker in self.workers:
+            worker.process.send_signal(signal.SIGTERM)
+        try:
+            await self.until(lambda: not self.running, "workers ended", 60)
+        except NotSettled as failure:
+            for worker in self.running:
+                worker.process.send_signal(signal.SIGABRT)  # faulthandler writes where each thread is
+                worker.process.wait(10)
+            tails = "\n".join(worker.tail() for worker in self.workers if worker.process.returncode < 0)
+            raise NotSettled(f"workers do not end: {tails}") from failure
+        failed = [worker for worker in self.workers if worker.process.returncode != 0]
+        if failed:
+            raise NotSettled(
+                "\n".join(f"{w.name} ended with {w.process.returncode}: {w.tail()}" for w in failed)
+            )
+
+    def kill_workers(self) -> None:
+        for worker in self.running:
+            worker.kill()
+
+    # -- records ---------------------------------------------------------------------------------------
+
+    async def feed(self) -> None:
+        """Begin to produce: some records at once, then ``rate`` a second until :meth:`stop_feeding`."""
+        producer = AIOKafkaProducer(bootstrap_servers=self.site.broker, linger_ms=5, compression_type="lz4")
+        await producer.start()
+        self._feeding = asyncio.create_task(self._feed(producer))
+
+    async def _feed(self, producer: AIOKafkaProducer) -> None:
+        due, before = float(BACKLOG), time.monotonic()
+        try:
+            while self.sent < len(self.records):
+                now = time.monotonic()
+                due, before = due + self.rate * (now - before), now
+                upto = min(len(self.records), int(due))
+                pending = [
+                    await producer.send(self.site.topic, value, key=key)
+                    for key, value in self.records[self.sent : upto]
+                ]
+                await asyncio.gather(*pending)  # sent is what the broker acknowledged
+                self.sent = upto
+                if self._stopping:
+                    return
+                await asyncio.sleep(0.05)
+        finally:
+            await producer.stop()
+
+    async def stop_feeding(self) -> None:
+        self._stopping = True
+        if self._feeding is not None:
+            await self._feeding
+            self._feeding = None
+
+    # -- servers ---------------------------------------------------------------------------------------
+
+    def use_s3(self) -> str:
+        """Have the lake in a bucket of the bench's S3 server; returns the server's URL."""
+        bucket = f"lake-{uuid.uuid4().hex[:12]}"
+        self.store = f"s3://{bucket}/run"
+        self.site.extra["STREAMPROC_LAKE"] = self.store
+        self.site.extra |= self.bench.s3.environment
+        client = boto3.client("s3", endpoint_url=self.bench.s3.endpoint_url, region_name=self.bench.s3.region)
+        client.create_bucket(Bucket=bucket)
+        client.close()
+        return self.bench.s3.endpoint_url
+
+    def mount_lake(self, size: str) -> None:
+        """Give the lake a small disk of its own. Needs the right to mount."""
+        self.site.lake.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "lake", self.site.lake], check=True)
+        self._mounted = True
+
+    def unmount_lake(self) -> None:
+        if self._mounted:
+            subprocess.run(["umount", "--lazy", self.site.lake], check=True)
+
+    async def crash_postgres(self, away: float) -> None:
+        """Shut PostgreSQL down at once, as a crash would, and start it again after ``away`` seconds."""
+        self.db.close()
+        await asyncio.to_thread(self.bench.crash_postgres, away)
+        self.db = psycopg.connect(self.site.ledger, autocommit=True)
+
+    async def restart_broker(self, *, kill: bool) -> None:
+        await asyncio.to_thread(self.bench.restart_broker, kill=kill)
+
+    # -- what the ledger says ----------------------------------------------------------------------------
+
+    def committed(self) -> int:
+        """Records committed."""
+        row = self.db.execute("select coalesce(sum(records), 0) from streamproc.partitions").fetchone()
+        return int(row[0])
+
+    def claimed_since(self, at: float, worker: str) -> set[str]:
+        """Partitions that others than ``worker`` claimed after ``at`` (Unix time)."""
+        rows = self.db.execute(
+            "select distinct partition from audit.claims where at > %s and owner <> %s",
+            [datetime.fromtimestamp(at, UTC), worker],
+        )
+        return {partition for (partition,) in rows}
+
+    def owned_by(self, worker: str) -> set[str]:
+        """Partitions this worker holds."""
+        rows = self.db.execute("select partition from streamproc.partitions where owner = %s", [worker])
+        return {partition for (partition,) in rows}
+
+    def progressed_since(self, at: float) -> dict[str, float]:
+        """Seconds from ``at`` (Unix time) to the first commit after it, for each partition that had one."""
+        rows = self.db.execute(
+            "select partition, extract(epoch from min(committed_at))::float8 from streamproc.epochs as e"
+            " join streamproc.epoch_ranges as r on r.epoch = e.id where committed_at > %s group by partition",
+            [datetime.fromtimestamp(at, UTC)],
+        )
+        return {partition: first - at for partition, first in rows}
+
+    async def recovered(self, at: float, deadline: float = 90.0) -> float:
+        """Wait until every partition was committed after ``at``; returns how long that took, in seconds."""
+        await self.until(
+            lambda: len(self.progressed_since(at)) == PARTITIONS, "all partitions progress again", deadline
+        )
+        return max(self.progressed_since(at).values())
+
+    def in_flight(self, topic: dict[tuple[str, int], ConsumerRecord], at: float) -> int:
+        """Records that were in the topic at ``at`` (Unix time) and committed later."""
+        first: dict[str, int] = {}
+        rows = self.db.execute(
+            "select partition, min(coalesce(after, -1)) from streamproc.epochs as e"
+            " join streamproc.epoch_ranges as r on r.epoch = e.id where committed_at > %s group by partition",
+            [datetime.fromtimestamp(at, UTC)],
+        )
+        first = {partition: int(after) for partition, after in rows}
+        return sum(
+            1
+            for (partition, offset), record in topic.items()
+            if record.timestamp < at * 1000 and offset > first.get(partition, 2**62)
+        )
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """No more records; all that there are committed; all workers ended."""
+        if self._topic is not None:
+            return
+        await self.stop_feeding()
+        found = await read_records(self.site.broker, self.site.topic)
+        # More than were sent when a broker ended before its answer: such a record is there twice.
+        if len(found) < self.sent:
+            raise NotSettled(f"{len(found)} records are in the topic, {self.sent} were sent")
+        await self.until(lambda: self.committed() >= len(found), f"all {len(found)} records committed", 90)
+        await self.stop_workers()
+        self._topic = {(self.site.partition_prefix + p, n): record for (p, n), record in found.items()}
+
+    async def settle(self) -> dict[tuple[str, int], ConsumerRecord]:
+        """Drained, warehouse loaded, store swept; returns the topic."""
+        await self.drain()
+        assert self._topic is not None
+        async with Ledger(self.site.ledger, self.site.stream, "settling") as ledger:
+            store = open_store(self.store or self.site.lake.as_uri())
+            warehouse = open_warehouse(self.site.ledger, self.site.stream)
+            assert warehouse is not None
+            await store.open()
+            await warehouse.open()
+            await Loader(ledger, warehouse, store).run_once()
+            await warehouse.close()
+            for hours in (2, 4, 30):  # orphans are abandoned; objects deleted, and deleted once more
+                await ledger.sweep(store, now=datetime.now(UTC) + timedelta(hours=hours))
+            if self.store:
+                await self._fetch(store)
+            await store.close()
+        return self._topic
+
+    async def _fetch(self, store: ObjectStore) -> None:
+        """Copy the objects of another store to where a folder's would be, to be checked there."""
+        keys = [listed.key async for listed in store.list()]
+        for key in keys:
+            (self.site.lake / key).parent.mkdir(parents=True, exist_ok=True)
+            (self.site.lake / key).write_bytes(await store.get(key))
+
+    async def verdict(self, topic: dict[tuple[str, int], ConsumerRecord]) -> Verdict:
+        """The checks, in a thread: other runs go on meanwhile."""
+        values = {at: record.value for at, record in topic.items()}
+        return await asyncio.to_thread(judge, self.site, values)
