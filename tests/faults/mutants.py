@@ -194,8 +194,9 @@ MUTANTS = (
         (
             Change(
                 "sinks/warehouse_postgres.py",
-                '            await conn.execute("LOCK TABLE warehouse.loads IN SHARE ROW EXCLUSIVE MODE")\n',
-                "",
+                '            await conn.execute("LOCK TABLE warehouse.loads IN SHARE ROW EXCLUSIVE MODE")\n'
+                '            failpoint("load.locked")\n',
+                '            failpoint("load.locked")\n',
             ),
         ),
         ("tests/sinks/test_warehouse_postgres.py",),
