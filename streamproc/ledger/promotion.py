@@ -147,6 +147,16 @@ async def superseded_keys(conn: AsyncConnection[Any], replay: Replay) -> list[st
     return [key for (key,) in await (await conn.execute(_SUPERSEDED_KEYS, _names(replay))).fetchall()]
 
 
+async def own_keys(conn: AsyncConnection[Any], replay: Replay) -> list[str]:
+    """The replay's ``events`` objects, before they are the stream's."""
+    cursor = await conn.execute(
+        "SELECT key FROM streamproc.objects"
+        " WHERE stream = %(namespace)s AND state = 'committed' AND kind = 'events' ORDER BY key",
+        _names(replay),
+    )
+    return [key for (key,) in await cursor.fetchall()]
+
+
 async def swap(
     conn: AsyncConnection[Any], replay: Replay, clocks: Mapping[Partition, int | None], operator: str
 ) -> None:

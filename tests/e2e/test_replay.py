@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import asdict
 
@@ -47,7 +48,7 @@ def spoil(site):
     return lambda: path.write_text(right)
 
 
-def records(events, seed, rate=1.0):
+def records(events, seed, rate=1):
     """Events over hours, so that sessions end and windows close; some are of no use."""
     for record in Generator(seed=seed, events=events, bad_ratio=0.02, rate=rate).records():
         if record.value is None or len(record.value) < 900_000:
@@ -230,3 +231,165 @@ async def test_a_mistake_in_the_page_is_repaired_while_traffic_flows(site, start
     now = everything(site)
     assert await command(site, "promote", "fix", "--yes") == {"replay": "fix", "promoted": False}
     assert everything(site) == now
+
+
+async def test_a_range_in_the_middle_leaves_tables_and_lake_in_agreement(site, start):
+    """Sessions and windows that reach over either end have events of both."""
+    correct = spoil(site)
+    live = start("live")
+    source = records(1_000_000, seed=22)
+    sent = 0
+    for _ in range(12):  # several commits of all partitions
+        sent += await produce(site.broker, site.topic, itertools.islice(source, 800))
+        await until(lambda s=sent: committed_records(site.ledger) == s, "committed", 90, [live])
+    correct()
+    with psycopg.connect(site.ledger) as db:
+        ends = dict(db.execute("select partition, position from streamproc.partitions order by 1"))
+    numbers = {p.removeprefix(site.partition_prefix): int(end) for p, end in ends.items()}
+    begin = ",".join(f"{p}:{end // 3}" for p, end in numbers.items())
+    end = ",".join(f"{p}:{end * 2 // 3}" for p, end in numbers.items())
+
+    plan = await command(site, f"--from={begin}", f"--to={end}", "--dry-run")
+    assert plan["widened"]
+    refused = site.run("replay", f"--from={begin}", f"--to={end}", "--exact", check=False)
+    assert refused.returncode == 2 and plan["options"] in refused.stderr
+    options = plan["options"].split()
+    assert not (await command(site, *options, "--exact", "--dry-run"))["widened"]
+
+    done = await command(site, f"--from={begin}", f"--to={end}", "--into", "middle", "--workers", "2")
+    assert sum(numbers.values()) // 4 < done["positions"] < sent
+    difference = await command(site, "diff", "middle")
+    expected = expected_differences(site, "middle")
+    found = {name: (t["missing"], t["added"], t["changed"]) for name, t in difference["tables"].items()}
+    assert found == expected
+    assert expected["sessions"] != (0, 0, 0) and expected["checkout_funnel"] != (0, 0, 0)
+    assert (await command(site, "promote", "middle", "--yes"))["promoted"]
+    sent += await produce(site.broker, site.topic, itertools.islice(source, 800))
+    await until(lambda: committed_records(site.ledger) == sent, "committed", 90, [live])
+    assert live.stop() == 0, live.tail()
+    site.run("warehouse", "load")
+    check_everything(site, await read_topic(site.broker, site.topic))
+    check_warehouse(site)
+
+
+@contextlib.asynccontextmanager
+async def watched(site):
+    """What a reader sees meanwhile: rows of the lake's list with a table's sum, and the warehouse's rows."""
+    tables, warehouse = set(), set()
+    stop = threading.Event()
+
+    def look():
+        with psycopg.connect(site.ledger, autocommit=True) as db:
+            while not stop.is_set():
+                lake = (
+                    "select sum(rows) from streamproc.objects"
+                    f" where state = 'committed' and kind = 'events' and stream = '{site.stream}'"
+                )
+                both = f"select ({lake}), (select sum(events) from {site.stream}.audience)"
+                tables.add(db.execute(both).fetchone())
+                warehouse.add(db.execute("select count(*) from warehouse.clickstream").fetchone())
+
+    looking = asyncio.create_task(asyncio.to_thread(look))
+    try:
+        yield tables, warehouse
+    finally:
+        stop.set()
+        await looking
+
+
+async def waits_for_a_lock(site, process, table):
+    """Until the promotion has begun and waits for a table that the test has locked."""
+
+    def waiting():
+        assert process.poll() is None, (site.directory / "command.log").read_text()[-3000:]
+        with psycopg.connect(site.ledger) as db:
+            (found,) = db.execute(
+                "select count(*) from pg_locks where not granted and relation = %s::regclass"
+                " and exists (select from streamproc.replays where state = 'promoting')",
+                [table],
+            ).fetchone()
+        return found > 0
+
+    await until(waiting, "the promotion waits", 60)
+
+
+async def test_killed_anywhere_it_goes_on(site, start):
+    correct = spoil(site)
+    site.extra["STREAMPROC_MAX_EPOCH_RECORDS"] = "1000"  # more commits to be killed between
+    live = start("live")
+    source = records(1_000_000, seed=23)
+    sent = await produce(site.broker, site.topic, itertools.islice(source, 25_000))
+    await until(lambda: committed_records(site.ledger) == sent, "committed", 90, [live])
+    site.run("warehouse", "load")
+    correct()
+    topic = await read_topic(site.broker, site.topic)
+    check_everything(site, topic)
+    before = everything(site)
+
+    def done():
+        return committed_records(site.ledger, f"{site.stream}__replay_fix")
+
+    with started(site, "replay", "--from", "earliest", "--into", "fix", "--workers", "2") as process:
+        await until(lambda: done() > 0 or process.poll() is not None, "the replay has begun", 60)
+    assert 0 < done() < sent, "killed too late to show anything"
+    resumed = await command(site, "--into", "fix")
+    assert (resumed["state"], resumed["left"], done()) == ("complete", 0, sent)
+    expected = expected_differences(site, "fix")
+    difference = await command(site, "diff", "fix")
+    assert {n: (t["missing"], t["added"], t["changed"]) for n, t in difference["tables"].items()} == expected
+    before = everything(site)
+
+    promote = ("replay", "promote", "fix", "--yes")
+    async with watched(site) as (tables, warehouse):
+        await _killed_and_promoted(site, promote, before)
+    assert len(tables) == 2 and len(warehouse) == 2, "readers saw something that is neither old nor new"
+
+    sent += await produce(site.broker, site.topic, itertools.islice(source, 2_000))
+    await until(lambda: committed_records(site.ledger) == sent, "live goes on", 90, [live])
+    assert live.stop() == 0, live.tail()
+    site.run("warehouse", "load")
+    check_everything(site, await read_topic(site.broker, site.topic))
+    check_warehouse(site)
+
+
+async def _killed_and_promoted(site, promote, before):
+    with psycopg.connect(site.ledger) as db:  # killed before the warehouse's transaction
+        db.execute("lock table warehouse.loads in share row exclusive mode")
+        with started(site, *promote) as process:
+            await waits_for_a_lock(site, process, "warehouse.loads")
+    assert everything(site) == before
+    assert site.run("replay", "discard", "fix", "--yes", check=False).returncode == 1
+    with psycopg.connect(site.ledger) as db:  # killed before the ledger's transaction, after the warehouse's
+        db.execute(f"lock table {site.stream}.sessions in row exclusive mode")
+        with started(site, *promote) as process:
+            await waits_for_a_lock(site, process, f"{site.stream}.sessions")
+    between = everything(site)
+    assert between[:-1] == before[:-1] and between[-1] != before[-1]
+    site.run("warehouse", "load")
+    assert everything(site) == between, "a loader in between must leave both alone"
+    assert await command(site, "promote", "fix", "--yes") == {"replay": "fix", "promoted": True}
+
+
+async def test_a_discarded_replay_leaves_nothing_behind(site, start):
+    live = start("live")
+    sent = await produce(site.broker, site.topic, itertools.islice(records(100_000, seed=24), 4_000))
+    await until(lambda: committed_records(site.ledger) == sent, "committed", 90, [live])
+    await command(site, "--from", "earliest", "--into", "try")
+    assert site.run("replay", "discard", "try", "--yes").stdout == "try: discarded.\n"
+    assert await command(site, "status") == {"replays": []}
+    with psycopg.connect(site.ledger) as db:
+        space = f"{site.stream}__replay_try"
+        for table in ("partitions", "epochs", "objects", "replays"):
+            column = "namespace" if table == "replays" else "stream"
+            found = db.execute(f"select count(*) from streamproc.{table} where {column} = %s", [space])
+            assert found.fetchone() == (0,), table
+        assert db.execute(
+            "select to_regnamespace(%s), to_regclass(%s)", [space, f"warehouse.{space}"]
+        ).fetchone() == (
+            None,
+            None,
+        )
+        left = db.execute("select count(*) from streamproc.objects where state = 'abandoned'")
+        assert left.fetchone()[0] > 0, "its objects are the sweep's to delete"
+    assert live.stop() == 0
+    check_everything(site, await read_topic(site.broker, site.topic))

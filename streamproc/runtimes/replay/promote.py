@@ -16,7 +16,7 @@ import structlog
 from psycopg import AsyncConnection, sql
 
 from streamproc.database import Database
-from streamproc.errors import ConfigError, LedgerError, Mistake
+from streamproc.errors import ConfigError, Inconsistent, LedgerError, Mistake
 from streamproc.ledger import Ledger, carrying, promotion
 from streamproc.ledger import replays as ledgered
 from streamproc.ledger.reading import owner
@@ -130,12 +130,13 @@ class Promoter:
             found = await owner(self._database, self.replay.namespace, partition)
             if found.name is not None and found.connected:
                 raise LedgerError(f"{found.name} is at work on replay {self.replay.name}: end it first")
-        if self._own is not None:
-            assert isinstance(self._own, Swaps)
-            await self._own.remove()
         async with self._locked("discard") as (conn, replay):
             if replay.state in {"promoting", "promoted"}:
-                raise LedgerError(f"replay {replay.name} is {replay.state}: there is nothing to discard")
+                raise LedgerError(f"replay {replay.name} is {replay.state}: it cannot be discarded any more")
+            # First, because a replay whose warehouse table is gone can still be discarded, or load it again.
+            if self._own is not None:
+                assert isinstance(self._own, Swaps)
+                await self._own.remove()
             await promotion.discard(conn, replay)
             await _drop_schema(conn, replay.namespace)
 
@@ -156,6 +157,13 @@ class Promoter:
             if not each.span.empty
         ]
         swapped = await self._live.adopt(self.replay.namespace, rows, superseded)
+        async with self._database.connection("list the replay's objects") as conn:
+            own = await promotion.own_keys(conn, self.replay)
+        if missing := await self._live.missing(own):
+            raise Inconsistent(
+                f"{len(missing)} objects of replay {self.replay.name} are not in the warehouse, "
+                "and neither is the table they were loaded into"
+            )
         log.info("warehouse_promoted", replay=self.replay.name, again=not swapped, objects=len(superseded))
 
     async def _swap(self, carrier: Carrier, operator: str) -> None:
