@@ -2,7 +2,8 @@
 
 The servers live as long as the session (one of each per xdist worker); what a test gets from them is
 fresh: a database, a bucket, a topic. ``STREAMPROC_TEST_BROKER=kafka`` puts Apache Kafka in the place of
-the embedded broker.
+the embedded broker, ``STREAMPROC_TEST_POSTGRES=/usr/lib/postgresql/15/bin`` the PostgreSQL of those programs
+in the place of the embedded one.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from streamproc.embedded.broker import start_broker
 from streamproc.embedded.postgres import EmbeddedPostgres, start_postgres
 from streamproc.sources.kafka_client import KafkaConnection
 from tests.support.apache_kafka import ApacheKafka, KafkaUnavailable
+from tests.support.installed_postgres import InstalledPostgres
 
 #: Sample data that is not part of the project (access logs, naughty strings): see ``shared_data``.
 SHARED_DATA = Path(os.environ.get("STREAMPROC_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 #: What ``broker`` is: ``embedded`` or ``kafka``.
 BROKER = os.environ.get("STREAMPROC_TEST_BROKER", "embedded")
+
+#: The folder of the programs of a PostgreSQL to test with instead of the embedded one.
+POSTGRES = os.environ.get("STREAMPROC_TEST_POSTGRES")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,14 +57,18 @@ def server_directory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(server_directory: Path) -> Iterator[EmbeddedPostgres]:
+def postgres_server(server_directory: Path) -> Iterator[EmbeddedPostgres | InstalledPostgres]:
     """The session's PostgreSQL, without fsync."""
+    if POSTGRES is not None:
+        with InstalledPostgres(Path(POSTGRES), server_directory / "postgres") as installed:
+            yield installed
+        return
     with start_postgres(server_directory / "postgres", durable=False) as server:
         yield server
 
 
 @pytest.fixture
-def postgres(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+def postgres(postgres_server: EmbeddedPostgres | InstalledPostgres) -> Iterator[str]:
     """Conninfo of a fresh, empty database."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(postgres_server.database_url("postgres"), autocommit=True) as connection:

@@ -20,9 +20,10 @@ from streamproc.errors import ConfigError, DependencyError, StreamprocError
 from streamproc.redaction import Url, redact
 from streamproc.settings import Settings
 
-#: Oldest PostgreSQL that still gets fixes (https://www.postgresql.org/support/versioning/), as
-#: ``server_version_num`` counts.
-OLDEST_POSTGRES = 140_000
+#: Oldest PostgreSQL that can hold the tables: their keys are unique with NULLS NOT DISTINCT, which 15 brought.
+#: Counted as ``server_version_num`` does. It is also the oldest that still gets fixes
+#: (https://www.postgresql.org/support/versioning/).
+OLDEST_POSTGRES = 150_000
 
 #: Seconds an endpoint has to answer.
 PATIENCE = 20.0
@@ -124,7 +125,7 @@ async def _postgres(what: str, url: Url) -> str:
     assert row is not None, "a SELECT without FROM gives a row"
     number, version, replica, may_create, user = row
     if number < OLDEST_POSTGRES:
-        raise DependencyError(what, f"PostgreSQL {version} is too old", "14 or newer is needed")
+        raise DependencyError(what, f"PostgreSQL {version} is too old", "15 or newer is needed")
     if replica:
         raise DependencyError(what, "the server is a read-only replica", "name the primary")
     if not may_create:
