@@ -92,7 +92,7 @@ class Worker:
         )
         self.pipeline = Pipeline(
             topology,
-            TransformPool(lambda: Transform(topology, Resources(os.environ, pages))),
+            TransformPool(Transform(topology, Resources(os.environ, pages))),
             ledger=self.ledger,
             lake=self._lake,
             summaries=self._summaries,

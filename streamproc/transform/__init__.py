@@ -6,17 +6,19 @@ the same records give the same events, so a replay agrees with the stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import polars as pl
 
 from streamproc.errors import ConfigError, EnrichmentFailed, Mistake
 from streamproc.model import SYSTEM_COLUMNS, Counts, RecordBatch, Transformed
-from streamproc.topology import Enrichment, Filter, Topology
+from streamproc.topology import Enrichment, Topology
 from streamproc.transform.decode import decode
 from streamproc.transform.enrich import ORDER, PRIVACY, SPECS
+from streamproc.transform.enrich.distinct import Answers, Shared
 from streamproc.transform.enrich.spec import Resources, Step
-from streamproc.transform.expressions import Compiled, ExpressionError, compile_sql
+from streamproc.transform.filters import Filters, compiled_or_mistake, reads_only
 
 __all__ = ["Resources", "Transform"]
 
@@ -29,6 +31,8 @@ class Transform:
     columns work on true values and nothing downstream ever sees them. A filter whose expression is null
     keeps the row.
 
+    Several threads may call it at once; they share what enrichments remember.
+
     Raises ConfigError, with every mistake, when an enrichment cannot be built (a file or secret is missing).
     """
 
@@ -40,10 +44,8 @@ class Transform:
         self._privacy = _build([e for e in ordered if e.kind in PRIVACY], resources, mistakes)
         decoded = {field.name: field.type.polars for field in topology.contract.fields}
         decoded |= {"event_time": pl.Datetime("us", "UTC"), **SYSTEM_COLUMNS}
-        early = [each for each in topology.filters if _reads_only(each, decoded)]
-        late = [each for each in topology.filters if each not in early]
-        self._early = _Filters(early, decoded, mistakes)
-        self._late = _Filters(late, topology.columns, mistakes)
+        self._shared = Shared([*self._enrich, *self._privacy], decoded)
+        self._early, self._late = _filters(topology, decoded, self._shared.adds(self._enrich), mistakes)
         self._derive = _derived(topology, mistakes)
         if mistakes:
             raise ConfigError(mistakes)
@@ -58,23 +60,30 @@ class Transform:
         counts: dict[str, Counts] = {}
         for batch in batches:
             counts.setdefault(batch.partition.id, Counts()).records += len(batch)
-        for partition, rows in _per_partition(decoded.rejects):
+        for partition, rows in _per_partition(decoded.rejects, counts):
             counts[partition].rejected += rows
         result = Transformed(decoded.frame, decoded.rejects, counts)
 
-        self._early(result)
+        answers = self._shared.answers()
+        self._filter(self._early, result, answers)
         for step in self._enrich:
-            result.events = step(result.events)
+            result.events = answers.run(step, result.events)
         for expr in self._derive:  # one after the other: a derived column may read those before it
             result.events = result.events.with_columns(expr)
-        self._late(result)
+        self._filter(self._late, result, answers)
         for step in self._privacy:
-            result.events = step(result.events)
+            result.events = answers.run(step, result.events)
 
         result.events = self._conform(result.events)
-        for partition, rows in _per_partition(result.events):
+        for partition, rows in _per_partition(result.events, counts):
             counts[partition].accepted += rows
         return result
+
+    def _filter(self, filters: Filters, result: Transformed, answers: Answers) -> None:
+        keep = filters.keep(answers.join(result.events, filters.reads), result)
+        if keep is not None:
+            result.events = result.events.filter(keep)
+            answers.filter(keep)
 
     def _conform(self, events: pl.DataFrame) -> pl.DataFrame:
         columns = self.topology.columns
@@ -85,39 +94,19 @@ class Transform:
         return events
 
 
-class _Filters:
-    """Some filters, applied in one pass over the frame."""
+def _filters(
+    topology: Topology, decoded: Mapping[str, pl.DataType], by_value: Set[str], mistakes: list[Mistake]
+) -> tuple[Filters, Filters]:
+    """The filters that run first and those that run last.
 
-    def __init__(
-        self, filters: Sequence[Filter], columns: Mapping[str, pl.DataType], mistakes: list[Mistake]
-    ) -> None:
-        self._drops: list[tuple[str, pl.Expr]] = []
-        for each in filters:
-            compiled = _compile(f"filters.{each.name}.drop", each.drop, columns, mistakes)
-            if compiled is None:
-                continue
-            if compiled.type != pl.Boolean():
-                mistakes.append(
-                    Mistake(f"filters.{each.name}.drop", f"it gives {compiled.type}", "Write a condition")
-                )
-            self._drops.append((each.name, compiled.expr))
-
-    def __call__(self, result: Transformed) -> None:
-        """Drop from ``result.events``; count by partition and by filter."""
-        if not self._drops or result.events.is_empty():
-            return
-        # The number of the first filter that drops the row, null for a row that stays.
-        first = pl.coalesce(
-            pl.when(drop).then(pl.lit(number, pl.UInt16)) for number, (_, drop) in enumerate(self._drops)
-        )
-        dropped = result.events.select(partition="source_partition", by=first)
-        if dropped["by"].null_count() == dropped.height:
-            return
-        result.events = result.events.filter(dropped["by"].is_null())
-        for partition, by, rows in dropped.drop_nulls("by").group_by("partition", "by").len().iter_rows():
-            result.counts[partition].filtered += rows
-            name = self._drops[by][0]
-            result.filtered_by[name] = result.filtered_by.get(name, 0) + rows
+    One that reads an enrichment's column can still run first if the column follows from a decoded value, and
+    if no filter stands before it that has to wait: for whom a row counts follows from the page alone.
+    """
+    early = [each for each in topology.filters if reads_only(each, decoded)]
+    late = [each for each in topology.filters if each not in early]
+    known = {**decoded, **{name: topology.columns[name] for name in by_value}}
+    soon = list(itertools.takewhile(lambda each: reads_only(each, known), late))
+    return Filters([*early, *soon], known, mistakes), Filters(late[len(soon) :], topology.columns, mistakes)
 
 
 def _build(enrichments: Sequence[Enrichment], resources: Resources, mistakes: list[Mistake]) -> list[Step]:
@@ -133,7 +122,7 @@ def _build(enrichments: Sequence[Enrichment], resources: Resources, mistakes: li
 def _derived(topology: Topology, mistakes: list[Mistake]) -> list[pl.Expr]:
     derived = []
     for name, sql, dtype in topology.derive:
-        compiled = _compile(f"derive.{name}", sql, topology.columns, mistakes)
+        compiled = compiled_or_mistake(f"derive.{name}", sql, topology.columns, mistakes)
         if compiled is None:
             continue
         if compiled.type != dtype:
@@ -143,23 +132,7 @@ def _derived(topology: Topology, mistakes: list[Mistake]) -> list[pl.Expr]:
     return derived
 
 
-def _compile(
-    where: str, sql: str, columns: Mapping[str, pl.DataType], mistakes: list[Mistake]
-) -> Compiled | None:
-    try:
-        return compile_sql(sql, columns)
-    except ExpressionError as error:
-        mistakes.append(Mistake(where, error.problem, f"The expression is: {sql}"))
-        return None
-
-
-def _reads_only(each: Filter, columns: Mapping[str, pl.DataType]) -> bool:
-    try:
-        compile_sql(each.drop, columns)
-    except ExpressionError:
-        return False  # it needs more, or it is wrong: then the late filters say how
-    return True
-
-
-def _per_partition(frame: pl.DataFrame) -> Iterator[tuple[str, int]]:
-    yield from frame.group_by("source_partition").len().iter_rows()
+def _per_partition(frame: pl.DataFrame, counts: Mapping[str, Counts]) -> Iterable[tuple[str, int]]:
+    if len(counts) == 1:
+        return [(partition, frame.height) for partition in counts]
+    return frame.group_by("source_partition").len().rows()

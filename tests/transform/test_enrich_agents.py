@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA, is_crawler
 
-from streamproc.transform.enrich.distinct import Remembered
+from streamproc.transform.enrich.distinct import ByValue, Remembered
 from tests.transform.enriching import build, enrich, frame, mistakes
 
 IPHONE = (
@@ -107,7 +107,7 @@ def test_what_is_remembered_never_changes_an_answer() -> None:
         asked.append(len(values))
         return values.str.len_chars().alias("length").to_frame()
 
-    step = Remembered("ua", describe, bound=4)
+    step = ByValue(Remembered("ua", describe, bound=4))
     batches = [
         ["a", "bb", None],
         ["bb", "ccc", "a"],

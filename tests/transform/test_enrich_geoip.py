@@ -80,7 +80,7 @@ def test_a_batch_of_more_addresses_than_are_remembered_is_answered_in_full(
 ) -> None:
     from streamproc.transform.enrich import geoip as module
 
-    monkeypatch.setattr(module, "_BOUND", 50)
+    monkeypatch.setattr(module, "MOST_ADDRESSES", 50)
     expected = samples(networks(geoip, "Country"))
     options = {"field": "ip", "database": "GeoLite2-Country-Test.mmdb", "only": ["country"]}
     step = build("geoip", options, {"ip": pl.String()}, base=geoip)

@@ -173,7 +173,7 @@ class ReplayWorker:
         self._summaries = Summaries(self.topology.tables, self.topology.name)
         self.pipeline = ReplayPipeline(
             self.topology,
-            TransformPool(lambda: Transform(self.topology, Resources(os.environ, pages))),
+            TransformPool(Transform(self.topology, Resources(os.environ, pages))),
             ledger=self._ledger,
             lake=Lake(self._store, self.topology),
             summaries=self._summaries,

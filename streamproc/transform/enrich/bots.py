@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 
-from streamproc.transform.enrich.distinct import Remembered
+from streamproc.transform.enrich.distinct import ByValue, Remembered
 from streamproc.transform.enrich.spec import (
     Checked,
     EnrichmentSpec,
@@ -87,11 +87,8 @@ def _check(
 
 
 def _build(options: Mapping[str, Any], _: Resources) -> Step:
-    remembered = Remembered(options["field"], _Bots(options))
-    if "is_bot" not in options["only"]:
-        return remembered
-    verdict = pl.col("is_bot").fill_null(options["empty"])
-    return lambda frame: remembered(frame).with_columns(verdict)
+    of_null = {"is_bot": options["empty"]} if "is_bot" in options["only"] else {}
+    return ByValue(Remembered(options["field"], _Bots(options), of_null=of_null))
 
 
 #: Options: ``field``, the column with the user agent; ``empty``, the verdict on an empty one; ``patterns``,

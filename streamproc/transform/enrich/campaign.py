@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from streamproc.transform.enrich.distinct import Remembered
+from streamproc.transform.enrich.distinct import ByValue, Remembered
 from streamproc.transform.enrich.percent import decode_components
 from streamproc.transform.enrich.spec import (
     Checked,
@@ -107,7 +107,7 @@ def _check(
 
 
 def _build(options: Mapping[str, Any], _: Resources) -> Step:
-    return Remembered(options["field"], _Campaign(options))
+    return ByValue(Remembered(options["field"], _Campaign(options)))
 
 
 #: Options: ``field``, the column with the URL; ``utm_source = ["utm_source", "mtm_source"]`` and so on, the

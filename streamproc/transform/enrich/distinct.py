@@ -1,55 +1,215 @@
 """Enrich by distinct value: what a column's values say is worked out once per value, not once per event.
 
-A batch of 20,000 events holds perhaps 3,000 different user agents or URLs, and the next batch mostly the
-same ones. Joining the answers back costs about 0.05 µs an event.
+A batch of 25,000 events holds perhaps 3,000 different user agents or URLs, and the next batch mostly the
+same ones. Each value that was seen has a number, its row in a frame of answers: an event costs one look-up
+of the number for each column that is read (0.03 µs) and one gather for each enrichment (0.01 µs). A join
+with the answers costs five times that, for it hashes all that is remembered anew with every batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import NamedTuple
 
 import polars as pl
 
+from streamproc.transform.enrich.spec import Step
+
 #: From a series of distinct, non-null values to a frame of answers, row by row.
 Describe = Callable[[pl.Series], pl.DataFrame]
-#: What one enrichment may remember, whatever length its values have.
+#: What is remembered of one column, whatever length its values have: values and answers.
 MAX_BYTES = 32 * 2**20
-_KEY = "distinct value"
-_KNOWN = "is known"
+#: How many addresses to remember: they are more than other values, and what is known of one is short.
+MOST_ADDRESSES = 100_000
+#: The hash table's part of a value: its entry, the value's address and length, its place on the heap.
+_ENTRY_BYTES = 64
+_ROW, _VALUE = "row", "value"
+
+
+class Found(NamedTuple):
+    """The answers for the values of a series: ``rows`` (UInt32) are their rows in ``answers``."""
+
+    rows: pl.Series
+    answers: pl.DataFrame
+
+    def answer(self, names: Sequence[str]) -> pl.DataFrame:
+        """The columns ``names`` of the answers, one row for each value."""
+        return self.answers.select(names)[self.rows]
+
+    def filter(self, keep: pl.Series) -> Found:
+        """The same for the values that stay."""
+        return Found(self.rows.filter(keep), self.answers)
 
 
 class Remembered:
-    """A step that adds ``describe``'s answers for the values of ``column``; null for null.
+    """``describe``'s answers for the values of ``column``; for null ``of_null``, and null of what it leaves out.
 
     Answers are kept from batch to batch, ``bound`` values and :data:`MAX_BYTES` at most: when they would be
     more, those that the current batch uses stay and the others are forgotten. What is remembered changes the
-    cost only, never an answer. A batch with more distinct values than fit is answered all the same.
+    cost only, never an answer. A batch with more distinct values than fit is answered all the same. Several
+    threads may ask at once.
     """
 
-    def __init__(self, column: str, describe: Describe, bound: int = 20_000) -> None:
-        self._column = column
-        self._describe = describe
-        self._bound = bound
-        self._known = self._answers(pl.Series(_KEY, [], dtype=pl.String))
+    def __init__(
+        self,
+        column: str,
+        describe: Describe,
+        bound: int = 20_000,
+        of_null: Mapping[str, object] | None = None,
+    ) -> None:
+        self.column = column
+        self.bound = bound
+        self.of_null = dict(of_null or {})
+        self.describe = describe
+        nothing = describe(pl.Series(_VALUE, [], dtype=pl.String))
+        #: The names of the answers.
+        self.names: tuple[str, ...] = tuple(nothing.columns)
+        #: The answer for null, which is always row 0.
+        self._null = nothing.clear(1).with_columns(
+            pl.lit(value, nothing.schema[name]).alias(name) for name, value in self.of_null.items()
+        )
+        self._lock = threading.Lock()
+        self._forget()
+
+    def find(self, values: pl.Series) -> Found:
+        """The answers for a String series; those that are not known yet are worked out."""
+        with self._lock:
+            rows = self._number(values)
+            if not (rows >= self._answers.height).any():
+                return Found(rows, self._answers)
+            found = self._learn(values, rows)
+            if self._bytes() > MAX_BYTES:  # of this batch alone, for it has forgotten the others
+                self._forget()
+            return found
+
+    def _forget(self) -> None:
+        self._type = pl.Categorical(pl.Categories.random())
+        self._alive = pl.Series([], dtype=self._type)  # polars drops the numbers of a type without a series
+        self._answers = self._null
+        self._value_bytes = 0
+
+    def _number(self, values: pl.Series) -> pl.Series:
+        """The row of each value: polars numbers values in the order in which it meets them, from 0."""
+        return (values.cast(self._type).to_physical() + 1).fill_null(0)
+
+    def _learn(self, values: pl.Series, rows: pl.Series) -> Found:
+        known = self._answers
+        seen = pl.DataFrame({_ROW: rows, _VALUE: values}).filter(pl.col(_ROW) > 0)
+        new = seen.filter(pl.col(_ROW) >= known.height).unique(_ROW).sort(_ROW)
+        height = known.height + new.height
+        # When a call fails to describe its values they have rows and no answers.
+        failed = not new[_ROW].equals(_range(known.height, height))
+        if failed or height - 1 > self.bound or self._bytes() > MAX_BYTES:
+            used = seen.filter(pl.col(_ROW) < known.height).unique(_ROW).sort(_ROW)
+            known = pl.concat([self._null, known[used[_ROW]]])
+            self._forget()
+            numbers = self._number(pl.concat([used[_VALUE], new[_VALUE]]))
+            if not numbers.equals(_range(1, len(numbers) + 1)):
+                raise RuntimeError("polars no longer numbers categories in order")
+            self._count(used[_VALUE])
+            rows = self._number(values)
+        self._answers = pl.concat([known, self.describe(new[_VALUE])], rechunk=True)
+        self._count(new[_VALUE])
+        return Found(rows, self._answers)
+
+    def _count(self, values: pl.Series) -> None:
+        self._value_bytes += int(values.str.len_bytes().sum()) + _ENTRY_BYTES * len(values)
+
+    def _bytes(self) -> int:
+        return self._value_bytes + int(self._answers.estimated_size())
+
+
+def _range(start: int, end: int) -> pl.Series:
+    return pl.int_range(start, end, dtype=pl.UInt32, eager=True)
+
+
+def together(memories: Sequence[Remembered]) -> Remembered:
+    """One memory for what several remember of the same column, so that its values are looked up once."""
+    describes = [memory.describe for memory in memories]
+    return Remembered(
+        memories[0].column,
+        lambda values: pl.concat([describe(values) for describe in describes], how="horizontal"),
+        max(memory.bound for memory in memories),
+        {name: value for memory in memories for name, value in memory.of_null.items()},
+    )
+
+
+class ByValue:
+    """A step whose columns follow from values of single columns, looked up in ``memories``.
+
+    ``combine`` makes the step's columns of the answers, when these are not yet what the enrichment adds: it
+    gets the frame with all answers. The transform lets steps that read the same column share a memory.
+    """
+
+    def __init__(self, *memories: Remembered, combine: Step | None = None) -> None:
+        self.memories = memories
+        self.combine = combine
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """``frame`` with the answers' columns."""
-        joined = self._join(frame)
-        missing = joined.lazy().filter(pl.col(_KNOWN).is_null()).select(pl.col(self._column).unique())
-        values = missing.collect().to_series().drop_nulls()
-        if len(values):
-            self._learn(frame, values)
-            joined = self._join(frame)
-        return joined.drop(_KNOWN)
+        """The step by itself."""
+        return self.add(frame, [memory.find(frame[memory.column]) for memory in self.memories])
 
-    def _join(self, frame: pl.DataFrame) -> pl.DataFrame:
-        return frame.join(self._known, left_on=self._column, right_on=_KEY, how="left", maintain_order="left")
+    def add(self, frame: pl.DataFrame, found: Sequence[Found]) -> pl.DataFrame:
+        """``frame`` with the step's columns. ``found``: the answers for each of :attr:`memories`."""
+        for memory, each in zip(self.memories, found, strict=True):
+            frame = frame.hstack(each.answer(memory.names))
+        return self.combine(frame) if self.combine else frame
 
-    def _learn(self, frame: pl.DataFrame, values: pl.Series) -> None:
-        known = self._known
-        if known.height + len(values) > self._bound or known.estimated_size() > MAX_BYTES:
-            known = known.join(frame.select(self._column), left_on=_KEY, right_on=self._column, how="semi")
-        self._known = pl.concat([known, self._answers(values)], rechunk=True)
 
-    def _answers(self, values: pl.Series) -> pl.DataFrame:
-        return self._describe(values).with_columns(values.alias(_KEY), pl.lit(True).alias(_KNOWN))
+class Shared:
+    """The memories of some columns, shared by all steps that read them."""
+
+    def __init__(self, steps: Sequence[Step], columns: Mapping[str, pl.DataType]) -> None:
+        by_column: dict[str, list[Remembered]] = {}
+        for step in steps:
+            for memory in step.memories if isinstance(step, ByValue) else ():
+                if memory.column in columns:
+                    by_column.setdefault(memory.column, []).append(memory)
+        self._memories = {column: together(memories) for column, memories in by_column.items()}
+
+    def adds(self, steps: Sequence[Step]) -> set[str]:
+        """Columns that some of ``steps`` add and that follow from one value: known before any step runs."""
+        return {
+            name
+            for step in steps
+            if isinstance(step, ByValue) and step.combine is None
+            for memory in step.memories
+            if memory.column in self._memories
+            for name in memory.names
+        }
+
+    def answers(self) -> Answers:
+        """For the next batch."""
+        return Answers(self._memories)
+
+
+class Answers:
+    """The answers for one batch of events. Each column is looked up once, when it is first asked for."""
+
+    def __init__(self, memories: Mapping[str, Remembered]) -> None:
+        self._memories = memories
+        self._found: dict[str, Found] = {}
+
+    def run(self, step: Step, events: pl.DataFrame) -> pl.DataFrame:
+        """``step(events)``, with the shared memories if it reads only columns that have one."""
+        if isinstance(step, ByValue) and all(each.column in self._memories for each in step.memories):
+            return step.add(events, [self.find(each.column, events) for each in step.memories])
+        return step(events)
+
+    def join(self, events: pl.DataFrame, names: Set[str]) -> pl.DataFrame:
+        """``events`` with those of the columns ``names`` that it lacks and that a memory has."""
+        for column, memory in self._memories.items():
+            if lacking := [name for name in memory.names if name in names and name not in events.columns]:
+                events = events.hstack(self.find(column, events).answer(lacking))
+        return events
+
+    def find(self, column: str, events: pl.DataFrame) -> Found:
+        """The answers for a column of ``events``."""
+        if column not in self._found:
+            self._found[column] = self._memories[column].find(events[column])
+        return self._found[column]
+
+    def filter(self, keep: pl.Series) -> None:
+        """The events are fewer from now on."""
+        self._found = {column: found.filter(keep) for column, found in self._found.items()}

@@ -18,7 +18,7 @@ import iptocc
 import maxminddb
 import polars as pl
 
-from streamproc.transform.enrich.distinct import Remembered
+from streamproc.transform.enrich.distinct import MOST_ADDRESSES, ByValue, Describe, Remembered
 from streamproc.transform.enrich.spec import (
     Checked,
     EnrichmentSpec,
@@ -53,8 +53,6 @@ _PATHS: dict[str, tuple[str | int, ...]] = {
     "asn": ("autonomous_system_number",),
     "as_org": ("autonomous_system_organization",),
 }
-#: Addresses remembered from batch to batch; a row is about 100 bytes.
-_BOUND = 100_000
 
 
 def _adds(has_database: bool, edition: str, has_asn: bool) -> dict[str, pl.DataType]:
@@ -100,16 +98,10 @@ def _unmapped(addresses: pl.Series) -> pl.Series:
     return addresses.str.replace(r"^::(?i:ffff):([0-9.]+)$", "$1")
 
 
-class _Registry:
-    """Country by the bundled registry table: native code, quicker for every row than a join."""
-
-    def __init__(self, field: str) -> None:
-        self._field = field
-
-    def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
-        addresses = _unmapped(frame[self._field]).fill_null("")
-        codes = iptocc.country_code(addresses.to_list())
-        return frame.with_columns(pl.Series("country", codes, dtype=pl.String))
+def _registry(addresses: pl.Series) -> pl.DataFrame:
+    """Country by the bundled registry table."""
+    codes = iptocc.country_code(_unmapped(addresses).to_list())
+    return pl.Series("country", codes, dtype=pl.String).to_frame()
 
 
 class _Databases:
@@ -163,9 +155,7 @@ def _open(
 def _build(options: Mapping[str, Any], resources: Resources) -> Step:
     field: str = options["field"]
     only: tuple[str, ...] = options["only"]
-    if not options["database"] and not options["asn_database"]:
-        return _Registry(field)
-    steps: list[Step] = [] if options["database"] or "country" not in only else [_Registry(field)]
+    by_registry = not options["database"] and "country" in only
     databases: list[_Database] = []
     adds: dict[str, pl.DataType] = {}
     for option, columns in (("database", {**_COUNTRY, **_CITY}), ("asn_database", _ASN)):
@@ -173,14 +163,10 @@ def _build(options: Mapping[str, Any], resources: Resources) -> Step:
         if options[option]:
             databases.append(_open(option, options, resources, tuple(wanted)))
             adds |= wanted
-    steps.append(Remembered(field, _Databases(databases, adds), _BOUND))
-
-    def step(frame: pl.DataFrame) -> pl.DataFrame:
-        for each in steps:
-            frame = each(frame)
-        return frame
-
-    return step
+    describes: list[Describe] = [_registry] if by_registry else []
+    if databases:
+        describes.append(_Databases(databases, adds))
+    return ByValue(*(Remembered(field, describe, MOST_ADDRESSES) for describe in describes))
 
 
 #: Options: ``field``, the column with the address; ``database`` and ``edition`` (``country`` or ``city``, so

@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from streamproc.transform.enrich.distinct import MOST_ADDRESSES, ByValue, Remembered
 from streamproc.transform.enrich.spec import (
     Checked,
     EnrichmentSpec,
@@ -27,13 +28,13 @@ _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 #: A segment as RFC 5952 writes it, and not zero, so that keeping it needs no compression.
 _PLAIN = "[1-9a-f][0-9a-f]{0,3}"
 _SEGMENT = "[0-9A-Fa-f]{1,4}"
+_MASKED = "masked address"
 
 
 class _Anonymise:
-    """IPv4 and ordinary IPv6 by regular expression; the odd forms by :mod:`ipaddress`, once per value."""
+    """IPv4 and ordinary IPv6 by regular expression; the odd forms by :mod:`ipaddress`."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self._field: str = options["field"]
         self._octets: int = options["keep_octets"]
         self._segments: int = options["keep_segments"]
         self._zero_octets = ".".join([""] * bool(self._octets) + ["0"] * (4 - self._octets))
@@ -42,23 +43,19 @@ class _Anonymise:
         self._v4 = _ipv4_pattern(self._octets)
         self._v6 = _ipv6_pattern(self._segments)
 
-    def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with the field replaced."""
-        addresses = frame[self._field].alias("address")
-        masked = addresses.str.extract(self._v4) + self._zero_octets
-        others = addresses.filter(masked.is_null()).unique().drop_nulls()
-        if len(others):
-            known = pl.DataFrame({"address": others, "masked": self._mask_others(others)})
-            joined = addresses.to_frame().join(known, on="address", how="left", maintain_order="left")
-            masked = masked.zip_with(masked.is_not_null(), joined["masked"])
-        return frame.with_columns(masked.alias(self._field))
-
-    def _mask_others(self, addresses: pl.Series) -> pl.Series:
-        """Distinct values that are no plain IPv4 address."""
-        masked = addresses.str.extract(self._v6) + self._zero_segments
-        odd = masked.is_null()
+    def __call__(self, addresses: pl.Series) -> pl.DataFrame:
+        """The masked addresses of distinct ones."""
+        address = pl.col("address")
+        masked = pl.DataFrame({"address": addresses}).select(
+            address,
+            masked=pl.coalesce(
+                address.str.extract(self._v4) + self._zero_octets,
+                address.str.extract(self._v6) + self._zero_segments,
+            ),
+        )
+        odd = masked["masked"].is_null()
         answers = [self._mask(text) for text in addresses.filter(odd).to_list()]
-        return masked.scatter(odd.arg_true(), pl.Series(answers, dtype=pl.String))
+        return masked["masked"].scatter(odd.arg_true(), pl.Series(answers, dtype=pl.String)).to_frame(_MASKED)
 
     def _mask(self, text: str) -> str | None:
         try:
@@ -112,7 +109,12 @@ def _check(
 
 
 def _build(options: Mapping[str, Any], _: Resources) -> Step:
-    return _Anonymise(options)
+    field: str = options["field"]
+
+    def replace(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.with_columns(pl.col(_MASKED).alias(field)).drop(_MASKED)
+
+    return ByValue(Remembered(field, _Anonymise(options), MOST_ADDRESSES), combine=replace)
 
 
 #: Options: ``field``, the column with the address; ``keep_octets`` (0 to 4, default 3: a /24) and

@@ -12,6 +12,7 @@ A changed file that cannot be used (broken, a column gone, a key twice) is repor
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,17 @@ class Lookup:
         self._path = path
         self._keys = dict(keys)
         self._types = dict(types)
+        self._lock = threading.Lock()
         self._state = self._look()
         self._rows = self._read()
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with the added columns."""
-        self._refresh()
+        with self._lock:
+            self._refresh()
+            rows = self._rows
         return frame.join(
-            self._rows,
+            rows,
             left_on=list(self._keys),
             right_on=list(self._keys.values()),
             how="left",

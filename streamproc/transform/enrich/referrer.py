@@ -23,7 +23,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from streamproc.transform.enrich.distinct import Remembered
+from streamproc.transform.enrich.distinct import ByValue, Remembered
 from streamproc.transform.enrich.percent import decode_component
 from streamproc.transform.enrich.referrer_table import (
     ReferrerTable,
@@ -120,30 +120,17 @@ def _decode(raw: str, charsets: tuple[str, ...]) -> str:
     return text
 
 
-class _Step:
-    def __init__(self, options: Mapping[str, Any], table: ReferrerTable) -> None:
-        self._field: str = options["field"]
-        self._page: str | None = options["page"]
-        self._only: tuple[str, ...] = options["only"]
-        self._known = Remembered(self._field, _Referrers(table, options["internal_hosts"]))
-        self._pages = Remembered(self._page, _page_hosts) if self._page else None
-
-    def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with the wanted columns."""
-        names = frame.columns
-        frame = self._known(frame).with_columns(pl.col("referrer_medium").fill_null("direct"))
-        if self._pages:
-            frame = self._pages(frame)
-            internal = (pl.col(_SITE) == pl.col(_PAGE_SITE)).fill_null(False)
-            frame = frame.with_columns(
-                pl.when(internal)
-                .then(pl.lit("internal"))
-                .otherwise("referrer_medium")
-                .alias("referrer_medium"),
-                pl.when(~internal).then("referrer_source").alias("referrer_source"),
-                pl.when(~internal).then("referrer_term").alias("referrer_term"),
-            )
-        return frame.select(*names, *self._only)
+def _compare(only: tuple[str, ...]) -> Step:
+    """Makes referrers from the page's own host internal, and leaves the columns ``only`` of the answers."""
+    internal = (pl.col(_SITE) == pl.col(_PAGE_SITE)).fill_null(False)
+    columns = {
+        "referrer_medium": pl.when(internal).then(pl.lit("internal")).otherwise("referrer_medium"),
+        "referrer_source": pl.when(~internal).then("referrer_source"),
+        "referrer_term": pl.when(~internal).then("referrer_term"),
+    }
+    compared = [expr.alias(name) for name, expr in columns.items() if name in only]
+    unwanted = [_SITE, _PAGE_SITE, *(name for name in ADDS if name not in only)]
+    return lambda frame: frame.with_columns(compared).drop(unwanted)
 
 
 def _page_hosts(pages: pl.Series) -> pl.DataFrame:
@@ -180,7 +167,14 @@ def _build(options: Mapping[str, Any], resources: Resources) -> Step:
             read_matomo(path, medium_of(path) or "", table)
         except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
             raise mistake("referrer", "lists", f"{path} cannot be used: {error}", "Mend the file") from error
-    return _Step(options, table)
+    only = options["only"]
+    field, describe = options["field"], _Referrers(table, options["internal_hosts"])
+    of_null = {"referrer_medium": "direct"}
+    if options["page"] is None:
+        by_itself = Remembered(field, lambda values: describe(values).select(only), of_null=of_null)
+        return ByValue(by_itself)
+    known, page = Remembered(field, describe, of_null=of_null), Remembered(options["page"], _page_hosts)
+    return ByValue(known, page, combine=_compare(only))
 
 
 #: Options: ``field``, the column with the referrer; ``page``, that with the page's URL; ``internal_hosts``,

@@ -18,7 +18,7 @@ import polars as pl
 from streamproc.errors import ConfigError, Mistake
 
 #: Frame in, frame out: the same rows in the same order, plus the columns the enrichment ``adds``. A step
-#: may cache (within a bound) but is a function of the frame and its files. Called by one thread at a time.
+#: may cache (within a bound) but is a function of the frame and its files. Several threads may call it at once.
 Step = Callable[[pl.DataFrame], pl.DataFrame]
 
 #: What a topic page calls the types of columns that an enrichment declares.

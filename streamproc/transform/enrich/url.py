@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from streamproc.transform.enrich.distinct import Remembered
+from streamproc.transform.enrich.distinct import ByValue, Remembered
 from streamproc.transform.enrich.spec import (
     Checked,
     EnrichmentSpec,
@@ -78,7 +78,7 @@ def _check(
 
 def _build(options: Mapping[str, Any], _: Resources) -> Step:
     field, only = options["field"], options["only"]
-    return Remembered(field, lambda urls: url_parts(urls).select(only))
+    return ByValue(Remembered(field, lambda urls: url_parts(urls).select(only)))
 
 
 #: Option: ``field``, the column with the URL.

@@ -14,7 +14,7 @@ import polars as pl
 from ua_parser import parse
 from ua_parser.core import OS, Result, UserAgent
 
-from streamproc.transform.enrich.distinct import Remembered
+from streamproc.transform.enrich.distinct import ByValue, Remembered
 from streamproc.transform.enrich.spec import (
     Checked,
     EnrichmentSpec,
@@ -125,7 +125,7 @@ def _check(
 
 def _build(options: Mapping[str, Any], _: Resources) -> Step:
     only = options["only"]
-    return Remembered(options["field"], lambda agents: _describe(agents).select(only))
+    return ByValue(Remembered(options["field"], lambda agents: _describe(agents).select(only)))
 
 
 #: Option: ``field``, the column with the user agent.
