@@ -8,14 +8,13 @@ as written.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
 from streamproc.transform.enrich.distinct import ByValue, Remembered
-from streamproc.transform.enrich.percent import decode_components
+from streamproc.transform.enrich.percent import decode_component
 from streamproc.transform.enrich.spec import (
     Checked,
     EnrichmentSpec,
@@ -27,6 +26,7 @@ from streamproc.transform.enrich.spec import (
 
 UTM = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
 ADDS: dict[str, pl.DataType] = {name: pl.String() for name in (*UTM, "click_id", "click_network")}
+_NOTHING: tuple[None, ...] = (None,) * len(ADDS)
 
 #: Click identifiers, from the networks' own documentation of auto-tagging.
 CLICK_IDS: dict[str, str] = {
@@ -51,45 +51,35 @@ class _Campaign:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._only: tuple[str, ...] = options["only"]
         self._networks = {**CLICK_IDS, **options["click_ids"]}
-        clicks = "|".join(map(re.escape, self._networks))
-        names = [name for column in UTM if column in self._only for name in options[column]]
-        self._any = rf"[?&](?:{'|'.join([*map(re.escape, names), clicks])})="
-        # A URL's query ends at '#'. Only the first '?' opens it; a value may hold more.
-        self._parameter = {
-            column: [rf"^[^?#]*\?(?:[^#]*?&)??{re.escape(name)}=([^&#]*)" for name in options[column]]
-            for column in UTM
-            if column in self._only
-        }
-        self._click = rf"^[^?#]*\?(?:[^#]*?&)??(?P<name>{clicks})=(?P<id>[^&#]+)"
+        self._names = {column: options[column] for column in UTM}
+        self._wanted = {*self._networks, *(name for names in self._names.values() for name in names)}
 
     def __call__(self, urls: pl.Series) -> pl.DataFrame:
-        """The wanted columns for distinct URLs. Most URLs have no such parameter: those are null at once."""
-        url = pl.col("url")
-        frame = pl.DataFrame({"url": urls, "row": pl.int_range(len(urls), dtype=pl.UInt32, eager=True)})
-        tagged = frame.filter(url.str.contains(self._any))
-        found = tagged.select(
-            "row",
-            pl.struct(
-                *(
-                    pl.coalesce(_unless_empty(url.str.extract(each)) for each in patterns).alias(column)
-                    for column, patterns in self._parameter.items()
-                ),
-                click=url.str.extract_groups(self._click),
-            ).alias("found"),
-        ).unnest("found")
-        click = pl.col("click").struct
-        found = found.with_columns(
-            click_id=click.field("id"), click_network=click.field("name").replace(self._networks)
-        )
-        found = found.with_columns(
-            decode_components(found[column]) for column in self._only if column != "click_network"
-        )
-        answers = frame.select("row").join(found, on="row", how="left", maintain_order="left")
-        return answers.select(self._only)
+        """The wanted columns for distinct URLs."""
+        rows = [self._describe(url) for url in urls.to_list()]
+        return pl.DataFrame(rows, schema=ADDS, orient="row").select(self._only)
+
+    def _describe(self, url: str) -> tuple[str | None, ...]:
+        """One URL's values of :data:`ADDS`. Expressions take longer, at the least for compiling them."""
+        # A URL's query ends at '#'. Only the first '?' opens it; a value may hold more.
+        query = url.partition("#")[0].partition("?")[2]
+        found: dict[str, str] = {}
+        click_id = click_network = None
+        for parameter in query.split("&") if query else ():
+            name, equals, value = parameter.partition("=")
+            if not equals or name not in self._wanted:
+                continue
+            found.setdefault(name, value)
+            if click_id is None and value and name in self._networks:
+                click_id, click_network = value, self._networks[name]
+        if not found:
+            return _NOTHING
+        values = [next(filter(None, map(found.get, names)), None) for names in self._names.values()]
+        return *map(_decoded, values), _decoded(click_id), click_network
 
 
-def _unless_empty(text: pl.Expr) -> pl.Expr:
-    return pl.when(text != "").then(text)
+def _decoded(value: str | None) -> str | None:
+    return decode_component(value) if value and ("%" in value or "+" in value) else value
 
 
 def _check(

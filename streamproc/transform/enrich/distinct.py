@@ -24,7 +24,6 @@ MAX_BYTES = 32 * 2**20
 MOST_ADDRESSES = 100_000
 #: The hash table's part of a value: its entry, the value's address and length, its place on the heap.
 _ENTRY_BYTES = 64
-_ROW, _VALUE = "row", "value"
 
 
 class Found(NamedTuple):
@@ -62,7 +61,7 @@ class Remembered:
         self.bound = bound
         self.of_null = dict(of_null or {})
         self.describe = describe
-        nothing = describe(pl.Series(_VALUE, [], dtype=pl.String))
+        nothing = describe(pl.Series([], dtype=pl.String))
         #: The names of the answers.
         self.names: tuple[str, ...] = tuple(nothing.columns)
         #: The answer for null, which is always row 0.
@@ -95,22 +94,21 @@ class Remembered:
 
     def _learn(self, values: pl.Series, rows: pl.Series) -> Found:
         known = self._answers
-        seen = pl.DataFrame({_ROW: rows, _VALUE: values}).filter(pl.col(_ROW) > 0)
-        new = seen.filter(pl.col(_ROW) >= known.height).unique(_ROW).sort(_ROW)
-        height = known.height + new.height
+        new, numbers = _first_of_each(values, rows, rows >= known.height)
+        height = known.height + len(new)
         # When a call fails to describe its values they have rows and no answers.
-        failed = not new[_ROW].equals(_range(known.height, height))
+        failed = not numbers.equals(_range(known.height, height))
         if failed or height - 1 > self.bound or self._bytes() > MAX_BYTES:
-            used = seen.filter(pl.col(_ROW) < known.height).unique(_ROW).sort(_ROW)
-            known = pl.concat([self._null, known[used[_ROW]]])
+            used, numbers = _first_of_each(values, rows, (rows < known.height) & (rows > 0))
+            known = pl.concat([self._null, known[numbers]])
             self._forget()
-            numbers = self._number(pl.concat([used[_VALUE], new[_VALUE]]))
+            numbers = self._number(pl.concat([used, new]))
             if not numbers.equals(_range(1, len(numbers) + 1)):
                 raise RuntimeError("polars no longer numbers categories in order")
-            self._count(used[_VALUE])
+            self._count(used)
             rows = self._number(values)
-        self._answers = pl.concat([known, self.describe(new[_VALUE])], rechunk=True)
-        self._count(new[_VALUE])
+        self._answers = pl.concat([known, self.describe(new)], rechunk=True)
+        self._count(new)
         return Found(rows, self._answers)
 
     def _count(self, values: pl.Series) -> None:
@@ -118,6 +116,13 @@ class Remembered:
 
     def _bytes(self) -> int:
         return self._value_bytes + int(self._answers.estimated_size())
+
+
+def _first_of_each(values: pl.Series, rows: pl.Series, wanted: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """The distinct ones of the wanted values and their rows, in the order in which they come."""
+    values, rows = values.filter(wanted), rows.filter(wanted)
+    first = rows.is_first_distinct()
+    return values.filter(first), rows.filter(first)
 
 
 def _range(start: int, end: int) -> pl.Series:

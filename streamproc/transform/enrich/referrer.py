@@ -57,36 +57,29 @@ class _Referrers:
         self._table = table
         self._internal = frozenset(host.lower() for host in internal_hosts)
         paths = sorted(map(re.escape, table.paths()), key=len, reverse=True)
-        self._path = rf"^({'|'.join(paths)})(?:/|$)"
+        self._path = re.compile(rf"({'|'.join(paths)})(?:/|\Z)")
 
     def __call__(self, referrers: pl.Series) -> pl.DataFrame:
         blank = referrers.str.strip_chars().is_in(["", "-"])
-        parts = url_parts(referrers).select(
-            "host", "query", whole=pl.col("path"), path=pl.col("path").str.extract(self._path).fill_null("")
-        )
-        # Hosts are few where referrers are many, so Python looks at hosts, and paths some pattern asks for.
-        keys = parts.select("host", "path").unique()
-        found = [self._classify(host, path) for host, path in keys.iter_rows()]
-        answers = keys.with_columns(
-            pl.Series("medium", [source.medium for source in found], dtype=pl.String),
-            pl.Series("source", [source.name or None for source in found], dtype=pl.String),
-        )
-        parts = parts.join(answers, on=["host", "path"], how="left", nulls_equal=True, maintain_order="left")
-        by_key = dict(zip(keys.iter_rows(), found, strict=True))
-        searches = parts["medium"] == "search"
-        terms = [
-            _term(by_key[host, path], whole, query)
-            for host, path, whole, query in parts.filter(searches)
-            .select("host", "path", "whole", "query")
-            .iter_rows()
-        ]
-        term = pl.repeat(None, parts.height, dtype=pl.String, eager=True)
-        return parts.select(
+        parts = url_parts(referrers).select("host", "path", "query")
+        sources: dict[tuple[str | None, str], Source] = {}  # hosts are few where referrers are many
+        rows = []
+        for host, whole, query in parts.iter_rows():
+            known = self._path.match(whole or "")
+            path = known[1] if known else ""
+            source = sources.get((host, path))
+            if source is None:
+                source = sources[host, path] = self._classify(host, path)
+            term = _term(source, whole, query) if source.medium == "search" else None
+            rows.append((source.medium, source.name or None, term))
+        names = ("referrer_medium", "referrer_source", "referrer_term")
+        answers = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String()), orient="row")
+        return parts.hstack(answers).select(
             _site("host").alias(_SITE),
-            referrer_host="host",
-            referrer_medium=pl.when(~blank).then("medium").otherwise(pl.lit("direct")),
-            referrer_source="source",
-            referrer_term=term.scatter(searches.arg_true(), pl.Series(terms, dtype=pl.String)),
+            pl.col("host").alias("referrer_host"),
+            pl.when(~blank).then("referrer_medium").otherwise(pl.lit("direct")).alias("referrer_medium"),
+            "referrer_source",
+            "referrer_term",
         )
 
     def _classify(self, host: str | None, path: str) -> Source:
