@@ -42,7 +42,7 @@ from streamproc.transform.enrich.spec import (
     Step,
     mistake,
 )
-from streamproc.transform.enrich.url import url_parts
+from streamproc.transform.enrich.url import url_hosts, url_parts
 
 ADDS: dict[str, pl.DataType] = {
     f"referrer_{name}": pl.String() for name in ("host", "medium", "source", "term")
@@ -127,7 +127,7 @@ def _compare(only: tuple[str, ...]) -> Step:
 
 
 def _page_hosts(pages: pl.Series) -> pl.DataFrame:
-    return url_parts(pages).select(_site("host").alias(_PAGE_SITE))
+    return url_hosts(pages).to_frame().select(_site("host").alias(_PAGE_SITE))
 
 
 def _site(host: str) -> pl.Expr:

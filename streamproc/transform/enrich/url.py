@@ -44,24 +44,33 @@ _URL = (
     r"(?:\?(?P<query>[^#]*))?"
     r"(?:#(?P<fragment>.*))?$"
 )
+_HOST_GROUP = 2
 _SPACE = "".join(map(chr, range(0x21)))
 
 
 def url_parts(urls: pl.Series) -> pl.DataFrame:
     """The columns of :data:`ADDS` for a series of URLs, row by row."""
-    url = pl.col("url").str.strip_chars(_SPACE)
-    part = pl.col("part").struct
-    frame = pl.DataFrame({"url": urls.cast(pl.String)})
-    if urls.str.contains(r"[\t\n\r]").any():
-        url = url.str.replace_all(r"[\t\n\r]", "")
-    return frame.select(part=url.str.extract_groups(_URL)).select(
-        scheme=part.field("scheme").str.to_lowercase(),
-        host=part.field("host").str.to_lowercase(),
-        port=part.field("port").cast(pl.Int32),
-        path=pl.when(part.field("host").is_not_null()).then(part.field("path").fill_null("/")),
-        query=_unless_empty(part.field("query")),
-        fragment=_unless_empty(part.field("fragment")),
+    parts = _cleaned(urls).str.extract_groups(_URL).struct.unnest()
+    return parts.select(
+        pl.col("scheme").str.to_lowercase(),
+        pl.col("host").str.to_lowercase(),
+        pl.col("port").cast(pl.Int32),
+        path=pl.when(pl.col("host").is_not_null()).then(pl.col("path").fill_null("/")),
+        query=_unless_empty(pl.col("query")),
+        fragment=_unless_empty(pl.col("fragment")),
     )
+
+
+def url_hosts(urls: pl.Series) -> pl.Series:
+    """The column ``host`` alone, at half the cost."""
+    return _cleaned(urls).str.extract(_URL, _HOST_GROUP).str.to_lowercase().alias("host")
+
+
+def _cleaned(urls: pl.Series) -> pl.Series:
+    cleaned = urls.str.strip_chars(_SPACE)
+    if urls.str.contains(r"[\t\n\r]").any():
+        cleaned = cleaned.str.replace_all(r"[\t\n\r]", "")
+    return cleaned
 
 
 def _unless_empty(text: pl.Expr) -> pl.Expr:
