@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from streamproc.model import REJECT_SCHEMA, Partition, RecordBatch
 from streamproc.topic_pages import load_page, read_page
 from streamproc.topology import Filter, Topology
 from streamproc.transform import Resources, Transform
+from streamproc.transform.pool import TransformPool
 
 PAGES = Path(__file__).parents[2] / "topics"
 NOW_MS = 1_700_000_000_000
@@ -145,6 +147,94 @@ def test_filters_that_are_null_keep_the_row_and_privacy_comes_after_derive_and_f
     assert result.filtered_by == {"big": 1, "bobs": 1}
     assert result.events["loud"].to_list() == ["ANN", None]
     assert result.events["who"][0] != "ann" and len(result.events["who"][0]) == 32
+
+
+@pytest.mark.parametrize("first", ["internal", "bots"])
+def test_a_row_counts_for_the_first_filter_of_the_page_though_a_later_one_could_run_sooner(
+    first: str,
+) -> None:
+    drops = {"internal": "referrer_medium = 'internal'", "bots": "is_bot"}
+    names = [first, *(name for name in drops if name != first)]
+    fields = {
+        "event_time": {"type": "integer", "required": True},
+        **{name: {"type": "string"} for name in ("ua", "ref", "url")},
+    }
+    topology = page(
+        contract={"fields": fields, "event_time": {"field": "event_time", "format": "ms"}},
+        enrich={"bots": {"field": "ua"}, "referrer": {"field": "ref", "page": "url"}},
+        filters=[{"name": name, "drop": drops[name]} for name in names],
+    )
+    own = {"ref": "https://www.shop.example/", "url": "https://shop.example/"}
+    result = Transform(topology, Resources({}, Path()))(
+        [small({"ua": "curl/8"} | own, {"ua": CHROME} | own, {"ua": "curl/8"}, {"ua": CHROME})]
+    )
+    assert result.filtered_by == {first: 2, names[1]: 1}
+    assert result.events["position"].to_list() == [3]
+
+
+def test_what_a_filter_can_drop_by_a_decoded_value_no_users_function_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "seen_by_own.py").write_text(
+        "heights = []\n"
+        "def own(frame):\n"
+        "    heights.append(frame.height)\n"
+        "    return frame.with_columns(twice=frame['n'] * 2)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    topology = page(
+        enrich={
+            "bots": {"field": "who"},
+            "python": {"function": "seen_by_own:own", "adds": {"twice": "integer"}},
+        },
+        filters=[
+            {"name": "small", "drop": "n < 2"},
+            {"name": "bots", "drop": "is_bot"},
+            {"name": "ten", "drop": "twice = 10"},
+        ],
+    )
+    transform = Transform(topology, Resources({}, tmp_path))
+    result = transform(
+        [
+            small(
+                {"n": 1, "who": CHROME},
+                {"n": 3, "who": "curl/8"},
+                {"n": 4, "who": CHROME},
+                {"n": 5, "who": CHROME},
+            )
+        ]
+    )
+    assert result.filtered_by == {"small": 1, "bots": 1, "ten": 1}
+    assert result.events.select("n", "twice", "is_bot").rows() == [(4, 8, False)]
+    assert sys.modules.pop("seen_by_own").heights == [2]
+
+
+def test_threads_that_share_a_transform_get_what_one_alone_gets(clickstream: Topology) -> None:
+    batches = [
+        batch(
+            [
+                event(
+                    number,
+                    ip=f"8.8.{number % 7}.{number % 200}",
+                    referrer=f"https://t.co/{number % 90}",
+                    user_agent=[CHROME, "curl/8.0", f"Probe {number % 50}"][number % 3],
+                    page_url=f"https://shop.example/{number % 120}?gclid={number % 250}",
+                )
+                for number in range(start, start + 100)
+            ],
+            start=start,
+        )
+        for start in range(0, 2_000, 100)
+    ]
+    alone = Transform(clickstream, Resources({}, PAGES))
+    pool = TransformPool(Transform(clickstream, Resources({}, PAGES)), threads=4)
+    answers = [future.result() for future in [pool.submit([each]) for each in batches]]
+    pool.close()
+    for each, answer in zip(batches, answers, strict=True):
+        expected = alone([each])
+        assert answer.events.equals(expected.events)
+        assert (answer.counts, answer.filtered_by) == (expected.counts, expected.filtered_by)
 
 
 def test_everything_that_cannot_be_built_is_reported_at_once(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class ByValue:
     """
 
     def __init__(self, *memories: Remembered, combine: Step | None = None) -> None:
-        self.memories = memories
+        self.memories = tuple(memory for memory in memories if memory.names)  # a page may want no column
         self.combine = combine
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:

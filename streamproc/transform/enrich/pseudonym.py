@@ -8,11 +8,12 @@ Null stays null. The key comes from an environment variable, never from the page
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
+from streamproc.transform.enrich.distinct import Remembered
 from streamproc.transform.enrich.spec import (
     Checked,
     EnrichmentSpec,
@@ -24,17 +25,25 @@ from streamproc.transform.enrich.spec import (
 )
 
 MIN_KEY = 16
+#: Identifiers remembered from batch to batch: visitors who are here at a time.
+MOST_IDENTIFIERS = 100_000
 
 
-def pseudonyms(values: pl.Series, key: bytes) -> pl.Series:
-    """The pseudonyms of a String series. ``key``: up to 64 bytes (BLAKE2b's limit)."""
-    distinct = values.unique().drop_nulls()
-    hashed = [
-        hashlib.blake2b(value.encode(), digest_size=16, key=key).hexdigest() for value in distinct.to_list()
-    ]
-    lookup = pl.DataFrame({"value": distinct, "pseudonym": pl.Series(hashed, dtype=pl.String)})
-    frame = pl.DataFrame({"value": values})
-    return frame.join(lookup, on="value", how="left", maintain_order="left")["pseudonym"].alias(values.name)
+def _step(fields: Sequence[str], key: bytes) -> Step:
+    def describe(values: pl.Series) -> pl.DataFrame:
+        hashed = [hashlib.blake2b(text.encode(), digest_size=16, key=key).hexdigest() for text in values]
+        return pl.Series("pseudonym", hashed, dtype=pl.String).to_frame()
+
+    # No ByValue: it would look up the values that were decoded, and an address may be anonymised by now.
+    memories = [Remembered(field, describe, MOST_IDENTIFIERS) for field in fields]
+
+    def step(frame: pl.DataFrame) -> pl.DataFrame:
+        answers = [memory.find(frame[memory.column]).answer(memory.names).to_series() for memory in memories]
+        return frame.with_columns(
+            answer.alias(memory.column) for memory, answer in zip(memories, answers, strict=True)
+        )
+
+    return step
 
 
 def _check(
@@ -57,7 +66,7 @@ def _build(options: Mapping[str, Any], resources: Resources) -> Step:
         problem = f"the environment variable {name} is {'too short' if secret else 'not set'}"
         raise mistake("pseudonym", "key_env", problem, f"Set it to a random text of {MIN_KEY} bytes or more")
     key = secret if len(secret) <= 64 else hashlib.blake2b(secret).digest()
-    return lambda frame: frame.with_columns(pseudonyms(frame[field], key) for field in options["fields"])
+    return _step(options["fields"], key)
 
 
 #: Options: ``fields``, the columns to replace; ``key_env``, the environment variable with the key.
