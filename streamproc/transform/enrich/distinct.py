@@ -2,8 +2,9 @@
 
 A batch of 25,000 events holds perhaps 3,000 different user agents or URLs, and the next batch mostly the
 same ones. Each value that was seen has a number, its row in a frame of answers: an event costs one look-up
-of the number for each column that is read (0.03 µs) and one gather for each enrichment (0.01 µs). A join
-with the answers costs five times that, for it hashes all that is remembered anew with every batch.
+of the number for each column that is read (0.05 µs) and one gather for each enrichment (0.02 µs). A join
+with the answers would take 0.06 to 0.18 µs for each enrichment, growing with what is remembered, for it
+hashes all of that anew with every batch.
 """
 
 from __future__ import annotations
