@@ -23,7 +23,10 @@ from streamproc.topology import Table
 
 #: For the transaction: a delta of some ten thousand rows is sorted in memory, and no query is compiled,
 #: which takes longer than any of these runs.
-_SETTINGS = "SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true)"
+_SETTINGS = """
+    SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true),
+           set_config('random_page_cost', '0.01', true)
+"""
 
 
 class Summaries:

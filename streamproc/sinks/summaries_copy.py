@@ -61,21 +61,30 @@ async def copy_out(
 
 def encode(frame: pl.DataFrame) -> bytes:
     """The frame in COPY's text format, times as integers."""
-    frame = frame.with_columns(_encoded(series) for series in frame)
-    body = frame.write_csv(include_header=False, separator="\t", quote_style="never", null_value=_NULL)
+    # One pass over all columns each: a call of polars by column and step costs more than its work on few rows.
+    special = _any(frame, pl.col(pl.String).str.contains_any(list(_ESCAPES)))
+    columns = [_encoded(name, type_, special=name in special) for name, type_ in frame.schema.items()]
+    body = frame.select(columns).write_csv(
+        include_header=False, separator="\t", quote_style="never", null_value=_NULL
+    )
     return body.encode()
 
 
-def _encoded(series: pl.Series) -> pl.Series:
-    if series.dtype == pl.String:
-        # Few columns hold anything to escape, and asking is cheaper than replacing.
-        special = series.str.contains_any(list(_ESCAPES)).any()
-        return series.str.replace_many(list(_ESCAPES), list(_ESCAPES.values())) if special else series
-    if series.dtype == pl.Binary:
-        return ("\\\\x" + series.bin.encode("hex")).alias(series.name)
-    if isinstance(series.dtype, pl.Datetime):
-        return series.dt.cast_time_unit("us").to_physical()
-    return series.to_physical() if series.dtype == pl.Date else series
+def _any(frame: pl.DataFrame, condition: pl.Expr) -> set[str]:
+    """The columns in which the condition is true of some row."""
+    found = frame.select(condition.any())
+    return {name for name in found.columns if found[name][0]}
+
+
+def _encoded(name: str, type_: pl.DataType, *, special: bool) -> pl.Expr:
+    column = pl.col(name)
+    if special:  # few columns hold anything to escape, and asking is cheaper than replacing
+        return column.str.replace_many(list(_ESCAPES), list(_ESCAPES.values()))
+    if type_ == pl.Binary:
+        return (pl.lit("\\\\x") + column.bin.encode("hex")).alias(name)
+    if isinstance(type_, pl.Datetime):
+        return column.dt.cast_time_unit("us").to_physical()
+    return column.to_physical() if type_ == pl.Date else column
 
 
 def decode(body: bytes, columns: Sequence[Column]) -> pl.DataFrame:
@@ -93,7 +102,8 @@ def decode(body: bytes, columns: Sequence[Column]) -> pl.DataFrame:
             empty_string_is_null=False,
             schema=schema,
         )
-    return frame.with_columns(_decoded(frame[column.name], column.type) for column in columns)
+    special = _any(frame, pl.col(pl.String).str.contains("\\", literal=True))
+    return frame.select(_decoded(column, special=column.name in special) for column in columns)
 
 
 def _wire_type(type_: pl.DataType) -> pl.DataType:
@@ -104,11 +114,12 @@ def _wire_type(type_: pl.DataType) -> pl.DataType:
     return pl.String() if type_ in (pl.Boolean(), pl.Binary()) else type_
 
 
-def _decoded(series: pl.Series, type_: pl.DataType) -> pl.Series:
-    if type_ == pl.Boolean():
-        return series == "t"
-    if type_ == pl.Binary():
-        return series.str.strip_prefix("\\\\x").str.decode("hex")
-    if type_ == pl.String() and series.str.contains("\\", literal=True).any():
-        return series.str.replace_many(list(_ESCAPES.values()), list(_ESCAPES))
-    return series
+def _decoded(column: Column, *, special: bool) -> pl.Expr:
+    value = pl.col(column.name)
+    if column.type == pl.Boolean():
+        return value == "t"
+    if column.type == pl.Binary():
+        return value.str.strip_prefix("\\\\x").str.decode("hex")
+    if column.type == pl.String() and special:
+        return value.str.replace_many(list(_ESCAPES.values()), list(_ESCAPES))
+    return value

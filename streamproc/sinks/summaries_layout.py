@@ -38,6 +38,10 @@ class Column:
         """The name, quoted."""
         return sql.Identifier(self.name)
 
+    def of(self, row: LiteralString) -> sql.Identifier:
+        """The column of a ``row``; without one as :attr:`id`."""
+        return sql.Identifier(row, self.name) if row else self.id
+
 
 class Layout:
     """Names and columns of one table."""
@@ -109,7 +113,7 @@ class Layout:
 
         Compared byte by byte, which is faster than a language's order and the same everywhere.
         """
-        name = sql.Identifier(row, column.name) if row else column.id
+        name = column.of(row)
         if column.type != pl.String():
             return name
         limit = _INDEX_BYTES // sum(key.type == pl.String() for key in self.key)
@@ -124,12 +128,12 @@ def finished_columns(measure: Measure) -> list[tuple[str, pl.DataType]]:
     return funnel_columns(measure) if measure.kind == "funnel" else [(measure.name, measure.type)]
 
 
-def finish(measure: Measure, name: str) -> sql.Composable:
-    """SQL over the state: the finished column ``name`` of a measure (times still integers)."""
+def finish(measure: Measure, name: str, row: LiteralString = "") -> sql.Composable:
+    """SQL over a ``row`` of the state: the finished column ``name`` of a measure (times still integers)."""
     if measure.kind == "avg":
-        total, count = sql.Identifier(f"{name}__sum"), sql.Identifier(f"{name}__count")
+        total, count = (Column(f"{name}__{part}", pl.Float64()).of(row) for part in ("sum", "count"))
         return sql.SQL("{} / nullif({}, 0)").format(total, count)
-    return sql.Identifier(name)
+    return Column(name, measure.type).of(row)
 
 
 def public_type(type_: pl.DataType) -> sql.SQL:
@@ -181,7 +185,7 @@ def published(column: Column, value: sql.Composable) -> sql.Composable:
 
 def readable(column: Column, row: LiteralString = "t") -> sql.Composable:
     """SQL: a value of the public table as it would be stored; the reverse of :func:`published`."""
-    name = sql.Identifier(row, column.name)
+    name = column.of(row)
     if isinstance(column.type, pl.Datetime):
         return sql.SQL("(extract(epoch FROM {}) * 1000000)::bigint").format(name)
     if column.type == pl.Date():

@@ -15,9 +15,9 @@ from psycopg import AsyncConnection, sql
 
 from streamproc.sinks.summaries_copy import copy_in, copy_out, worth_a_thread
 from streamproc.sinks.summaries_layout import Column, Layout, public_type, published
-from streamproc.sinks.summaries_stage import stage
+from streamproc.sinks.summaries_known import place, update_sessions
+from streamproc.sinks.summaries_stage import ROW, known_rows, numbered, stage
 from streamproc.sinks.summaries_statements import (
-    merge_sessions,
     public_sessions,
     replace_sessions,
     stored_sessions,
@@ -38,11 +38,13 @@ async def apply_sessions(
     too_long = pl.col("session_end") - pl.col("session_start") >= layout.table.window.cap
     stitched = pl.col(key.name).is_duplicated() | too_long
     locks = pieces.filter(stitched).select(key.name).unique()
-    staged = await stage(conn, layout, "rows")
-    await copy_in(
-        conn, staged, layout.incoming, pl.concat([pieces.filter(~stitched), locks], how="diagonal_relaxed")
+    rows = pl.concat([pieces.filter(~stitched), locks], how="diagonal_relaxed").sort(key.name)
+    staged, known = await stage(conn, layout, "rows"), await known_rows(conn, layout)
+    await copy_in(conn, staged, [*layout.incoming, ROW], numbered(rows))
+    await place(conn, layout, staged, known)
+    unmerged = await copy_out(
+        conn, layout.rendered("update", lambda: update_sessions(layout, staged, known)), [key]
     )
-    unmerged = await copy_out(conn, layout.rendered("merge", lambda: merge_sessions(layout, staged)), [key])
     if len(unmerged):
         await _stitch(conn, layout, delta, unmerged)
     if not changed:

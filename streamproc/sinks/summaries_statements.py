@@ -8,6 +8,8 @@ never in a circle.
 
 from __future__ import annotations
 
+from typing import LiteralString
+
 from psycopg import sql
 
 from streamproc.sinks.summaries_layout import Column, Layout, finish, finished_columns, published, readable
@@ -36,22 +38,21 @@ def merge_windows(layout: Layout, stage: sql.Identifier) -> sql.Composed:
             columns=_COMMA.join(column.id for column in layout.staged),
             stage=stage,
             key=layout.conflict(state=True),
-            merges=_COMMA.join(map(_merge, layout.state_columns)),
+            merges=_COMMA.join(map(merge, layout.state_columns)),
         )
         return sql.SQL("WITH merged AS ({}) {}").format(state, write_public(layout))
     finished = {column.name for column in layout.measures}
     return write_public(
         layout,
         source=stage,
-        update=_COMMA.join(_merge(column) for column in layout.state_columns if column.name in finished),
+        update=_COMMA.join(merge(column) for column in layout.state_columns if column.name in finished),
     )
 
 
-def merge_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
-    """Lock every staged key and merge the pieces that simply continue their key's newest session.
-
-    Returns the keys of the others. A staged row without a span only locks its key.
-    """
+def session_joins(layout: Layout) -> sql.Composable:
+    """SQL: whether a piece (``excluded``) continues the session ``t`` and can be merged here."""
+    if layout.sketches:
+        return sql.SQL("false")  # they are merged outside the server
     window = layout.table.window
     joins: sql.Composable = sql.SQL(
         "excluded.session_start >= t.session_start AND excluded.session_start <= t.session_end + {gap} "
@@ -60,28 +61,7 @@ def merge_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
     for measure in layout.table.measures:
         if measure.kind == "funnel":
             joins = sql.SQL("{} AND {}").format(joins, _funnel_follows(measure))
-    if layout.sketches:
-        joins = sql.SQL("false")  # they are merged outside the server
-    key = layout.by[0]
-    return sql.SQL(
-        "WITH merged AS (INSERT INTO {state} AS t ({columns}, n) SELECT {columns}, 0 FROM {stage} "
-        "ORDER BY {ordered} ON CONFLICT ({conflict}) DO UPDATE SET {merges} WHERE {joins} RETURNING t.*), "
-        "written AS ({public}) "
-        "SELECT {key} FROM {stage} WHERE NOT EXISTS (SELECT FROM merged "
-        "WHERE merged.{key} = {stage}.{key} AND merged.session_start IS NOT NULL)"
-    ).format(
-        state=layout.state,
-        columns=_COMMA.join(column.id for column in layout.incoming),
-        stage=stage,
-        ordered=layout.indexed(key),
-        conflict=layout.conflict(state=True),
-        merges=_COMMA.join(
-            [sql.SQL("session_end = greatest(t.session_end, excluded.session_end)"), *_merges(layout)]
-        ),
-        joins=joins,
-        public=write_public(layout, where=sql.SQL("WHERE session_start IS NOT NULL")),
-        key=key.id,
-    )
+    return joins
 
 
 def replace_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
@@ -159,12 +139,6 @@ def write_public(
     where: sql.Composable = sql.SQL(""),  # noqa: B008 - immutable
 ) -> sql.Composed:
     """Write the finished values of states to the public table; ``update`` says what to set on conflict."""
-    targets = [*layout.by, *layout.span, *layout.measures]
-    values = [published(column, column.id) for column in layout.by]
-    values += [published(column, _span(layout, column)) for column in layout.span]
-    for measure in layout.table.measures:
-        for name, type_ in finished_columns(measure):
-            values.append(published(Column(name, type_), finish(measure, name)))
     if update is None:
         update = _COMMA.join(_replace(column.id) for column in [layout.span[1], *layout.measures])
     return sql.SQL(
@@ -172,8 +146,8 @@ def write_public(
         "ON CONFLICT ({conflict}) DO UPDATE SET {update}"
     ).format(
         public=layout.public,
-        names=_COMMA.join(column.id for column in targets),
-        values=_COMMA.join(values),
+        names=_COMMA.join(sql.Identifier(name) for name, _ in finished(layout)),
+        values=_COMMA.join(value for _, value in finished(layout)),
         source=source,
         where=where,
         # Rows of a state come in its order and under its locks.
@@ -185,18 +159,31 @@ def write_public(
     )
 
 
-def _span(layout: Layout, column: Column) -> sql.Composable:
+def finished(layout: Layout, row: LiteralString = "") -> list[tuple[str, sql.Composable]]:
+    """The columns of the public table that are written, and their values over a ``row`` of the state."""
+    columns = [(column, column.of(row)) for column in layout.by]
+    columns += [(column, _span(layout, column, row)) for column in layout.span]
+    for measure in layout.table.measures:
+        for name, type_ in finished_columns(measure):
+            columns.append((Column(name, type_), finish(measure, name, row)))
+    return [(column.name, published(column, value)) for column, value in columns]
+
+
+def _span(layout: Layout, column: Column, row: LiteralString) -> sql.Composable:
     if column.name == "window_end":
-        return sql.SQL("(window_start + {})").format(sql.Literal(layout.table.window.size))
-    return column.id
+        return sql.SQL("({} + {})").format(layout.span[0].of(row), sql.Literal(layout.table.window.size))
+    return column.of(row)
 
 
-def _merges(layout: Layout) -> list[sql.Composable]:
+def session_merges(layout: Layout) -> list[sql.Composable]:
+    """``column = …`` for each measure of the session ``t``, which a piece (``excluded``) continues."""
     return [
-        merge
+        merged
         for measure in layout.table.measures
-        for merge in (
-            _funnel_merges(measure) if measure.kind == "funnel" else map(_merge, state_columns(measure))
+        for merged in (
+            _funnel_merges(measure)
+            if measure.kind == "funnel"
+            else (merge(column, session=True) for column in state_columns(measure))
         )
     ]
 
@@ -239,8 +226,11 @@ def _replace(column: sql.Identifier) -> sql.Composed:
     return sql.SQL("{0} = excluded.{0}").format(column)
 
 
-def _merge(column: StateColumn) -> sql.Composed:
-    """``column = …``: the state of the row (``t``) merged with the staged one (``excluded``)."""
+def merge(column: StateColumn, *, session: bool = False) -> sql.Composed:
+    """``column = …``: the state of the row (``t``) merged with the staged one (``excluded``).
+
+    Of a ``session``, spans come before orders: nearly every piece comes after all that the row has seen.
+    """
     name = sql.Identifier(column.name)
     match column.merge:
         case Merge.ADD:
@@ -260,16 +250,26 @@ def _merge(column: StateColumn) -> sql.Composed:
                 sql.Identifier(f"{value}__position"),
                 sql.Identifier(value),
             ]
-            wins = sql.SQL("<") if column.merge is Merge.FIRST else sql.SQL(">")
+            if column.merge is Merge.FIRST:
+                wins = sql.SQL("({new}) < ({old})")
+                if session:
+                    wins = sql.SQL("(excluded.session_start <= t.session_end AND ({new}) < ({old}))")
+            else:
+                wins = sql.SQL("({new}) > ({old})")
+                if session:
+                    wins = sql.SQL(
+                        "(excluded.session_start > t.session_end AND excluded.{value} IS NOT NULL) OR ({new}) > ({old})"
+                    )
             return sql.SQL(
-                "{name} = CASE WHEN t.{value} IS NULL OR ({new}) {wins} ({old}) "
-                "THEN excluded.{name} ELSE t.{name} END"
+                "{name} = CASE WHEN t.{value} IS NULL OR {wins} THEN excluded.{name} ELSE t.{name} END"
             ).format(
                 name=name,
                 value=sql.Identifier(value),
-                new=_COMMA.join(sql.SQL("excluded.{}").format(part) for part in order),
-                old=_COMMA.join(sql.SQL("t.{}").format(part) for part in order),
-                wins=wins,
+                wins=wins.format(
+                    value=sql.Identifier(value),
+                    new=_COMMA.join(sql.SQL("excluded.{}").format(part) for part in order),
+                    old=_COMMA.join(sql.SQL("t.{}").format(part) for part in order),
+                ),
             )
         case Merge.REPLACE | Merge.VALUES | Merge.STEPS:
             return _replace(name)
