@@ -13,6 +13,7 @@ it has locked and inserted in the table before it begins anew.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, LiteralString
 
 from psycopg import AsyncConnection, errors, sql
@@ -29,6 +30,9 @@ from streamproc.sinks.summaries_statements import (
 
 _COMMA = sql.SQL(", ")
 
+#: Each failed attempt means that somebody has committed a row of ours in between, or that the delta has a key twice.
+_ATTEMPTS = 100
+
 
 async def place(
     conn: AsyncConnection[Any], layout: Layout, staged: sql.Identifier, known: sql.Identifier
@@ -40,25 +44,27 @@ async def place(
     lock = layout.rendered("lock", lambda: _lock(layout, staged, known))
     insert = layout.rendered("insert", lambda: _insert(layout, staged, known))
     public = layout.rendered("insert public", lambda: _insert_public(layout, staged, known))
-    while True:
+    statements = [lock, insert, public] if layout.has_state else [lock, public]
+    for attempt in itertools.count(1):
         try:
             async with conn.transaction():
-                for statement in (lock, insert, public) if layout.has_state else (lock, public):
+                for statement in statements:
                     await conn.execute(statement, prepare=False)  # a plan is good for one size of delta
         except errors.UniqueViolation:
-            # Or the state of a public row has expired, which is replaced then.
+            if attempt == _ATTEMPTS:
+                raise
+            # A public row may also have outlived its state: it is replaced.
             if layout.has_state:
-                public = layout.rendered("upsert public", lambda: _upsert_public(layout, staged, known))
+                statements[-1] = layout.rendered(
+                    "upsert public", lambda: _upsert_public(layout, staged, known)
+                )
         else:
             return
 
 
 def _lock(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
-    target, newest = layout.public, sql.SQL("")
-    if layout.has_state:
-        target = layout.state
-    if layout.session:
-        newest = sql.SQL(" AND t.n = 0")
+    target = layout.state if layout.has_state else layout.public
+    newest = sql.SQL(" AND t.n = 0" if layout.session else "")
     return sql.SQL(
         "INSERT INTO {known} SELECT d.{row}, t.at FROM (SELECT {row}, {keys} FROM {staged} ORDER BY {row} OFFSET 0) d "
         "CROSS JOIN LATERAL (SELECT ctid AS at FROM {target} t WHERE {same}{newest} FOR UPDATE) t"
@@ -104,7 +110,9 @@ def _insert(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sq
 def _insert_public(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
     # Sessions are staged by their key, but indexed by their start: appending there is cheaper than looking around.
     order = layout.span[0].id if layout.session else ROW.id
-    return sql.SQL("INSERT INTO {public} ({names}) SELECT {values} FROM {source} {where} ORDER BY {order}").format(
+    return sql.SQL(
+        "INSERT INTO {public} ({names}) SELECT {values} FROM {source} {where} ORDER BY {order}"
+    ).format(
         public=layout.public,
         names=_COMMA.join(sql.Identifier(name) for name, _ in finished(layout)),
         values=_COMMA.join(value for _, value in finished(layout)),
@@ -142,7 +150,9 @@ def update_windows(layout: Layout, staged: sql.Identifier, known: sql.Identifier
     """Merge the staged rows that are known into a tumbling or hopping table."""
     if layout.has_state:
         merges = _COMMA.join(map(merge, layout.state_columns))
-        return _update(layout, staged, known, merges, sql.SQL("true")) + sql.SQL("SELECT count(*) FROM merged")
+        return _update(layout, staged, known, merges, sql.SQL("true")) + sql.SQL(
+            "SELECT count(*) FROM merged"
+        )
     names = {column.name for column in layout.measures}
     return sql.SQL(
         "UPDATE {public} t SET {merges} FROM (SELECT {values}, k.at FROM {staged} d JOIN {known} k USING ({row})) "
@@ -225,7 +235,9 @@ def placed_rows(layout: Layout, staged: sql.Identifier) -> sql.Composed:
         staged=staged,
         public=layout.public,
         same=sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(layout.indexed(column, "p"), published(column, layout.indexed(column, "d")))
+            sql.SQL("{} = {}").format(
+                layout.indexed(column, "p"), published(column, layout.indexed(column, "d"))
+            )
             for column in layout.key
         ),
         row=ROW.id,

@@ -1,9 +1,9 @@
 """Merging a delta into a session table.
 
-Nearly every piece starts a session or continues its key's newest one: those are merged by one statement in
-the server. The rest (a visitor who came back, events out of order, the cap) is read, stitched by
-:class:`~streamproc.tables.sessions.SessionFold` and written back, under the locks that statement took: it
-locks the row of every key of the delta, in the order of the keys, before any of them is changed.
+Nearly every piece starts a session or continues its key's newest one: those are merged in the server. The rest
+(a visitor who came back, events out of order, the cap) is read, stitched by
+:class:`~streamproc.tables.sessions.SessionFold` and written back, under the locks taken before: the row of every
+key of the delta is locked, or put in, in the order of the keys, before any of them is changed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import polars as pl
 from psycopg import AsyncConnection, sql
 
 from streamproc.sinks.summaries_copy import copy_in, copy_out, worth_a_thread
-from streamproc.sinks.summaries_layout import Column, Layout, public_type, published
 from streamproc.sinks.summaries_known import place, update_sessions
+from streamproc.sinks.summaries_layout import Column, Layout, public_type, published
 from streamproc.sinks.summaries_stage import ROW, known_rows, numbered, stage
 from streamproc.sinks.summaries_statements import (
     public_sessions,

@@ -18,31 +18,27 @@ _COMMA = sql.SQL(", ")
 
 def numbered(rows: pl.DataFrame) -> pl.DataFrame:
     """The rows, which are in the order of their keys, with their :data:`ROW`."""
-    return rows.with_columns(pl.int_range(pl.len(), dtype=ROW.type).alias(ROW.name))
+    return rows.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias(ROW.name))
 
 
 async def stage(conn: AsyncConnection[Any], layout: Layout, purpose: str) -> sql.Identifier:
     """An empty temporary table with the columns :attr:`Layout.incoming`, ``n`` and :data:`ROW`."""
-    columns = [sql.SQL("{} {}").format(column.id, stored_type(column.type)) for column in layout.incoming]
-    columns += [sql.SQL("n smallint"), sql.SQL("{} integer").format(ROW.id)]
-    return await _empty(conn, layout, purpose, _COMMA.join(columns))
+    return await _empty(conn, layout, purpose, known=False)
 
 
 async def known_rows(conn: AsyncConnection[Any], layout: Layout) -> sql.Identifier:
     """An empty temporary table for those staged rows whose key the table has: :data:`ROW`, and ``at`` which
     ``ctid``.
     """
-    return await _empty(conn, layout, "known", sql.SQL("{} integer, at tid").format(ROW.id))
+    return await _empty(conn, layout, "known", known=True)
 
 
-async def _empty(
-    conn: AsyncConnection[Any], layout: Layout, purpose: str, columns: sql.Composed
-) -> sql.Identifier:
+async def _empty(conn: AsyncConnection[Any], layout: Layout, purpose: str, *, known: bool) -> sql.Identifier:
     """Made once per connection. The columns are part of its name: a connection may outlive a change of the
     table.
     """
-    text = f"{layout.public.as_string(None)} {columns.as_string(None)}"
-    name = f"{layout.table.name[:30]}__{purpose}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    columns = layout.rendered("columns known" if known else "columns", lambda: _columns(layout, known=known))
+    name = f"{layout.table.name[:30]}__{purpose}_{_digest(layout.public.as_string(None), columns.as_string(None))}"
     table = sql.Identifier("pg_temp", name)
     # Emptied because the transaction may have used it before.
     prepare = sql.SQL(
@@ -55,3 +51,15 @@ async def _empty(
         )
     )
     return table
+
+
+def _columns(layout: Layout, *, known: bool) -> sql.Composable:
+    row = sql.SQL("{} integer").format(ROW.id)
+    if known:
+        return _COMMA.join([row, sql.SQL("at tid")])
+    columns = [sql.SQL("{} {}").format(column.id, stored_type(column.type)) for column in layout.incoming]
+    return _COMMA.join([*columns, sql.SQL("n smallint"), row])
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256(" ".join(texts).encode()).hexdigest()[:12]

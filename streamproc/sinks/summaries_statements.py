@@ -1,9 +1,9 @@
 """The SQL that merges a delta into a table: the algebra of :mod:`streamproc.tables.measures`, in the server.
 
-A delta lies in a temporary table. One statement merges it into the state (or, where a table has none, into
-the public table) and copies the finished values of exactly the rows it touched to the public table. Rows are
-touched in the order of their key, by every statement of every worker, so workers wait for each other but
-never in a circle.
+A delta lies in a temporary table. What it merges with is the state (or, where a table has none, the public
+table); the finished values of exactly the rows it touched are copied to the public table. Rows are touched in
+the order of their key, by every statement of every worker, so workers wait for each other but never in a
+circle; :mod:`streamproc.sinks.summaries_known` does so for all rows but those with a null in their key.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def write_public(
 
 def finished(layout: Layout, row: LiteralString = "") -> list[tuple[str, sql.Composable]]:
     """The columns of the public table that are written, and their values over a ``row`` of the state."""
-    columns = [(column, column.of(row)) for column in layout.by]
+    columns: list[tuple[Column, sql.Composable]] = [(column, column.of(row)) for column in layout.by]
     columns += [(column, _span(layout, column, row)) for column in layout.span]
     for measure in layout.table.measures:
         for name, type_ in finished_columns(measure):

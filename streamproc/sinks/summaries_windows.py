@@ -9,8 +9,8 @@ import polars as pl
 from psycopg import AsyncConnection, sql
 
 from streamproc.sinks.summaries_copy import copy_in, copy_out, worth_a_thread
-from streamproc.sinks.summaries_layout import Layout, readable
 from streamproc.sinks.summaries_known import known_sketches, place, placed_rows, update_windows
+from streamproc.sinks.summaries_layout import Layout, readable
 from streamproc.sinks.summaries_stage import ROW, known_rows, numbered, stage
 from streamproc.sinks.summaries_statements import merge_windows, touch
 from streamproc.tables.sketches import SKETCHED, union

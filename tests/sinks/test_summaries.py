@@ -8,10 +8,11 @@ import random
 import uuid
 from dataclasses import replace
 
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, errors
 
 from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_expiry import STATE_GRACE
@@ -145,6 +146,65 @@ async def test_workers_that_commit_the_same_keys_at_once_neither_deadlock_nor_lo
 
     await asyncio.gather(*(worker(events[number::4]) for number in range(4)))
     await assert_tables_equal_the_oracle(conn, summaries, tables, events)
+
+
+@pytest.mark.parametrize("table", every_kind_of_table(), ids=lambda table: table.name)
+async def test_a_row_that_another_worker_puts_in_first_is_merged(conn, postgres, table):
+    tables = [table]
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    first = [event(0), event(1, site=None), event(0, visitor="b")]
+    second = [event(2, position=3), event(3, site=None, position=4), event(0, site="y", position=5)]
+    async with await AsyncConnection.connect(postgres, autocommit=True) as other:
+        pid = other.info.backend_pid
+        async with conn.transaction():
+            deltas = {table.name: sealed(TableFold(table), [first])[0] for table in tables}
+            await summaries.apply(conn, deltas)
+            waiting = asyncio.create_task(commit(other, summaries, tables, [second]))
+            while not (await (await conn.execute("SELECT pg_blocking_pids(%s)", [pid])).fetchone())[0]:
+                assert not waiting.done()
+                await asyncio.sleep(0)
+        await waiting
+    await assert_tables_equal_the_oracle(conn, summaries, tables, first + second)
+
+
+async def test_a_public_row_that_outlives_its_state_is_replaced(conn):
+    tables = [tumbling(), visits()]
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    await commit(conn, summaries, tables, [[event(0), event(0, site=None)]])
+    for table in tables:
+        await summaries.expire(conn, table.name, START + DAY)
+        assert await count(conn, f"{table.name}__state") == 0
+    again = [event(0, units=7), event(0, site=None, units=8)]
+    await commit(conn, summaries, tables, [again])
+    await assert_tables_equal_the_oracle(conn, summaries, tables, again)
+
+
+async def test_a_state_that_outlives_its_public_row_restores_it(conn):
+    tables = [tumbling(retention=MINUTE), visits(retention=MINUTE)]
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    events = [event(0), event(0, site=None)]
+    await commit(conn, summaries, tables, [events])
+    for table in tables:
+        assert await summaries.expire(conn, table.name, START + 10 * MINUTE) > 0
+        assert await count(conn, table.name) == 0
+    more = [event(1, position=2), event(1, site=None, position=3)]
+    await commit(conn, summaries, tables, [more])
+    await assert_tables_equal_the_oracle(conn, summaries, tables, events + more)
+
+
+async def test_a_delta_with_a_key_twice_is_an_error(conn):
+    table = replace(tumbling(ADDITIVE), name="additive")
+    summaries = Summaries([table], "clicks")
+    await summaries.ensure(conn)
+    delta = sealed(TableFold(table), [[event(0)]])[0]
+    twice = replace(delta, rows=pl.concat([delta.rows, delta.rows]))
+    with pytest.raises(errors.UniqueViolation):
+        async with conn.transaction():
+            await summaries.apply(conn, {table.name: twice})
+    assert await count(conn, "additive") == 0
 
 
 async def test_a_transaction_that_is_rolled_back_leaves_nothing(conn):
