@@ -17,16 +17,25 @@ Stored form: ``step:at:position;`` for each event, step from 1, at in Unix micro
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import polars as pl
 
 from streamproc.tables.measures import funnel_columns
 from streamproc.topology import Measure
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 #: Step events kept of one session: eight reloads of each step of the longest funnel.
 MAX_STEP_EVENTS = 256
 
 #: A stored form this short cannot hold more events than that.
 MAX_STEP_EVENTS_BYTES = MAX_STEP_EVENTS * len("1:0:0;")
+
+#: Comes after every event: for sessions that did not get as far.
+_NEVER = 2**62
 
 _ORDER = ("session", "at", "position", "step")
 
@@ -83,14 +92,17 @@ def decode(states: pl.Series) -> pl.DataFrame:
 
 def finish(measure: Measure, long: pl.DataFrame, sessions: int) -> pl.DataFrame:
     """Stored form and finished columns, one row for each of ``sessions`` numbers."""
-    text = pl.format("{}:{}:{};", "step", "at", "position")
-    stored = long.group_by("session").agg(text.str.join().alias(f"{measure.name}__steps"))
-    every = pl.DataFrame({"session": pl.int_range(sessions, dtype=pl.UInt32, eager=True)})
-    stored = every.join(stored, on="session", how="left", maintain_order="left")
-    times = _reached(measure, long, every["session"])
-    deepest = pl.sum_horizontal(pl.col(at.name).is_not_null() for at in times)
-    reached = pl.DataFrame(times).select(deepest.cast(pl.Int32).alias(f"{measure.name}_step"), pl.all())
-    return stored.drop("session").hstack(reached.cast(dict(funnel_columns(measure))))
+    text = long.select("session", text=pl.format("{}:{}:{};", "step", "at", "position"))
+    # A list first: joining within the groups takes four times as long.
+    stored = (
+        text.group_by("session", maintain_order=True).agg("text").with_columns(pl.col("text").list.join(""))
+    )
+    every = pl.repeat(None, sessions, dtype=pl.String, eager=True).alias(f"{measure.name}__steps")
+    every = every.scatter(stored["session"], stored["text"])
+    times = _Steps(measure, long, sessions).reached()
+    deepest = pl.sum_horizontal(pl.col(name).is_not_null() for name in times.columns)
+    reached = times.select(deepest.cast(pl.Int32).alias(f"{measure.name}_step"), pl.all())
+    return every.to_frame().hstack(reached.cast(dict(funnel_columns(measure))))
 
 
 def onward(measure: Measure, long: pl.DataFrame, sessions: int) -> pl.Series:
@@ -99,46 +111,60 @@ def onward(measure: Measure, long: pl.DataFrame, sessions: int) -> pl.Series:
     An array literal of PostgreSQL (bigint[]) named ``<measure>__onward``: the times of all steps from step
     1, then from step 2 and so on, null up to the step it starts from. Null where nothing is reached.
     """
-    index = pl.int_range(sessions, dtype=pl.UInt32, eager=True)
-    count = len(measure.steps)
-    times = pl.DataFrame(
-        {
-            f"{start}:{number}": at
-            for start in range(1, count)
-            for number, at in enumerate(_reached(measure, long, index, start), start=1)
-        }
+    steps = _Steps(measure, long, sessions)
+    starts = range(1, len(measure.steps))
+    times = pl.concat(
+        [steps.reached(start).rename(f"{start}:{{}}".format) for start in starts], how="horizontal"
     )
     texts = pl.concat_str(pl.all().cast(pl.String).fill_null("NULL"), separator=",")
-    literal = pl.when(pl.any_horizontal(pl.all().is_not_null())).then(pl.format("{{{}}}", texts))
-    return times.select(literal.alias(f"{measure.name}__onward")).to_series()
+    some = times.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
+    literals = times.filter(some).select(pl.format("{{{}}}", texts)).to_series()
+    none = pl.repeat(None, sessions, dtype=pl.String, eager=True).alias(f"{measure.name}__onward")
+    return none.scatter(some.arg_true(), literals)
 
 
-def _reached(measure: Measure, long: pl.DataFrame, sessions: pl.Series, start: int = 0) -> list[pl.Series]:
-    """When each step is reached (Unix microseconds) by sessions that come from step ``start``: for each
-    step a binary search for its first event after that of the step before. Null up to ``start``.
-    """
-    same = [pl.col(name) == pl.col(name).shift() for name in ("session", "at", "position")]
-    long = long.with_columns(
-        (~pl.all_horizontal(same)).fill_null(True).cum_sum().cast(pl.Int64).alias("order")
-    )
-    columns: list[pl.Series] = []
-    after: pl.Series | None = None
-    for number, (name, _) in enumerate(funnel_columns(measure)[1:], start=1):
-        if number <= start:
-            columns.append(pl.repeat(None, len(sessions), dtype=pl.Int64, eager=True).alias(name))
-            continue
-        events = long.filter(pl.col("step") == number)
-        if after is None:
-            found = events["session"].search_sorted(sessions)
-        else:  # past every event for those who did not get as far
-            found = events["order"].search_sorted(after.fill_null(long.height + 1), side="right")
-        found = found.set(found >= events.height, None)
-        found = found.set((events["session"].gather(found) != sessions).fill_null(False), None)
-        columns.append(events["at"].gather(found).alias(name))
-        after = events["order"].gather(found)
-    return columns
+class _Steps:
+    """The events of each step, ready to be searched for many sessions at once."""
+
+    def __init__(self, measure: Measure, long: pl.DataFrame, sessions: int) -> None:
+        self._names = [name for name, _ in funnel_columns(measure)[1:]]
+        self._sessions = np.arange(sessions)
+        same = [pl.col(name) == pl.col(name).shift() for name in ("session", "at", "position")]
+        # Grows with each event, also from one session to the next.
+        order = (~pl.all_horizontal(same)).fill_null(True).cum_sum()
+        columns = long.select("session", "at", order.alias("order"), "step").cast(pl.Int64).to_numpy().T
+        self._by_step = [columns[:3, columns[3] == number] for number in range(1, len(self._names) + 1)]
+
+    def reached(self, start: int = 0) -> pl.DataFrame:
+        """When each step is reached (Unix microseconds) by sessions that come from step ``start``: for each
+        step a binary search for its first event after that of the step before. Null up to ``start``.
+        """
+        columns: list[pl.Series] = []
+        after: npt.NDArray[np.int64] | None = None
+        for number, name in enumerate(self._names):
+            if number < start:
+                columns.append(pl.repeat(None, len(self._sessions), dtype=pl.Int64, eager=True).alias(name))
+                continue
+            session, at, order = self._by_step[number]
+            if after is None:
+                found = np.searchsorted(session, self._sessions)
+            else:
+                found = np.searchsorted(order, after, side="right")
+            there = found < len(session)
+            there[there] = session[found[there]] == self._sessions[there]
+            found = found[there]
+            column = np.zeros(len(self._sessions), dtype=np.int64)
+            column[there] = at[found]
+            columns.append(
+                pl.select(pl.when(pl.Series(there)).then(pl.Series(column)).alias(name)).to_series()
+            )
+            after = np.full(len(self._sessions), _NEVER, dtype=np.int64)
+            after[there] = order[found]
+        return pl.DataFrame(columns)
 
 
 def _bounded(long: pl.DataFrame) -> pl.DataFrame:
-    number = pl.int_range(pl.len()).over("session")
-    return long.filter(number < MAX_STEP_EVENTS) if long.height > MAX_STEP_EVENTS else long
+    session = long["session"]
+    if not (session == session.shift(MAX_STEP_EVENTS)).any():  # sorted: nobody has as many, as a rule
+        return long
+    return long.filter(pl.int_range(pl.len()).over("session") < MAX_STEP_EVENTS)
