@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from streamproc.embedded.postgres import start_postgres
+from streamproc.epoch import FOLD_AT
 from streamproc.generator import Generator
 from streamproc.model import REJECT_SCHEMA, Claim, Partition, RecordBatch, Transformed
 from streamproc.progress import PartitionProgress, RecentIds
@@ -94,7 +95,7 @@ async def measure(events: int, rate: int, bad_ratio: float) -> Stages:
             stored = compress(values)
             with stages.measure("fetch (decompress, walk)"):
                 walked = [record.value for batch in stored for record in DefaultRecordBatch(batch)]
-            kept, refused, partials = [], [], {name: [] for name in folds}
+            kept, refused, unfolded, partials = [], [], [], {name: [] for name in folds}
             for start in range(0, len(walked), _FOLD):
                 part = walked[start : start + _FOLD]
                 batch = RecordBatch(
@@ -108,9 +109,12 @@ async def measure(events: int, rate: int, bad_ratio: float) -> Stages:
                     out: Transformed = transform([batch])
                 with stages.measure("duplicates, watermark"):
                     rows, _ = progress.accept(out.events, "event_id", page.contract.event_time.disorder)
-                with stages.measure("fold"):
-                    for name, fold in folds.items():
-                        partials[name].append(fold.partial(rows)[0])
+                unfolded.append(rows)
+                if sum(map(len, unfolded)) >= FOLD_AT or start + _FOLD >= len(walked):
+                    with stages.measure("fold"):
+                        together, unfolded = pl.concat(unfolded), []
+                        for name, fold in folds.items():
+                            partials[name].append(fold.partial(together)[0])
                 kept.append(rows.drop("watermark"))
                 if len(out.rejects):
                     refused.append(out.rejects)

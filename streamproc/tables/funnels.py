@@ -63,7 +63,7 @@ def long_form(events: pl.DataFrame, bits: str) -> pl.DataFrame:
     hits = hits.select(pl.col("session").cast(pl.UInt32), bits, pl.col("__at").alias("at"), "position")
     step = pl.col(bits).bitwise_trailing_zeros().cast(pl.Int32) + 1
     parts = []
-    rest = hits.collect()
+    rest = hits.collect(engine="in-memory")
     while len(rest):  # once, unless events match several steps
         parts.append(rest.select("session", step.alias("step"), "at", "position"))
         rest = rest.with_columns(pl.col(bits) & (pl.col(bits) - 1)).filter(pl.col(bits) > 0)

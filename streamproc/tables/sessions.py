@@ -64,7 +64,7 @@ class SessionFold:
                 *(funnels.step_bits(m).alias(f"__bits_{m.name}") for m in self._funnels),
                 over.fill_null(False).alias("__late"),
             )
-            .collect()
+            .collect(engine="in-memory")
         )
         late = int(kept["__late"].sum())
         return (kept.filter(~pl.col("__late")) if late else kept).drop("__late"), late
