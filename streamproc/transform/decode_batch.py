@@ -17,23 +17,16 @@ class Batch:
     as Binary. ``problems``: by record number.
     """
 
-    def __init__(self, values: list[bytes], series: pl.Series) -> None:
+    def __init__(self, values: list[bytes], series: pl.Series, rows: pl.Series | None = None) -> None:
         self.values = values
         self.series = series
-        self.rows = pl.int_range(len(series), dtype=pl.UInt32, eager=True)
+        self.rows = pl.int_range(len(series), dtype=pl.UInt32, eager=True) if rows is None else rows
         self.problems: dict[int, Problem] = {}
         self._lines: bytes | None = None
-        self._text: pl.Series | None = None
+        self._has_escapes: bool | None = None
 
     def __len__(self) -> int:
         return len(self.values)
-
-    @property
-    def text(self) -> pl.Series:
-        """The records as text, null where one is not UTF-8."""
-        if self._text is None:
-            self._text = as_text(self.series)
-        return self._text
 
     @property
     def lines(self) -> bytes:
@@ -42,30 +35,44 @@ class Batch:
             self._lines = b"\n".join(self.values)
         return self._lines
 
-    def has(self, escape: bytes) -> bool:
-        """Whether any of the records holds these bytes, which start with a backslash."""
-        return b"\\" in self.lines and bool(self.series.bin.contains(escape).any())
+    @property
+    def has_escapes(self) -> bool:
+        """Whether there is a backslash in any record; most batches have none."""
+        if self._has_escapes is None:
+            if self._lines is not None:  # one search over all of them
+                self._has_escapes = b"\\" in self._lines
+            else:
+                self._has_escapes = bool(self.series.bin.contains(b"\\").any())
+        return self._has_escapes
+
+    def holding(self, escape: bytes) -> pl.Series | None:
+        """Which records hold these bytes, which start with a backslash; ``None`` when none does."""
+        if not self.has_escapes:
+            return None
+        found = self.series.bin.contains(escape)
+        return found if found.any() else None
 
     def drop(self, problems: Mapping[int, Problem]) -> pl.Series:
         """Take records out and give the mask of those that stay.
 
         ``problems``: by place among those still here.
         """
-        places = pl.int_range(len(self), dtype=pl.UInt32, eager=True)
-        keep = ~places.is_in(list(problems))
+        keep = pl.repeat(True, len(self), dtype=pl.Boolean, eager=True)
         if problems:
-            self.problems.update((self.rows[place], problem) for place, problem in problems.items())
+            places = list(problems)
+            keep = keep.scatter(places, False)
+            self.problems.update(zip(self.rows.gather(places), problems.values(), strict=True))
             self.rows = self.rows.filter(keep)
             self.series = self.series.filter(keep)
             self.values = list(itertools.compress(self.values, keep.to_list()))
-            self._lines = self._text = None
+            self._lines = None
         return keep
 
     def replace(self, values: Mapping[int, bytes]) -> None:
         """Put in other bytes that mean the same, by place."""
         for place, value in values.items():
             self.values[place] = value
-        self._lines = self._text = None
+        self._lines = self._has_escapes = None
         self.series = pl.Series(self.values, dtype=pl.Binary)
 
 

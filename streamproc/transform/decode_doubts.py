@@ -7,9 +7,6 @@ is fine; the few rows without a proof are *doubtful* and are looked at one by on
 
 from __future__ import annotations
 
-import functools
-import itertools
-import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,8 +27,8 @@ _SHORT_ESCAPES = {'"': r"\\\"", "\\": r"\\\\", "/": r"\\/"}
 class Doubts:
     """The checks compiled for one contract.
 
-    They take ``values`` (the records as text), ``parsed`` (the frame of ``read_ndjson``, same rows) and
-    ``texts`` (by JSON field: its source text), and answer with a Boolean series: true is doubt.
+    They take ``records`` (Binary, all of them UTF-8), ``parsed`` (the frame of ``read_ndjson``, same rows) and
+    ``texts`` (by JSON field: its source text), and answer with the places of the doubtful rows.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -44,42 +41,51 @@ class Doubts:
         # The shortest second occurrence there can be: a comma, the key in quotes, a colon, one digit.
         self._room_for_another = min(len(key.encode()) for key in keys) + 5
         self._known = [node for node in layout.nodes if _is_known(node)]
+        self._texts = [node for node in self._known if not node.typed and not node.children]
+        self._values = [node for node in self._known if node not in self._texts]
         # A key that two objects have could stand for either of them: its nulls are left to the counting.
         self._null_nodes = [
             nodes[0] for _, nodes in self._each_key if len(nodes) == 1 and not nodes[0].children
         ]
         # Keys inside of a JSON text are its own affair, unless the contract reads some of them too.
-        self._opaque = [_text_column(n.json[0].name) for n in layout.nodes if n.json and not n.children]
+        self._opaque = [_text_column(node.json[0].name) for node in self._texts]
         self._text_nodes = [n for n in layout.nodes if n.typed and n.typed[0].type is FieldType.STRING]
 
-    def surrogates(self, values: pl.Series) -> pl.Series:
-        """Records with an escaped surrogate, paired or not."""
-        return values.str.contains(_SURROGATE_ESCAPE)
+    def surrogates(self, records: pl.Series, escaped: pl.Series) -> pl.Series:
+        """Records with an escaped surrogate, paired or not. ``escaped``: which records have ``\\u``."""
+        places = escaped.arg_true()
+        found = records.gather(places).cast(pl.String).str.contains(_SURROGATE_ESCAPE)
+        return places.filter(found)
 
-    def coerced(self, values: pl.Series, parsed: pl.DataFrame) -> pl.Series:
+    def coerced(self, records: pl.Series, parsed: pl.DataFrame) -> list[int]:
         """Records in which a text may have been made of another JSON type.
 
         A text of digits is no rare thing (numeric ids), so a row is cleared when its record has no escapes
         and names the key once, followed by a quote.
         """
-        doubt = pl.repeat(False, len(values), dtype=pl.Boolean, eager=True)
-        if not self._text_nodes:
-            return doubt
-        hits = parsed.select(_not_a_text(node).any().alias(node.label) for node in self._text_nodes).row(0)
-        for node in itertools.compress(self._text_nodes, hits):
-            rows = parsed.select(_not_a_text(node).fill_null(False).alias("rows"))["rows"]
+        doubtful: set[int] = set()
+        looks = parsed.select(_not_a_text(node).alias(node.label) for node in self._text_nodes)
+        for node, alike in zip(self._text_nodes, looks.iter_columns(), strict=True):
+            places = alike.arg_true()
+            if places.is_empty():
+                continue
             key = f'"{node.path[-1]}"'
-            here = values.filter(rows)
+            here = records.gather(places).cast(pl.String)
             cleared = (
                 ~here.str.contains("\\", literal=True)
                 & (here.str.count_matches(key, literal=True) == 1)
                 & here.str.contains(re.escape(key) + r'\s*:\s*"')
             )
-            doubt = doubt | _scatter(rows, ~cleared)
-        return doubt
+            doubtful.update(places.filter(~cleared))
+        return sorted(doubtful)
+
+    def room(self, records: pl.Series, parsed: pl.DataFrame) -> pl.Series:
+        """Bytes of each record that the values in ``parsed`` do not account for, JSON texts among them."""
+        least = pl.sum_horizontal(pl.lit(1, dtype=pl.Int64), *map(_least_bytes, self._values))
+        return records.bin.size().cast(pl.Int64) - parsed.select(least.alias(_SIZE))[_SIZE]
 
     def repeated_keys(
-        self, values: pl.Series, parsed: pl.DataFrame, texts: Mapping[str, pl.Series]
+        self, records: pl.Series, parsed: pl.DataFrame, texts: Mapping[str, pl.Series], room: pl.Series
     ) -> pl.Series:
         """Records in which a contract key may stand twice.
 
@@ -87,18 +93,18 @@ class Doubts:
         little for another member the proof is done; a ``"key":null`` of a value that was not found accounts
         for itself. Else by counting the keys.
         """
-        known = parsed.with_columns(
-            text.alias(_text_column(name)) for name, text in texts.items()
-        ).with_columns(pl.Series(_SIZE, values.str.len_bytes()))
-        least = [pl.lit(1), *(_least_bytes(node) for node in self._known)]
-        room = known.select(pl.col(_SIZE) - functools.reduce(operator.add, least))[_SIZE]
-        doubt = room >= self._room_for_another
-        if doubt.any():
-            nulls = self._null_bytes(values.filter(doubt), known.filter(doubt))
-            doubt = _scatter(doubt, room.filter(doubt) - nulls >= self._room_for_another)
-        if doubt.sum() <= _FEW:
-            return doubt
-        return _scatter(doubt, self._uncounted(values.filter(doubt), known.filter(doubt)))
+        known = parsed.with_columns(text.alias(_text_column(name)) for name, text in texts.items())
+        if self._texts:
+            least = pl.sum_horizontal(*map(_least_bytes, self._texts))
+            room = room - known.select(least.alias(_SIZE))[_SIZE]
+        places = (room >= self._room_for_another).arg_true()
+        if places.is_empty():
+            return places
+        values, known = records.gather(places).cast(pl.String), known[places]
+        doubt = room.gather(places) - self._null_bytes(values, known) >= self._room_for_another
+        if doubt.sum() > _FEW:
+            doubt = _scatter(doubt, self._uncounted(values.filter(doubt), known.filter(doubt)))
+        return places.filter(doubt)
 
     def _null_bytes(self, values: pl.Series, known: pl.DataFrame) -> pl.Series:
         """Bytes of members ``"key":null,`` with a contract key.
@@ -203,24 +209,24 @@ def _presence(node: Node) -> pl.Expr:
 
 
 def _least_bytes(node: Node) -> pl.Expr:
-    """The fewest bytes the node's member takes in its record, its comma counted; 0 when it is absent.
+    """The fewest bytes the node's member takes in its record, its comma counted; null when it is absent.
 
     Escapes and whitespace only add to it. An object is counted as one byte: two braces less the comma that
     its first member does not have; the record itself likewise.
     """
     around = len(node.path[-1].encode()) + 4
     if node.children:
-        size: pl.Expr = pl.lit(1)
-    elif not node.typed:
-        size = pl.col(_text_column(node.json[0].name)).str.len_bytes().cast(pl.Int64)
-    else:
-        size = {
-            FieldType.STRING: lambda: node.value.str.len_bytes().cast(pl.Int64) + 2,
-            FieldType.INTEGER: lambda: node.value.cast(pl.String).str.len_bytes().cast(pl.Int64),
-            FieldType.NUMBER: lambda: pl.lit(1),
-            FieldType.BOOLEAN: lambda: pl.lit(4),
-        }[node.typed[0].type]()
-    return pl.when(_presence(node)).then(size + around).otherwise(0)
+        return pl.when(_presence(node)).then(pl.lit(1 + around, dtype=pl.Int64))
+    if not node.typed:
+        return pl.col(_text_column(node.json[0].name)).str.len_bytes().cast(pl.Int64) + around
+    match node.typed[0].type:
+        case FieldType.STRING:
+            return node.value.str.len_bytes().cast(pl.Int64) + (around + 2)
+        case FieldType.INTEGER:
+            return node.value.cast(pl.String).str.len_bytes().cast(pl.Int64) + around
+        case kind:
+            least = 4 if kind is FieldType.BOOLEAN else 1
+            return pl.when(_presence(node)).then(pl.lit(around + least, dtype=pl.Int64))
 
 
 def _any_spelling(key: str) -> str:

@@ -13,7 +13,7 @@ from streamproc.transform.decode_time import event_time
 
 # A NUL in a source text: \u0000 after an even number of backslashes.
 _ESCAPED_NUL = r"(?:^|[^\\])(?:\\\\)*\\u0000"
-_TIME, _ROW = "\x1ftime", "\x1frow"
+_TIME, _RECEIVED = "\x1ftime", "\x1freceived"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +32,19 @@ class FieldChecks:
     def __init__(self, contract: Contract) -> None:
         self._contract = contract
         self._source = next(f for f in contract.fields if f.name == contract.event_time.field)
+        self._cut = [f for f in contract.fields if _is_cut(f)]
         self._checks = tuple(self._all_checks())
         self._nul_checks = tuple(
             _nul(f) for f in contract.fields if f.type in (FieldType.STRING, FieldType.JSON)
         )
 
     def apply(
-        self, columns: pl.DataFrame, received: pl.Series, nul: bool
+        self, columns: pl.DataFrame, received: pl.Series, escaped_nul: pl.Series | None
     ) -> tuple[pl.DataFrame, dict[int, Problem]]:
         """The columns with ``event_time`` (over a field of that name, else behind them); the problems.
 
-        ``received``: the broker's clock per row, Datetime us UTC. ``nul``: whether any record may hold
-        a NUL. Problems by row number, for each row the first in the contract's order.
+        ``received``: the broker's clock per row, Datetime us UTC. ``escaped_nul``: which rows may hold a NUL,
+        ``None`` for none. Problems by row number, for each row the first in the contract's order.
         """
         source = self._contract.event_time
         fractional = self._source.type is FieldType.NUMBER
@@ -51,10 +52,22 @@ class FieldChecks:
             event_time(pl.col(source.field), source.format, fractional).alias(_TIME),
             received.alias(_RECEIVED),
         )
-        problems = self._find(timed, (*self._nul_checks, *self._checks) if nul else self._checks)
-        cut = [pl.col(f.name).str.head(f.max_length or 0) for f in self._contract.fields if _is_cut(f)]
-        timed = timed.with_columns(*cut, pl.col(_TIME).alias("event_time"))
-        return timed.drop(_TIME, _RECEIVED), problems
+        problems: dict[int, Problem] = {}
+        if escaped_nul is not None:
+            places = escaped_nul.arg_true()
+            for place, problem in self._find(timed[places], self._nul_checks).items():
+                problems[places[place]] = problem
+        for row, problem in self._find(timed, self._checks).items():
+            problems.setdefault(row, problem)
+        cut = [pl.col(f.name).str.head(f.max_length or 0) for f in self._too_long(columns)]
+        return timed.with_columns(*cut, pl.col(_TIME).alias("event_time")).drop(_TIME, _RECEIVED), problems
+
+    def _too_long(self, columns: pl.DataFrame) -> list[Field]:
+        """The fields to cut, of which some value has to be. Most batches have none: cutting is a copy."""
+        if not self._cut:
+            return []
+        longest = columns.select(pl.col(f.name).str.len_bytes().max() for f in self._cut).row(0)
+        return [f for f, size in zip(self._cut, longest, strict=True) if (size or 0) > (f.max_length or 0)]
 
     def _find(self, timed: pl.DataFrame, checks: tuple[_Check, ...]) -> dict[int, Problem]:
         hits = timed.select(check.broken.any().alias(str(number)) for number, check in enumerate(checks))
@@ -62,17 +75,10 @@ class FieldChecks:
         for check, hit in zip(checks, hits.row(0), strict=True):
             if not hit:
                 continue
-            rows = timed.select(
-                pl.int_range(pl.len()).alias(_ROW),
-                check.field.name,
-                pl.col(_TIME),
-                _RECEIVED,
-                check.broken.alias("?"),
-            )
-            for row, value, time, clock, _ in rows.filter("?").iter_rows():
-                problems.setdefault(
-                    row, Problem(check.reason, check.field.name, check.detail((value, time, clock)))
-                )
+            rows = timed.select(check.broken.arg_true()).to_series()
+            broken = timed.select(pl.col(check.field.name, _TIME, _RECEIVED).gather(rows))
+            for row, values in zip(rows, broken.iter_rows(), strict=True):
+                problems.setdefault(row, Problem(check.reason, check.field.name, check.detail(values)))
         return problems
 
     def _all_checks(self) -> Iterator[_Check]:
@@ -95,9 +101,6 @@ class FieldChecks:
             pl.col(_TIME).dt.epoch("us") > pl.col(_RECEIVED).dt.epoch("us") + skew,
             lambda row: f"{row[1]} is more than {skew / 1e6:g} s ahead of the broker's {row[2]}",
         )
-
-
-_RECEIVED = "\x1freceived"
 
 
 def _is_cut(contract_field: Field) -> bool:

@@ -55,19 +55,22 @@ class Problem(NamedTuple):
     detail: str
 
 
-def reject_frame(records: pl.DataFrame, problems: Mapping[int, Problem]) -> pl.DataFrame:
+def reject_frame(system: pl.DataFrame, original: pl.Series, problems: Mapping[int, Problem]) -> pl.DataFrame:
     """Rejects in input order.
 
-    ``records``: the system columns and ``original`` (Binary), one row per record. ``problems``: by row.
+    ``system``: the system columns, one row per record; ``original``: its bytes. ``problems``: by row.
     """
+    if not problems:
+        return pl.DataFrame(schema=REJECT_SCHEMA)
     rows = sorted(problems)
     found = [problems[row] for row in rows]
     return (
-        records[rows]
+        system[rows]
         .with_columns(
             pl.Series("reason", [str(p.reason) for p in found], dtype=pl.String),
             pl.Series("field", [p.field for p in found], dtype=pl.String),
             pl.Series("detail", [p.detail for p in found], dtype=pl.String),
+            original.gather(rows).alias("original"),
         )
         .select(*REJECT_SCHEMA)
     )
