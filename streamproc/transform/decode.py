@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import polars as pl
 
@@ -78,11 +78,9 @@ class _Decoder:
         problems = self._unreadable(original)
         if problems:
             readable = _others(problems, len(original))
-            # What is left has a value: tombstones are among the problems.
-            present = cast(list[bytes], list(itertools.compress(values, readable.to_list())))
-            batch = Batch(present, original.filter(readable), readable.arg_true())
+            batch = Batch(values, original.filter(readable), readable.arg_true())
         else:
-            batch = Batch(cast(list[bytes], list(values)), original)
+            batch = Batch(values, original)
         columns = self._parser.parse(batch)
         kept = batch.rows
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import polars as pl
 
@@ -13,12 +13,14 @@ from streamproc.transform.decode_rejects import Problem
 class Batch:
     """The records still in the running, and the problems of those that are not.
 
-    ``rows``: their numbers among the records given, ascending. ``values``: their bytes; ``series``: the same
-    as Binary. ``problems``: by record number.
+    ``records``: the bytes of all records given; ``series``: those still here, as Binary; ``rows``: their numbers
+    among the records given, ascending, all of which have bytes. ``problems``: by record number.
     """
 
-    def __init__(self, values: list[bytes], series: pl.Series, rows: pl.Series | None = None) -> None:
-        self.values = values
+    def __init__(
+        self, records: Sequence[bytes | None], series: pl.Series, rows: pl.Series | None = None
+    ) -> None:
+        self._records = records
         self.series = series
         self.rows = pl.int_range(len(series), dtype=pl.UInt32, eager=True) if rows is None else rows
         self.problems: dict[int, Problem] = {}
@@ -26,7 +28,24 @@ class Batch:
         self._has_escapes: bool | None = None
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> bytes:
+        return cast(bytes, self._records[self.rows[place]])
+
+    @property
+    def values(self) -> Sequence[bytes]:
+        """The bytes of the records still here."""
+        if len(self) == len(self._records):
+            return cast(Sequence[bytes], self._records)
+        return self._of(self.rows)
+
+    def at(self, places: pl.Series) -> Sequence[bytes]:
+        """The bytes of some of the records still here."""
+        return self._of(self.rows.gather(places))
+
+    def _of(self, rows: pl.Series) -> Sequence[bytes]:
+        return cast(Sequence[bytes], list(map(self._records.__getitem__, rows.to_list())))
 
     @property
     def lines(self) -> bytes:
@@ -64,16 +83,18 @@ class Batch:
             self.problems.update(zip(self.rows.gather(places), problems.values(), strict=True))
             self.rows = self.rows.filter(keep)
             self.series = self.series.filter(keep)
-            self.values = list(itertools.compress(self.values, keep.to_list()))
             self._lines = None
         return keep
 
     def replace(self, values: Mapping[int, bytes]) -> None:
         """Put in other bytes that mean the same, by place."""
+        records = list(self._records)
         for place, value in values.items():
-            self.values[place] = value
+            records[self.rows[place]] = value
+        self._records = records
         self._lines = self._has_escapes = None
-        self.series = pl.Series(self.values, dtype=pl.Binary)
+        changed = pl.Series(list(values.values()), dtype=pl.Binary)
+        self.series = self.series.clone().scatter(list(values), changed)  # in place: the original stays
 
 
 #: Fewer records than this are decoded one by one sooner than halved further.

@@ -87,6 +87,19 @@ class Node:
                 members.append((f"f{number}", _STRICT_TYPES[leaf], absent))
         return msgspec.defstruct("Record", members, rename=names, gc=False)
 
+    def plain_struct(self) -> type[msgspec.Struct]:
+        """The same object as a msgspec type that takes nothing but the contract's texts, integers and flags."""
+        members: list[tuple[str, Any, Any]] = []
+        names: dict[str, str] = {}
+        for number, (key, child) in enumerate(self.children.items()):
+            names[f"f{number}"] = key
+            if child.children:
+                members.append((f"f{number}", child.plain_struct() | None, None))
+            elif child.typed and child.typed[0].type is not FieldType.NUMBER:
+                members.append((f"f{number}", _STRICT_TYPES[child.typed[0].type], None))
+        names = {name: names[name] for name, *_ in members}
+        return msgspec.defstruct("Plain", members, rename=names, gc=False, forbid_unknown_fields=True)
+
 
 def source_text_struct(path: tuple[str, ...]) -> type[msgspec.Struct]:
     """A msgspec type that reads only the source text at ``path``: attribute ``f0`` of ``f0`` of …"""

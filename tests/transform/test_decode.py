@@ -210,6 +210,33 @@ def test_bad_records_do_not_disturb_good_ones() -> None:
     assert decoded.frame["event_id"].to_list() == [str(2 * n) for n in range(len(REASONS))]
 
 
+@pytest.mark.parametrize("rest", [{}, {"zz": "nobody reads this"}, {"properties": {"a": 1}, "value": 1.5}])
+def test_bad_records_are_found_behind_a_thousand_good_ones(rest: dict[str, Any]) -> None:
+    values: list[bytes | None] = [event(event_id=str(n), **rest) for n in range(1_000)]
+    bad = [value for _, value in REASONS.values()]
+    decoded = decode([batch_of([*values, *bad, *values])], FLAT)
+    assert decoded.rejects["reason"].to_list() == [str(reason) for reason, _ in REASONS.values()]
+    assert decoded.rejects["original"].to_list() == bad
+    assert decoded.frame["event_id"].to_list() == 2 * [str(n) for n in range(1_000)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ending_in(b',"zz":"caf\xe9"}'),
+        ending_in(b',"zz":[1e999]}'),
+        ending_in(b',"value":' + b"9" * 45 + b"}"),
+        ending_in(b',"properties":{"a":' + b"9" * 45 + b"}}"),
+        ending_in(b',"properties":"caf\xe9"}'),
+    ],
+)
+def test_what_only_the_reader_refuses_is_found_among_good_ones(value: bytes) -> None:
+    alone = reason_of(value)
+    assert alone in ("not_utf8", "number_out_of_range")
+    decoded = decode_values(*[event()] * 500, value, *[event()] * 500)
+    assert decoded.rejects.select("position", "reason").rows() == [(500, alone)]
+
+
 @pytest.mark.parametrize(
     "packed",
     [
