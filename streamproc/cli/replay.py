@@ -120,10 +120,11 @@ def diff_command(settings: Settings, name: str, rows: int, topic: str | None, as
     From the first window that the range can have changed to the newest; later events are those that live
     has. Approximate measures differ only beyond their error, percentiles are not compared.
     """
-    found, counts = asyncio.run(verbs.diff(settings, topic, name, rows))
+    as_of, found, counts = asyncio.run(verbs.diff(settings, topic, name, rows))
     if as_json:
         tables = {each.table: asdict(each) for each in found}
-        click.echo(json.dumps({"replay": name, "tables": tables, "records": counts}, indent=2, default=str))
+        answer = {"replay": name, "as_of": as_of.isoformat(), "tables": tables, "records": counts}
+        click.echo(json.dumps(answer, indent=2, default=str))
         return
     header = ["table", "rows", "only live", "only replay", "differ"]
     sections = [

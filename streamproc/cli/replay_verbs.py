@@ -113,13 +113,13 @@ async def _rate(ledger: Ledger, stream: OpenedStream, replay: Replay) -> float |
 
 async def diff(
     settings: Settings, topic: str | None, name: str, rows: int
-) -> tuple[list[TableDifference], dict[str, dict[str, int]]]:
-    """How the tables differ, and what became of the range's records."""
+) -> tuple[datetime, list[TableDifference], dict[str, dict[str, int]]]:
+    """How the tables differ at which moment, and what became of the range's records."""
     async with _opened(settings, topic) as (stream, ledger):
         replays = Replays(ledger.database, stream.page.name)
         replay = await _existing(replays, name)
         async with promoting(settings, stream.page, replay, ledger, stream.endpoints) as promoter:
-            return await promoter.compare(rows), await replays.counts(replay)
+            return *await promoter.compare(rows), await replays.counts(replay)
 
 
 async def promote(settings: Settings, topic: str | None, name: str) -> bool:

@@ -7,6 +7,7 @@ them: no commit of a live worker is half done then, and none begins before the e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -140,6 +141,13 @@ async def lock_live(conn: AsyncConnection[Any], replay: Replay) -> dict[Partitio
         Partition(source, number): None if position is None else int(position)
         for source, number, position in await cursor.fetchall()
     }
+
+
+async def now(conn: AsyncConnection[Any]) -> datetime:
+    """The database's time. Under :func:`lock_live` every live commit is before it or after it."""
+    row = await (await conn.execute("SELECT clock_timestamp()")).fetchone()
+    assert row is not None
+    return row[0].astimezone(UTC)  # type: ignore[no-any-return]  # the driver does not say what columns hold
 
 
 async def superseded_keys(conn: AsyncConnection[Any], replay: Replay) -> list[str]:

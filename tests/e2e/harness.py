@@ -67,7 +67,9 @@ class Site:
             **self.extra,
         }
 
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, check: bool = True, patience: float = 100
+    ) -> subprocess.CompletedProcess[str]:
         """A ``streamproc`` command to its end."""
         return subprocess.run(
             [sys.executable, "-m", "streamproc", *arguments],
@@ -75,7 +77,7 @@ class Site:
             cwd=self.directory,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=patience,
             check=check,
         )
 

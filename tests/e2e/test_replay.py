@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections import Counter
-from dataclasses import asdict
 
-import duckdb
 import psycopg
 import pytest
 
 from streamproc.generator import Generator
 from tests.e2e import oracle
-from tests.e2e.harness import check_everything, committed_records, produce, read_topic, settled_files, until
+from tests.e2e.harness import check_everything, committed_records, produce, read_topic, until
+from tests.e2e.replays import (
+    ALL_ROWS,
+    check_warehouse,
+    command,
+    digest,
+    expected_differences,
+    named_differences,
+    watched,
+)
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -32,11 +36,6 @@ drop = "event_type = 'add_to_cart' and visitor_id > 'b'"
 """
 #: An enrichment that is not told which pages are the site's own: its links count as foreign referrers.
 REFERRER = ('page = "page_url"', "")
-
-TABLES = ("page_views", "site_activity", "traffic_sources", "audience", "sessions", "checkout_funnel")
-
-#: What analysts see of each table, and the columns that are approximate: compared by the oracle only.
-APPROXIMATE = {"visitors", "value_p95"}
 
 
 def spoil(site):
@@ -53,12 +52,6 @@ def records(events, seed, rate=1):
     for record in Generator(seed=seed, events=events, bad_ratio=0.02, rate=rate).records():
         if record.value is None or len(record.value) < 900_000:
             yield record.key, record.value
-
-
-def replay(site, *arguments):
-    done = site.run("replay", *arguments, "--json", check=False)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return json.loads(done.stdout)
 
 
 @contextlib.contextmanager
@@ -103,79 +96,6 @@ class Traffic:
             self.sent += await produce(self._site.broker, self._site.topic, some)
 
 
-async def command(site, *arguments):
-    """A replay command while the test's own traffic flows."""
-    return await asyncio.to_thread(replay, site, *arguments)
-
-
-def everything(site):
-    """All that a promotion may change: table rows, the list of objects, counts, warehouse rows."""
-    with psycopg.connect(site.ledger) as db:
-        queries = [f"select * from {site.stream}.{table}" for table in TABLES]
-        queries += [
-            "select key, stream, state, rows from streamproc.objects",
-            "select stream, source, partition, position, records, accepted, filtered, rejected, duplicate"
-            " from streamproc.partitions",
-            "select source_partition, position, event_type, referrer_medium from warehouse.clickstream",
-        ]
-        return [Counter(map(repr, db.execute(query))) for query in queries]
-
-
-def lake_rows(files):
-    query = "select source_partition, position, event_type, referrer_medium from read_parquet(?)"
-    return Counter(duckdb.connect().execute(query, [[str(f) for f in files]]).fetchall())
-
-
-def check_warehouse(site):
-    with psycopg.connect(site.ledger) as db:
-        found = db.execute(
-            "select source_partition, position, event_type, referrer_medium from warehouse.clickstream"
-        )
-        assert Counter(found.fetchall()) == lake_rows(settled_files(db, site.lake, stream=site.stream))
-
-
-def exact(expected):
-    """The oracle's tables without what is approximate: by table, key → values."""
-    found = asdict(expected)
-    found["checkout_funnel"] = found.pop("funnel")
-    for name in ("page_views", "site_activity", "traffic_sources"):
-        found[name] = {key: row[:-1] for key, row in found[name].items()}
-    found["audience"] = {key: (row[0], round(row[2] or 0, 6)) for key, row in found["audience"].items()}
-    found["sessions"] = {
-        key: (*row[:-1], None if row[-1] is None else round(row[-1], 6))
-        for key, row in found["sessions"].items()
-    }
-    return found
-
-
-def expected_differences(site, name):
-    """By table: rows only live has, rows only the replay has, rows of both that differ, by the oracle."""
-    with psycopg.connect(site.ledger) as db:
-        live = settled_files(db, site.lake, stream=site.stream)
-        own = settled_files(db, site.lake, stream=f"{site.stream}__replay_{name}")
-        kept = {
-            site.lake / key
-            for (key,) in db.execute(
-                "select o.key from streamproc.objects o left join streamproc.replay_ranges g using (source, partition)"
-                " where o.stream = %s and (g.name is null or g.name = %s) and (g.through is null"
-                " or o.through <= g.after or coalesce(o.after, -1) >= g.through)",
-                [site.stream, name],
-            )
-        }
-    before = exact(oracle.expect(live))
-    after = exact(oracle.expect([file for file in live if file in kept] + own))
-    return {
-        table: (
-            len(before[table].keys() - after[table].keys()),
-            len(after[table].keys() - before[table].keys()),
-            sum(
-                before[table][key] != after[table][key] for key in before[table].keys() & after[table].keys()
-            ),
-        )
-        for table in TABLES
-    }
-
-
 async def test_a_mistake_in_the_page_is_repaired_while_traffic_flows(site, start):
     correct = spoil(site)
     source = records(1_000_000, seed=21)
@@ -196,11 +116,10 @@ async def test_a_mistake_in_the_page_is_repaired_while_traffic_flows(site, start
     topic = await read_topic(site.broker, site.topic)
     check_everything(site, topic)
 
-    difference = await command(site, "diff", "fix", "--rows", "1")
-    expected = expected_differences(site, "fix")
-    found = {name: (t["missing"], t["added"], t["changed"]) for name, t in difference["tables"].items()}
-    assert found == expected
-    assert expected["traffic_sources"] != (0, 0, 0) and expected["checkout_funnel"] != (0, 0, 0)
+    difference = await command(site, "diff", "fix", *ALL_ROWS)
+    expected = expected_differences(site, "fix", difference["as_of"])
+    assert named_differences(difference) == expected
+    assert expected["traffic_sources"] and expected["checkout_funnel"]
     counts = difference["records"]
     assert counts["live"]["records"] == counts["replay"]["records"] == done["positions"]
     assert counts["live"]["filtered"] > counts["replay"]["filtered"]
@@ -228,9 +147,9 @@ async def test_a_mistake_in_the_page_is_repaired_while_traffic_flows(site, start
         assert states["superseded"] > 0
         assert db.execute("select to_regclass('clickstream__replay_fix.sessions')").fetchone() == (None,)
 
-    now = everything(site)
+    now = digest(site)
     assert await command(site, "promote", "fix", "--yes") == {"replay": "fix", "promoted": False}
-    assert everything(site) == now
+    assert digest(site) == now
 
 
 async def test_a_range_in_the_middle_leaves_tables_and_lake_in_agreement(site, start):
@@ -258,11 +177,10 @@ async def test_a_range_in_the_middle_leaves_tables_and_lake_in_agreement(site, s
 
     done = await command(site, f"--from={begin}", f"--to={end}", "--into", "middle", "--workers", "2")
     assert sum(numbers.values()) // 4 < done["positions"] < sent
-    difference = await command(site, "diff", "middle")
-    expected = expected_differences(site, "middle")
-    found = {name: (t["missing"], t["added"], t["changed"]) for name, t in difference["tables"].items()}
-    assert found == expected
-    assert expected["sessions"] != (0, 0, 0) and expected["checkout_funnel"] != (0, 0, 0)
+    difference = await command(site, "diff", "middle", *ALL_ROWS)
+    expected = expected_differences(site, "middle", difference["as_of"])
+    assert named_differences(difference) == expected
+    assert expected["sessions"] and expected["checkout_funnel"]
     assert (await command(site, "promote", "middle", "--yes"))["promoted"]
     sent += await produce(site.broker, site.topic, itertools.islice(source, 800))
     await until(lambda: committed_records(site.ledger) == sent, "committed", 90, [live])
@@ -270,31 +188,6 @@ async def test_a_range_in_the_middle_leaves_tables_and_lake_in_agreement(site, s
     site.run("warehouse", "load")
     check_everything(site, await read_topic(site.broker, site.topic))
     check_warehouse(site)
-
-
-@contextlib.asynccontextmanager
-async def watched(site):
-    """What a reader sees meanwhile: rows of the lake's list with a table's sum, and the warehouse's rows."""
-    tables, warehouse = set(), set()
-    stop = threading.Event()
-
-    def look():
-        with psycopg.connect(site.ledger, autocommit=True) as db:
-            while not stop.is_set():
-                lake = (
-                    "select sum(rows) from streamproc.objects"
-                    f" where state = 'committed' and kind = 'events' and stream = '{site.stream}'"
-                )
-                both = f"select ({lake}), (select sum(events) from {site.stream}.audience)"
-                tables.add(db.execute(both).fetchone())
-                warehouse.add(db.execute("select count(*) from warehouse.clickstream").fetchone())
-
-    looking = asyncio.create_task(asyncio.to_thread(look))
-    try:
-        yield tables, warehouse
-    finally:
-        stop.set()
-        await looking
 
 
 async def waits_for_a_lock(site, process, table):
@@ -324,7 +217,7 @@ async def test_killed_anywhere_it_goes_on(site, start):
     correct()
     topic = await read_topic(site.broker, site.topic)
     check_everything(site, topic)
-    before = everything(site)
+    before = digest(site)
 
     def done():
         return committed_records(site.ledger, f"{site.stream}__replay_fix")
@@ -334,13 +227,18 @@ async def test_killed_anywhere_it_goes_on(site, start):
     assert 0 < done() < sent, "killed too late to show anything"
     resumed = await command(site, "--into", "fix")
     assert (resumed["state"], resumed["left"], done()) == ("complete", 0, sent)
-    expected = expected_differences(site, "fix")
-    difference = await command(site, "diff", "fix")
-    assert {n: (t["missing"], t["added"], t["changed"]) for n, t in difference["tables"].items()} == expected
-    before = everything(site)
+    difference = await command(site, "diff", "fix", *ALL_ROWS)
+    expected = expected_differences(site, "fix", difference["as_of"])
+    assert named_differences(difference) == expected
+    before = digest(site)
 
     promote = ("replay", "promote", "fix", "--yes")
-    async with watched(site) as (tables, warehouse):
+    lake = (
+        "select sum(rows) from streamproc.objects"
+        f" where state = 'committed' and kind = 'events' and stream = '{site.stream}'"
+    )
+    both = f"select ({lake}), (select sum(events) from {site.stream}.audience)"
+    async with watched(site, both, "select count(*) from warehouse.clickstream") as (tables, warehouse):
         await _killed_and_promoted(site, promote, before)
     assert len(tables) == 2 and len(warehouse) == 2, "readers saw something that is neither old nor new"
 
@@ -357,16 +255,16 @@ async def _killed_and_promoted(site, promote, before):
         db.execute("lock table warehouse.loads in share row exclusive mode")
         with started(site, *promote) as process:
             await waits_for_a_lock(site, process, "warehouse.loads")
-    assert everything(site) == before
+    assert digest(site) == before
     assert site.run("replay", "discard", "fix", "--yes", check=False).returncode == 1
     with psycopg.connect(site.ledger) as db:  # killed before the ledger's transaction, after the warehouse's
         db.execute(f"lock table {site.stream}.sessions in row exclusive mode")
         with started(site, *promote) as process:
             await waits_for_a_lock(site, process, f"{site.stream}.sessions")
-    between = everything(site)
+    between = digest(site)
     assert between[:-1] == before[:-1] and between[-1] != before[-1]
     site.run("warehouse", "load")
-    assert everything(site) == between, "a loader in between must leave both alone"
+    assert digest(site) == between, "a loader in between must leave both alone"
     assert await command(site, "promote", "fix", "--yes") == {"replay": "fix", "promoted": True}
 
 

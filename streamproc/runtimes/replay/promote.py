@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -79,8 +80,9 @@ class Promoter:
         await self._load()
         return self.replay
 
-    async def compare(self, keys: int = 0) -> list[TableDifference]:
-        """How each table differs from the live one, as both are at one moment; ``keys``: see :class:`Beside`.
+    async def compare(self, keys: int = 0) -> tuple[datetime, list[TableDifference]]:
+        """How each table differs from the live one, as both are at one moment, and that moment: what live has
+        committed by then is in both. ``keys``: see :class:`Comparison`.
 
         Live commits wait only while the last of them are carried.
         """
@@ -93,6 +95,7 @@ class Promoter:
             async with self._database.transaction("stop live commits") as conn:
                 await conn.execute(_SETTINGS)
                 await promotion.lock_live(conn, self.replay)
+                as_of = await promotion.now(conn)
                 await carrier.carry()
                 await snapshot.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 await snapshot.execute("SELECT FROM streamproc.replays LIMIT 1")  # the snapshot is taken here
@@ -102,7 +105,7 @@ class Promoter:
                 for beside in carrier.tables
             ]
             await snapshot.execute("COMMIT")
-        return found
+        return as_of, found
 
     async def promote(self, operator: str) -> bool:
         """Put the replay in the place of what live has; false when that was done before.
