@@ -13,16 +13,19 @@ import polars as pl
 #: Columns that every event frame carries beside those of its contract.
 #: ``source_partition``: the partition's id (Kafka: its number, as text). ``position``: Kafka offset.
 #: ``received_at``: when the broker had the record batch (its newest record's timestamp), UTC.
+#: ``redriven_from``: of a record that ``rejects redrive`` has sent again, the position of the reject, in the same
+#: partition; null for every other.
 SYSTEM_COLUMNS: dict[str, pl.DataType] = {
     "source_partition": pl.String(),
     "position": pl.Int64(),
     "received_at": pl.Datetime("us", "UTC"),
+    "redriven_from": pl.Int64(),
 }
 
 #: One row per record that cannot be used. ``reason`` is a stable slug, ``field`` the contract column
 #: or null, ``detail`` a sentence for a person, ``original`` the record's bytes as they arrived.
 REJECT_SCHEMA: dict[str, pl.DataType] = {
-    **SYSTEM_COLUMNS,
+    **{name: SYSTEM_COLUMNS[name] for name in ("source_partition", "position", "received_at")},
     "reason": pl.String(),
     "field": pl.String(),
     "detail": pl.String(),
@@ -48,7 +51,7 @@ class RecordBatch:
     (a ``range`` when they are contiguous, which is the normal case); positions of the interval that have
     no value are gaps the broker made itself (compaction, transaction markers).
     ``received_ms`` is the broker's newest timestamp in the batch, Unix milliseconds: a property of the
-    stored batch, so a replay sees the same one.
+    stored batch, so a replay sees the same one. ``redriven``: by position, of which reject a record is the copy.
     """
 
     partition: Partition
@@ -58,6 +61,7 @@ class RecordBatch:
     positions: Sequence[int]
     received_ms: int
     size: int
+    redriven: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)

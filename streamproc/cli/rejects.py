@@ -24,10 +24,11 @@ from streamproc.cli.streams import (
     set_up_options,
     topic_argument,
 )
-from streamproc.errors import DependencyError
+from streamproc.errors import ConfigError, DependencyError, Mistake
 from streamproc.ledger.redrives import Coordinate, Redrives
 from streamproc.model import Partition
-from streamproc.ops.redrive import RedriveReport, redrive
+from streamproc.ops.corrections import read_corrections
+from streamproc.ops.redrive import Choice, RedriveReport, redrive
 from streamproc.ops.rejects import Rejects, Selection
 from streamproc.runtimes.attach import running_broker
 from streamproc.settings import Settings
@@ -86,6 +87,13 @@ def list_command(
 @set_up_options
 @_reason
 @_since
+@click.option(
+    "--file",
+    "corrections",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="Send the corrected records of this file (- for stdin) in the place of their rejects, and no others.",
+)
+@click.option("--force", is_flag=True, help="Send also what this topic page would reject again.")
 @click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before sending.")
 @json_option
@@ -97,15 +105,27 @@ def redrive_command(
     topic: str | None,
     reasons: tuple[str, ...],
     since: datetime | None,
+    corrections: str | None,
+    force: bool,
     dry_run: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Send the original bytes of rejects again, to the partition they came from.
+    """Send rejects again, to the partition they came from: those that are acceptable by now, or corrected.
 
-    Worth doing after the topic page was mended and the service restarted. The copies are new records with
-    new positions, without a key (the ledger does not keep it), with headers that name the original:
-    streamproc.redrive.source, .partition, .position and .reason. Whoever else reads the topic sees them too.
+    Without --file, the original bytes of all selected rejects that this topic page would no longer reject:
+    mend the page and restart the service first. With --file, corrected records: JSON lines as `rejects list
+    --json` writes them, each with the new record in "corrected" (text, or JSON of its own) or
+    "corrected_base64"; lines without are passed over.
+
+    \b
+        streamproc rejects list --json --reason missing > rejects.ndjson
+        jq -c '.corrected = (.original | fromjson | .event_type = "click")' \\
+            rejects.ndjson | streamproc rejects redrive --file - --yes
+
+    The copies are new records with new positions, without a key (the ledger does not keep it), with headers
+    that name the original: streamproc.redrive.source, .partition, .position and .reason. Whoever else reads
+    the topic sees them too. In lake and warehouse, redriven_from has the position of the reject.
 
     Each reject is sent at most once, whoever else redrives at the same time and whatever crashes: it is
     noted in the ledger before it is sent, and what is noted is never sent again. If a redrive is
@@ -115,11 +135,17 @@ def redrive_command(
     Exits with 1 when a reject was refused by the broker, or its fate is unknown.
     """
     selection = Selection(reasons, microseconds(since))
+    if corrections == "-" and not (yes or dry_run):
+        raise ConfigError([Mistake("--file -", "leaves no stdin to answer on", "Add --yes or --dry-run")])
+    lines = None
+    if corrections is not None:
+        with click.open_file(corrections, "rb") as file:
+            lines = list(file)
     if not (yes or dry_run):
-        would = asyncio.run(_redrive(settings, topic, selection, dry_run=True))
+        would = asyncio.run(_redrive(settings, topic, selection, lines, force=force, dry_run=True))
         if would.sent and not click.confirm(f"Send {would.sent} rejects again?", err=True):
             raise click.Abort
-    report = asyncio.run(_redrive(settings, topic, selection, dry_run=dry_run))
+    report = asyncio.run(_redrive(settings, topic, selection, lines, force=force, dry_run=dry_run))
     if as_json:
         click.echo(json.dumps({"dry_run": dry_run, **report.as_json()}, indent=2))
     else:
@@ -165,7 +191,13 @@ async def _summary(settings: Settings, topic: str | None, selection: Selection, 
 
 
 async def _redrive(
-    settings: Settings, topic: str | None, selection: Selection, *, dry_run: bool
+    settings: Settings,
+    topic: str | None,
+    selection: Selection,
+    lines: list[bytes] | None,
+    *,
+    force: bool,
+    dry_run: bool,
 ) -> RedriveReport:
     async with _opened(settings, topic, selection) as (page, rejects), running_broker(settings) as broker:
         if broker is None:
@@ -174,7 +206,9 @@ async def _redrive(
         run = f"{operator()} {uuid.uuid4()}"
         async with RedriveProducer(broker, page.topic.name) as producer:
             redrives = Redrives(rejects.ledger.database, page.name, run)
-            return await redrive(rejects, redrives, producer, dry_run=dry_run)
+            corrected = None if lines is None else read_corrections(lines, page.topic.name)
+            choice = Choice(corrected, None if force else page.contract)
+            return await redrive(rejects, redrives, producer, choice=choice, dry_run=dry_run)
 
 
 @asynccontextmanager
@@ -233,6 +267,7 @@ def _show_report(report: RedriveReport, *, dry_run: bool) -> None:
         "selected": "selected",
         "sent": "would be sent" if dry_run else "sent",
         "sent_before": "sent before",
+        "still_rejected": "would be rejected again by this topic page: not sent",
         "copies": "copies made by a redrive, rejected again: left alone",
         "unconfirmed": "unconfirmed: may have been sent, not tried again",
         "refused": "refused by the broker: not sent, may be tried again",
@@ -242,5 +277,7 @@ def _show_report(report: RedriveReport, *, dry_run: bool) -> None:
         count = report.as_json()[name]
         if count or name in {"selected", "sent"}:
             click.echo(f"{count:>8} {meaning}")
+    if report.example:
+        click.echo(f"Would be rejected again: {report.example}", err=True)
     if report.problem:
         click.echo(f"The broker said: {report.problem}", err=True)

@@ -6,7 +6,7 @@ import time
 import zlib
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cramjam
@@ -15,10 +15,13 @@ from aiokafka.errors import CorruptRecordException, KafkaError
 from streamproc.errors import SourceError, UnexpectedPosition
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources.kafka_fetch import Fetched
+from streamproc.sources.kafka_origin import origin_of
 
 #: What checksum, codecs and record parsing raise on bytes that are not what they should be. The checksum is
 #: the producer's, so a faulty one can send a batch that passes it and still cannot be unpacked.
 _UNREADABLE = (KafkaError, cramjam.DecompressionError, zlib.error, OSError, EOFError, ValueError, IndexError)
+
+_NO_COPIES: Mapping[int, int] = {}
 
 
 class PartitionReader:
@@ -100,7 +103,8 @@ class PartitionReader:
     def _read(self, batch: Any) -> RecordBatch:
         through: int = batch.next_offset - 1
         try:
-            values, positions, newest_ms = self._unpack(batch)
+            redriven: dict[int, int] = {}
+            values, positions, newest_ms = self._unpack(batch, redriven)
         except _UNREADABLE as error:
             raise SourceError(
                 f"{self.partition}: the record batch that ends at offset {through} cannot be read: {error!r}"
@@ -115,10 +119,10 @@ class PartitionReader:
         if base <= self.seen:  # the fetch began inside this batch
             first = bisect_right(positions, self.seen)
             values, positions = values[first:], positions[first:]
-        return self._hand_out(through, values, positions, newest_ms)
+        return self._hand_out(through, values, positions, newest_ms, redriven)
 
-    def _unpack(self, batch: Any) -> tuple[list[bytes | None], Sequence[int], int]:
-        """Values, positions, and the newest timestamp in milliseconds (-1 for none)."""
+    def _unpack(self, batch: Any, redriven: dict[int, int]) -> tuple[list[bytes | None], Sequence[int], int]:
+        """Values, positions, and the newest timestamp in milliseconds (-1 for none); fills ``redriven``."""
         if not batch.validate_crc():
             raise CorruptRecordException("wrong checksum")
         if batch.producer_id is None:  # Kafka before 0.11: offsets and timestamps are the records' own
@@ -127,12 +131,22 @@ class PartitionReader:
             return [record.value for record in records], [record.offset for record in records], newest_ms
         if self._compacted:
             records = list(batch)
-            values = [record.value for record in records]
+            values = [self._value(record, redriven) for record in records]
             if len(values) != batch.last_offset_delta + 1:
                 return values, [record.offset for record in records], batch.max_timestamp
         else:
-            values = [record.value for record in batch]  # holding on to the records costs half as much again
+            # Holding on to the records costs half as much again.
+            values = [
+                record.value if not record.headers else self._value(record, redriven) for record in batch
+            ]
         return values, range(batch.base_offset, batch.next_offset), batch.max_timestamp
+
+    def _value(self, record: Any, redriven: dict[int, int]) -> bytes | None:
+        origin = origin_of(record.headers, self.partition, record.offset)
+        if origin is not None:
+            redriven[record.offset] = origin
+        value: bytes | None = record.value
+        return value
 
     def _expect(self, base: int) -> None:
         if base > self.seen + 1 and not self._compacted:
@@ -142,7 +156,12 @@ class PartitionReader:
             )
 
     def _hand_out(
-        self, through: int, values: list[bytes | None], positions: Sequence[int], newest_ms: int
+        self,
+        through: int,
+        values: list[bytes | None],
+        positions: Sequence[int],
+        newest_ms: int,
+        redriven: Mapping[int, int] = _NO_COPIES,
     ) -> RecordBatch:
         batch = RecordBatch(
             self.partition,
@@ -153,6 +172,7 @@ class PartitionReader:
             # Producers may leave the timestamp out (-1); then the best that is known is that it is there now.
             received_ms=newest_ms if newest_ms >= 0 else int(time.time() * 1000),
             size=sum(map(len, filter(None, values))),
+            redriven=redriven,
         )
         self.after = self.seen = through
         return batch

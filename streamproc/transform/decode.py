@@ -127,10 +127,23 @@ def _system_columns(batches: Sequence[RecordBatch]) -> pl.DataFrame:
     ).with_columns(pl.col("received_at").cast(SYSTEM_COLUMNS["received_at"]))
     batch_of = pl.select(pl.int_range(len(filled), dtype=pl.UInt32).repeat_by(sizes).explode()).to_series()
     positions = pl.concat([_positions(batch.positions) for batch in filled], rechunk=True)
-    return per_batch[batch_of].select("source_partition", positions.alias("position"), "received_at")
+    return per_batch[batch_of].select(
+        "source_partition",
+        positions.alias("position"),
+        "received_at",
+        _origins(filled, len(positions)).alias("redriven_from"),
+    )
 
 
 def _positions(positions: Sequence[int]) -> pl.Series:
     if isinstance(positions, range):
         return pl.int_range(positions.start, positions.stop, positions.step, eager=True)
     return pl.Series(positions, dtype=pl.Int64)
+
+
+def _origins(batches: Sequence[RecordBatch], count: int) -> pl.Series:
+    """Of which reject each record is the copy; hardly ever any is."""
+    if not any(batch.redriven for batch in batches):
+        return pl.repeat(None, count, dtype=pl.Int64, eager=True)
+    found = (batch.redriven.get(position) for batch in batches for position in batch.positions)
+    return pl.Series(found, dtype=pl.Int64)

@@ -219,8 +219,11 @@ class Shop:
             end = (await consumer.end_offsets([partition]))[partition]
             found: list[Any] = []
             async with asyncio.timeout(20):
-                while len(found) < end:
-                    found += (await consumer.getmany(partition, timeout_ms=200)).get(partition, [])
+                more: list[Any] = []
+                # The embedded broker gives the newest batch's first offset as the end: read until no more comes.
+                while len(found) < end or more:
+                    more = (await consumer.getmany(partition, timeout_ms=200)).get(partition, [])
+                    found += more
             return found
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,9 @@ from streamproc.ops.rejects import Rejects, Selection
 from streamproc.sinks.object_store import open_store
 from streamproc.sources.kafka_redrive import Outcome, Resend
 from tests.cli.shop import RECEIVED, Reject, Shop
+
+#: Whatever the page thinks of the records: these tests are about the sending.
+REDRIVE = ("rejects", "redrive", "--force")
 
 BROKEN = b'{"time": \xff\x1b[2J}'
 
@@ -115,7 +119,7 @@ def test_rejects_that_were_never_committed_are_not_shown(rejected: Shop) -> None
 
 
 def test_redrive_sends_the_original_bytes_to_the_same_partition_with_their_origin(rejected: Shop) -> None:
-    report = rejected.json("rejects", "redrive", "--yes", "--reason", "not_utf8", "--reason", "not_json")
+    report = rejected.json(*REDRIVE, "--yes", "--reason", "not_utf8", "--reason", "not_json")
     assert (report["selected"], report["sent"]) == (3, 3)
     assert [record.value for record in rejected.records(0)] == [b"{", BROKEN]
     (copy,) = rejected.records(1)
@@ -129,8 +133,8 @@ def test_redrive_sends_the_original_bytes_to_the_same_partition_with_their_origi
 
 
 def test_a_second_redrive_sends_nothing_twice(rejected: Shop) -> None:
-    rejected.json("rejects", "redrive", "--yes", "--reason", "not_json")
-    again = rejected.json("rejects", "redrive", "--yes", "--reason", "not_json", "--reason", "not_utf8")
+    rejected.json(*REDRIVE, "--yes", "--reason", "not_json")
+    again = rejected.json(*REDRIVE, "--yes", "--reason", "not_json", "--reason", "not_utf8")
     assert (again["selected"], again["sent"], again["sent_before"]) == (3, 1, 2)
     values = [record.value for number in range(4) for record in rejected.records(number)]
     assert sorted(values) == sorted([b"{", BROKEN, "{é".encode()])
@@ -141,26 +145,26 @@ def test_a_second_redrive_sends_nothing_twice(rejected: Shop) -> None:
 
 def test_a_dry_run_sends_nothing_and_remembers_nothing(rejected: Shop) -> None:
     for _ in range(2):
-        report = rejected.json("rejects", "redrive", "--dry-run", "--reason", "not_json")
+        report = rejected.json(*REDRIVE, "--dry-run", "--reason", "not_json")
         assert (report["selected"], report["sent"], report["sent_before"]) == (2, 2, 0)
     assert rejected.records(0) == rejected.records(1) == []
 
 
 def test_redrive_asks_first_and_no_means_no(rejected: Shop) -> None:
-    answer = rejected.call("rejects", "redrive", "--reason", "not_json", code=1, stdin="n\n")
+    answer = rejected.call(*REDRIVE, "--reason", "not_json", code=1, stdin="n\n")
     assert "Send 2 rejects again?" in answer.stderr
     assert rejected.records(0) == []
-    rejected.call("rejects", "redrive", "--reason", "not_json", stdin="y\n")
+    rejected.call(*REDRIVE, "--reason", "not_json", stdin="y\n")
     assert len(rejected.records(0)) == 1
 
 
 def test_a_copy_that_is_rejected_again_is_not_sent_once_more(shop: Shop) -> None:
     shop.produce(0, [b"{", b"good"])
     shop.commit(0, [1], [Reject(0, b"{")])
-    shop.json("rejects", "redrive", "--yes")
+    shop.json(*REDRIVE, "--yes")
     (_, _, copy) = shop.records(0)
     shop.commit(0, [], [Reject(copy.offset, copy.value)])
-    again = shop.json("rejects", "redrive", "--yes")
+    again = shop.json(*REDRIVE, "--yes")
     assert (again["selected"], again["sent"], again["sent_before"], again["copies"]) == (2, 0, 1, 1)
     assert len(shop.records(0)) == 3
     assert [each["redrive"] for each in shop.lines("rejects", "list")] == ["sent", "copy"]
@@ -169,7 +173,7 @@ def test_a_copy_that_is_rejected_again_is_not_sent_once_more(shop: Shop) -> None
 def test_a_large_reject_is_sent_alone_and_whole(shop: Shop) -> None:
     large = random.Random(5).randbytes(1_500_000)  # more than a batch: it does not compress
     shop.commit(0, [], [Reject(0, b"a"), Reject(1, large), Reject(2, b"b")])
-    report = shop.json("rejects", "redrive", "--yes", code=None)
+    report = shop.json(*REDRIVE, "--yes", code=None)
     values = [record.value for record in shop.records(0)]
     if report["refused"]:  # Apache Kafka takes 1 MiB by default
         assert (report["sent"], report["refused"], values) == (2, 1, [b"a", b"b"])
@@ -180,7 +184,7 @@ def test_a_large_reject_is_sent_alone_and_whole(shop: Shop) -> None:
 def test_more_than_a_batch_holds_arrives_whole_and_in_order(shop: Shop) -> None:
     values = [random.Random(seed).randbytes(300_000) for seed in range(10)] + [b"x"] * 600
     shop.commit(0, [], [Reject(position, value) for position, value in enumerate(values)])
-    report = shop.json("rejects", "redrive", "--yes")
+    report = shop.json(*REDRIVE, "--yes")
     assert (report["selected"], report["sent"]) == (610, 610)
     copies = shop.records(0)
     assert [record.value for record in copies] == values
@@ -191,9 +195,112 @@ def test_more_than_a_batch_holds_arrives_whole_and_in_order(shop: Shop) -> None:
 def test_without_a_running_embedded_broker_nothing_is_claimed(rejected: Shop, tmp_path: Path) -> None:
     usual = rejected.settings
     rejected.settings = {"STREAMPROC_BROKER": "embedded:", "STREAMPROC_DATA_DIR": str(tmp_path / "none")}
-    assert "is not running" in rejected.call("rejects", "redrive", "--yes", code=1).stderr
+    assert "is not running" in rejected.call(*REDRIVE, "--yes", code=1).stderr
     rejected.settings = usual
-    assert rejected.json("rejects", "redrive", "--yes", "--reason", "not_json")["sent"] == 2
+    assert rejected.json(*REDRIVE, "--yes", "--reason", "not_json")["sent"] == 2
+
+
+# -- what is acceptable by now, and corrections ------------------------------------------------------------
+
+GOOD = b'{"time": 1782900000000, "kind": "view"}'
+LONG = b'{"time": 1782900000000, "kind": "a long one"}'
+
+
+def test_only_what_the_page_takes_by_now_is_sent_and_the_rest_keeps_its_chance(shop: Shop) -> None:
+    page = shop.pages / "shop.toml"
+    limited = page.read_text().replace(
+        'kind = { type = "string" }', 'kind = { type = "string", max_length = 5 }'
+    )
+    mended = page.read_text()
+    assert limited != mended
+    page.write_text(limited)
+    shop.produce(0, [LONG, b"{", GOOD])
+    shop.commit(0, [], [Reject(0, LONG, "too_long"), Reject(1, b"{"), Reject(2, GOOD)])
+    report = shop.json("rejects", "redrive", "--yes")
+    assert (report["selected"], report["sent"], report["still_rejected"]) == (3, 1, 2)
+    assert report["reasons"] == {"too_long": 1, "not_json": 1}
+    assert report["example"].startswith("partition 0, position 0: too_long, ")
+    page.write_text(mended)
+    told = shop.call("rejects", "redrive", "--yes")
+    assert "1 sent\n" in told.stdout
+    assert "1 would be rejected again by this topic page: not sent" in told.stdout
+    assert "Would be rejected again: partition 0, position 1: not_json, " in told.stderr
+    assert [record.value for record in shop.records(0)][3:] == [GOOD, LONG]
+
+
+def corrections(directory: Path, *lines: object) -> str:
+    path = directory / "corrections.ndjson"
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return str(path)
+
+
+def test_corrected_records_go_out_in_the_place_of_their_rejects(rejected: Shop, tmp_path: Path) -> None:
+    listed = {(each["partition"], each["position"]): each for each in rejected.lines("rejects", "list")}
+    file = corrections(
+        tmp_path,
+        {**listed["0", 1], "corrected": GOOD.decode()},
+        listed["0", 3],  # not corrected
+        {"partition": "0", "position": 4, "corrected": {"time": 1782900000000, "kind": "é"}},
+        {"partition": 1, "position": 2, "corrected_base64": base64.b64encode(LONG).decode()},
+    )
+    dry = rejected.json("rejects", "redrive", "--file", file, "--dry-run")
+    assert (dry["selected"], dry["sent"], rejected.records(0)) == (3, 3, [])
+    report = rejected.json("rejects", "redrive", "--file", file, "--yes")
+    assert (report["selected"], report["sent"]) == (3, 3)
+    first, second = rejected.records(0)
+    assert (first.value, json.loads(second.value)) == (GOOD, {"time": 1782900000000, "kind": "é"})
+    assert dict(first.headers)["streamproc.redrive.position"] == b"1"
+    assert [record.value for record in rejected.records(1)] == [LONG]
+    again = rejected.json("rejects", "redrive", "--file", file, "--yes")
+    assert (again["sent"], again["sent_before"]) == (0, 3)
+    assert rejected.json(*REDRIVE, "--yes", "--reason", "not_json")["sent"] == 0, (
+        "its own bytes count as the same"
+    )
+
+
+def test_a_correction_that_is_still_wrong_is_not_sent_and_can_be_corrected_again(
+    rejected: Shop, tmp_path: Path
+) -> None:
+    wrong = corrections(tmp_path, {"partition": "0", "position": 1, "corrected": {"kind": "view"}})
+    report = rejected.json("rejects", "redrive", "--file", wrong, "--yes")
+    assert (report["sent"], report["still_rejected"], list(report["reasons"])) == (0, 1, ["missing_field"])
+    right = corrections(tmp_path, {"partition": "0", "position": 1, "corrected": GOOD.decode()})
+    assert rejected.json("rejects", "redrive", "--file", right, "--yes")["sent"] == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "line 2: is not JSON"),
+        ("[]", "line 2: is not a JSON object"),
+        ({"partition": "0", "position": "1", "corrected": "x"}, "line 2: position is not that of a reject"),
+        ({"position": 1, "corrected": "x"}, "line 2: partition is not that of a reject"),
+        (
+            {"partition": "0", "position": 1, "corrected_base64": "?"},
+            "line 2: corrected_base64 is not base64",
+        ),
+        (
+            {"partition": "0", "position": 1, "corrected": "x", "corrected_base64": "eA=="},
+            "line 2: it has both",
+        ),
+        ({"partition": "0", "position": 3, "corrected": "x"}, "line 2: partition 0, position 3 stands twice"),
+        ({"partition": "0", "position": 2, "corrected": "x"}, "partition 0, position 2: is not a reject of"),
+    ],
+)
+def test_a_wrong_file_is_refused_before_anything_is_sent(
+    rejected: Shop, tmp_path: Path, line: object, problem: str
+) -> None:
+    file = corrections(tmp_path, {"partition": "0", "position": 3, "corrected": GOOD.decode()}, line)
+    answer = rejected.call("rejects", "redrive", "--file", file, "--yes", code=2)
+    assert problem in answer.stderr
+    assert rejected.records(0) == []
+
+
+def test_a_file_from_stdin_leaves_no_stdin_to_answer_on(rejected: Shop) -> None:
+    line = json.dumps({"partition": "0", "position": 1, "corrected": GOOD.decode()})
+    assert "--yes" in rejected.call("rejects", "redrive", "--file", "-", code=2, stdin=line).stderr
+    rejected.call("rejects", "redrive", "--file", "-", "--yes", stdin=line)
+    assert [record.value for record in rejected.records(0)] == [GOOD]
 
 
 # -- redrives that fail, and that run at once ------------------------------------------------------------

@@ -150,7 +150,7 @@ def test_columns_are_fields_then_event_time_then_system_then_added_ones() -> Non
     assert list(page.columns) == [
         *("id", "at", "visitor", "url", "price", "amount", "paid", "extra"),
         "event_time",
-        *("source_partition", "position", "received_at"),
+        *("source_partition", "position", "received_at", "redriven_from"),
         *("host", "path"),
         *("section", "shouted"),
     ]

@@ -31,12 +31,14 @@ def record_batch(
     producer: int = -1,
     transactional: bool = False,
     span: int | None = None,
+    headers: Mapping[int, Sequence[tuple[str, bytes | None]]] | None = None,
 ) -> bytes:
-    """A batch from offset ``base``; ``values`` by offset delta. ``span``: offsets it covers, when more."""
+    """A batch from offset ``base``; ``values`` by offset delta. ``span``: offsets it covers, when more;
+    ``headers`` by offset delta."""
     by_delta = values if isinstance(values, Mapping) else dict(enumerate(values))
     builder = DefaultRecordBatchBuilder(2, codec, transactional, producer, 0, 0, 1 << 24)
     for delta, value in by_delta.items():
-        builder.append(delta, 1_000 + base + delta, b"key", value, [])
+        builder.append(delta, 1_000 + base + delta, b"key", value, list((headers or {}).get(delta, [])))
     batch = bytearray(builder.build())
     struct.pack_into(">q", batch, _BASE_OFFSET, base)
     if span is not None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from streamproc.errors import SourceError, UnexpectedPosition
 from streamproc.model import Partition, RecordBatch
+from streamproc.sources.kafka_origin import origin_headers
 from streamproc.sources.kafka_partition import PartitionReader
 from tests.sources.batches import (
     GZIP,
@@ -200,6 +201,42 @@ def test_message_sets_of_old_kafka_are_read() -> None:
     assert (batch.after, batch.through, list(batch.positions)) == (-1, 2, [0, 1, 2])
     assert batch.values == [b"old 0", b"old 1", b"old 2"]
     assert batch.received_ms == 5_002
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_redriven_copy_names_the_position_it_was_rejected_at(compacted: bool) -> None:
+    copy = origin_headers(PARTITION, 3, "not_json")
+    headers = {
+        0: [("traceparent", b"00-1"), ("empty", None)],
+        1: [("traceparent", b"00-2"), *copy],
+        2: origin_headers(PARTITION, 10, "not_json"),
+    }
+    partition = reader(after=6, compacted=compacted)
+    partition.add(fetched(record_batch(7, [b"a", b"b", b"c", b"d"], headers=headers)))
+    (batch,) = everything(partition)
+    assert batch.values == [b"a", b"b", b"c", b"d"]
+    assert batch.redriven == {8: 3}, "one names a later record, two are nobody's copies"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        origin_headers(Partition("clicks", "1"), 3, "not_json"),
+        origin_headers(Partition("other", "0"), 3, "not_json"),
+        [*origin_headers(PARTITION, 3, "")[:2], ("streamproc.redrive.position", b"-3")],
+        [*origin_headers(PARTITION, 3, "")[:2], ("streamproc.redrive.position", b"9" * 5000)],
+        [*origin_headers(PARTITION, 3, "")[:2], ("streamproc.redrive.position", "٣".encode())],
+        [*origin_headers(PARTITION, 3, "")[:2], ("streamproc.redrive.position", None)],
+        origin_headers(PARTITION, 3, "")[2:],
+    ],
+)
+def test_headers_that_name_no_earlier_record_of_the_partition_are_not_believed(
+    headers: list[tuple[str, bytes | None]],
+) -> None:
+    partition = reader(after=6)
+    partition.add(fetched(record_batch(7, [b"a"], headers={0: headers})))
+    (batch,) = everything(partition)
+    assert (batch.values, batch.redriven) == ([b"a"], {})
 
 
 def test_the_bytes_that_wait_are_counted() -> None:

@@ -76,11 +76,12 @@ def test_an_event_becomes_typed_columns() -> None:
 def test_system_columns_come_from_the_record_batches() -> None:
     values = [event(event_id=str(n)) for n in range(4)]
     first = replace(batch_of(values[:2], after=9), received_ms=NOW - 5_000)
-    compacted = RecordBatch(Partition("test", "7"), 99, 205, values[2:], [103, 205], NOW, 200)
+    compacted = RecordBatch(Partition("test", "7"), 99, 205, values[2:], [103, 205], NOW, 200, {205: 101})
     frame = decode([first, compacted], FLAT).frame
     assert frame["source_partition"].to_list() == ["0", "0", "7", "7"]
     assert frame["position"].to_list() == [10, 11, 103, 205]
     assert frame["received_at"].dt.epoch("ms").to_list() == [NOW - 5_000, NOW - 5_000, NOW, NOW]
+    assert frame["redriven_from"].to_list() == [None, None, None, 101]
     assert frame["event_id"].to_list() == ["0", "1", "2", "3"]
 
 
