@@ -66,6 +66,8 @@ async def run(settings: Settings, topic: str | None, wanted: Request, *, json_an
             replay = await replays.create(name, page.fingerprint, asked, operator(), found.spans)
         elif wanted.begin is not None:
             fix = f"Leave --from out to go on with it, or `streamproc replay discard {replay.name}`"
+            if replay.state in {"promoting", "promoted"}:
+                fix = "Choose another name: that replay is " + replay.state
             raise ConfigError([Mistake(f"--into {replay.name}", "is there already", fix)])
         async with promoting(settings, page, replay, ledger, stream.endpoints) as promoter:
             if replay.state == "running":
@@ -79,10 +81,11 @@ async def run(settings: Settings, topic: str | None, wanted: Request, *, json_an
     if json_answer:
         click.echo(json.dumps(as_json(replay, None), indent=2))
     else:
-        click.echo(
-            f"{replay.name}: {replay.positions} positions are processed. "
-            f"See `streamproc replay diff {replay.name}`."
-        )
+        hint = {
+            "promoting": f"Its promotion has begun: `streamproc replay promote {replay.name}` finishes it.",
+            "promoted": "It is promoted; there is nothing to do.",
+        }.get(replay.state, f"See `streamproc replay diff {replay.name}`.")
+        click.echo(f"{replay.name}: {replay.positions} positions are processed. {hint}")
 
 
 async def status(

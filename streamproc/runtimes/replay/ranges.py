@@ -64,7 +64,7 @@ async def plan(
     """The range of every partition, in whole commits of the live service.
 
     Raises :class:`ConfigError` when there is nothing to process, when live has not been there yet, when the
-    topic no longer has it, or when it would have to be widened and ``exact`` forbids it; it says which
+    topic no longer has all of it, or when it would have to be widened and ``exact`` forbids it; it says which
     offsets to use.
     """
     kept = await kafka_positions.spans(broker, topic)
@@ -73,12 +73,19 @@ async def plan(
         for status in await ledger.status()
         if status.position is not None and status.partition in kept
     }
-    asked = await _asked(broker, begin, end, kept, committed)
+    asked, gone = await _asked(broker, begin, end, kept, committed)
     where = ledger.database, ledger.stream
     outermost = not begin.offsets and begin.time_us is None
-    spans = await replay_spans.narrowed(*where, asked) if outermost else dict(asked)
+    spans = await replay_spans.narrowed(*where, asked) if outermost else asked
     spans = await replay_spans.widened(*where, spans)
     found = Plan(spans, asked, kept, committed)
+    if gone := gone or _gone(found):
+        there = await replay_spans.narrowed(*where, _within(kept, spans))
+        usable = any(not span.empty for span in there.values())
+        fix = (
+            f"Of the range there is {offsets(there)}" if usable else "Nothing of the range is there any more"
+        )
+        raise ConfigError(Mistake(f"--from {begin.text}", problem, fix) for problem in gone)
     _refuse(found, exact=exact)
     if forgotten := await replay_spans.forgotten(*where, spans):
         problem = f"{forgotten} objects are of commits that the ledger's history no longer has"
@@ -93,13 +100,15 @@ async def _asked(
     end: Bound,
     kept: Mapping[Partition, kafka_positions.Span],
     committed: Mapping[Partition, int],
-) -> dict[Partition, Span]:
+) -> tuple[dict[Partition, Span], list[str]]:
+    """What was asked for, and of which partitions the topic no longer has the beginning of that."""
     topic = next(iter(kept)).source
     begins = await _since(broker, topic, begin)
     ends = await _since(broker, topic, end)
     _refuse_unknown(begin, "--from", broker, kept)
     _refuse_unknown(end, "--to", broker, kept)
     mistakes: list[Mistake] = []
+    gone: list[str] = []
     asked: dict[Partition, Span] = {}
     for partition, there in kept.items():
         number = broker.number(partition.id)
@@ -109,12 +118,13 @@ async def _asked(
         if begin.time_us is not None:
             first = begins[partition]
             after = newest if first is None else first - 1
+            if 0 < there.first == first:  # no record is as old: how many were, nobody knows any more
+                gone.append(f"the topic no longer has partition {partition.id} before offset {first}")
         elif begin.offsets:
             named = begin.offset(number, partition)
             after = newest if named is None else named - 1
             if after < there.first - 1:
-                problem = f"the topic's oldest record of partition {partition.id} is {there.first}"
-                mistakes.append(Mistake(f"--from {begin.text}", problem, "Begin there, or with earliest"))
+                gone.append(f"the topic no longer has partition {partition.id} before offset {there.first}")
         if end.time_us is not None:
             first = ends[partition]
             through = newest if first is None else min(newest, first - 1)
@@ -127,7 +137,37 @@ async def _asked(
         asked[partition] = Span(after, through) if through > after else Span(-1, -1)
     if mistakes:
         raise ConfigError(mistakes)
-    return asked
+    return asked, gone
+
+
+def _within(
+    kept: Mapping[Partition, kafka_positions.Span], spans: Mapping[Partition, Span]
+) -> dict[Partition, Span]:
+    """What the topic still has of the spans."""
+    clipped = {
+        each: Span(max(span.after, kept[each].first - 1), span.through)
+        for each, span in spans.items()
+        if each in kept
+    }
+    return {each: span for each, span in clipped.items() if not span.empty}
+
+
+def _gone(plan: Plan) -> list[str]:
+    """What of the widened range the topic no longer has, in words."""
+    problems = []
+    for partition, span in plan.spans.items():
+        if span.empty:
+            continue
+        if partition not in plan.kept:
+            problems.append(
+                f"{partition} was committed together with the range and is not in the topic any more"
+            )
+        elif span.after + 1 < plan.kept[partition].first:
+            problems.append(
+                f"the commit that partition {partition.id} begins in reaches back to offset {span.after + 1}, "
+                f"and the topic's oldest record is {plan.kept[partition].first}"
+            )
+    return problems
 
 
 async def _since(broker: KafkaConnection, topic: str, bound: Bound) -> dict[Partition, int | None]:
@@ -155,27 +195,6 @@ def _refuse(plan: Plan, *, exact: bool) -> None:
         raise ConfigError(
             [Mistake("--from … --to …", problem, "Ask `streamproc offsets show` for the positions")]
         )
-    mistakes = [
-        Mistake(
-            f"--from, partition {partition.id}",
-            f"the commit it begins in reaches back to offset {span.after + 1}, "
-            f"and the topic's oldest record is {plan.kept[partition].first}",
-            "Begin with earliest, which takes the first commits that are there as a whole",
-        )
-        for partition, span in plan.spans.items()
-        if not span.empty and partition in plan.kept and span.after + 1 < plan.kept[partition].first
-    ]
-    mistakes += [
-        Mistake(
-            str(partition),
-            "was committed together with the range and is not in the topic any more",
-            "Begin with earliest",
-        )
-        for partition, span in plan.spans.items()
-        if partition not in plan.kept and not span.empty
-    ]
-    if mistakes:
-        raise ConfigError(mistakes)
     if exact and plan.widened:
         problem = "live commits are swapped as a whole, and the range cuts some of them"
         raise ConfigError([Mistake("--exact", problem, f"Use {offsets(plan.spans)}")])
