@@ -63,6 +63,10 @@ bench: $(VENV)/.installed-dev ## Measure streamproc and a plain Faust agent on t
 bench-stages: $(VENV)/.installed-dev ## CPU of each stage of the shipped page (ARGS="--events 2000000 --rate 500")
 	$(BIN)/python benchmarks/stages.py $(ARGS)
 
+.PHONY: replay-show
+replay-show: $(VENV)/.installed-dev ## Replay 2,000,000 events beside live traffic, checked by an oracle (ARGS=--help)
+	$(BIN)/python -m tests.e2e.replay_show $(ARGS)
+
 # Checking ----------------------------------------------------------------------------------------------------
 
 .PHONY: test

@@ -114,6 +114,7 @@ def connect(files: list[Path]) -> duckdb.DuckDBPyConnection:
     """A DuckDB over these Parquet objects, with the events in ``e``."""
     db = duckdb.connect()
     db.execute("set timezone = 'UTC'")
+    db.execute("set enable_progress_bar = false")
     names = ", ".join("'" + str(f).replace("'", "''") + "'" for f in files)
     for statement in STREAM_SQL.replace("$files", f"[{names}]").split(";"):
         if statement.strip():

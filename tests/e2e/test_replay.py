@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
 
+import psutil
 import psycopg
 import pytest
 
@@ -206,6 +208,21 @@ async def waits_for_a_lock(site, process, table):
     await until(waiting, "the promotion waits", 60)
 
 
+async def waits_for_a_row(site, process):
+    """Until the promotion is about to take live's commits out of the history: its last step but for a few."""
+
+    def waiting():
+        assert process.poll() is None, (site.directory / "command.log").read_text()[-3000:]
+        with psycopg.connect(site.ledger) as db:
+            (found,) = db.execute(
+                "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+                " and query like 'DELETE FROM streamproc.epochs%'"
+            ).fetchone()
+        return found > 0
+
+    await until(waiting, "the promotion waits", 60)
+
+
 async def test_killed_anywhere_it_goes_on(site, start):
     correct = spoil(site)
     site.extra["STREAMPROC_MAX_EPOCH_RECORDS"] = "1000"  # more commits to be killed between
@@ -250,6 +267,50 @@ async def test_killed_anywhere_it_goes_on(site, start):
     check_warehouse(site)
 
 
+async def test_workers_that_are_killed_at_random_are_replaced_and_count_nothing_twice(site, start):
+    chance = random.Random(9)
+    correct = spoil(site)
+    site.extra["STREAMPROC_MAX_EPOCH_RECORDS"] = "1000"
+    live = start("live")
+    sent = await produce(site.broker, site.topic, itertools.islice(records(1_000_000, seed=25), 25_000))
+    await until(lambda: committed_records(site.ledger) == sent, "committed", 90, [live])
+    correct()
+
+    def done():
+        return committed_records(site.ledger, f"{site.stream}__replay_fix")
+
+    arguments = ["--from", "earliest"]
+    killed = 0
+    for round_ in range(2):  # workers one after the other, then all with their parent; and the same resumed
+        with started(site, "replay", *arguments, "--into", "fix", "--workers", "3") as process:
+            for _ in range(3):
+                wanted = done() + chance.randrange(1, 3_000)
+                await until(lambda n=wanted: done() >= n or process.poll() is not None, "progress", 90)
+                workers = [each for each in psutil.Process(process.pid).children() if is_worker(each)]
+                if workers and done() < sent:
+                    chance.choice(workers).kill()
+                    killed += 1
+            assert process.poll() is None or round_ == 1, (site.directory / "command.log").read_text()[-3000:]
+        arguments = []
+    assert killed >= 3
+    finished = await command(site, "--into", "fix", "--workers", "3")
+    assert (finished["state"], finished["left"], done()) == ("complete", 0, sent)
+    difference = await command(site, "diff", "fix", *ALL_ROWS)
+    expected = expected_differences(site, "fix", difference["as_of"])
+    assert named_differences(difference) == expected
+    assert expected["traffic_sources"]
+    assert (await command(site, "promote", "fix", "--yes"))["promoted"]
+    assert live.stop() == 0, live.tail()
+    site.run("warehouse", "load")
+    check_everything(site, await read_topic(site.broker, site.topic))
+    check_warehouse(site)
+
+
+def is_worker(process):
+    """Not multiprocessing's own helper, which a killed worker leaves alone."""
+    return "spawn_main" in " ".join(process.cmdline())
+
+
 async def _killed_and_promoted(site, promote, before):
     with psycopg.connect(site.ledger) as db:  # killed before the warehouse's transaction
         db.execute("lock table warehouse.loads in share row exclusive mode")
@@ -262,9 +323,14 @@ async def _killed_and_promoted(site, promote, before):
         with started(site, *promote) as process:
             await waits_for_a_lock(site, process, f"{site.stream}.sessions")
     between = digest(site)
-    assert between[:-1] == before[:-1] and between[-1] != before[-1]
+    assert between[:-2] == before[:-2] and between[-2] != before[-2] and between[-1] != before[-1]
     site.run("warehouse", "load")
     assert digest(site) == between, "a loader in between must leave both alone"
+    with psycopg.connect(site.ledger) as db:  # killed when the tables are swapped, and nothing is committed
+        db.execute(f"select from streamproc.epochs where stream = '{site.stream}' for update")
+        with started(site, *promote) as process:
+            await waits_for_a_row(site, process)
+    assert digest(site) == between
     assert await command(site, "promote", "fix", "--yes") == {"replay": "fix", "promoted": True}
 
 
