@@ -55,13 +55,13 @@ async def run(settings: Settings, topic: str | None, wanted: Request, *, json_an
         if replay is None:
             if wanted.begin is None:
                 raise _unknown(wanted.name or "", await replays.all())
+            name = _name(wanted.name)
             found = await _planned(settings, page.topic.name, ledger, wanted)
             if wanted.dry_run:
                 _tell_plan(found, json_answer=json_answer)
                 return
             if found.widened:
                 click.echo(f"Widened to whole commits: {offsets(found.spans)}", err=True)
-            name = _name(wanted.name)
             asked = f"from {wanted.begin}" + (f" to {wanted.end}" if wanted.end else "")
             replay = await replays.create(name, page.fingerprint, asked, operator(), found.spans)
         elif wanted.begin is not None:

@@ -267,6 +267,7 @@ async def test_killed_anywhere_it_goes_on(site, start):
     check_warehouse(site)
 
 
+@pytest.mark.timeout(600)
 async def test_workers_that_are_killed_at_random_are_replaced_and_count_nothing_twice(site, start):
     chance = random.Random(9)
     correct = spoil(site)
@@ -285,7 +286,9 @@ async def test_workers_that_are_killed_at_random_are_replaced_and_count_nothing_
         with started(site, "replay", *arguments, "--into", "fix", "--workers", "3") as process:
             for _ in range(3):
                 wanted = done() + chance.randrange(1, 3_000)
-                await until(lambda n=wanted: done() >= n or process.poll() is not None, "progress", 90)
+                await until(lambda n=wanted: done() >= n or process.poll() is not None, "progress", 180)
+                if process.poll() is not None:
+                    break
                 workers = [each for each in psutil.Process(process.pid).children() if is_worker(each)]
                 if workers and done() < sent:
                     chance.choice(workers).kill()
