@@ -48,7 +48,8 @@ class RecentIds:
         return sum(len(segment.hashes) for segment in self._segments)
 
     def last_seen(self, hashes: Hashes) -> Times:
-        """The clock (µs) when each of these ids was last accepted, ``NEVER`` where none is remembered.
+        """The clock (µs) as of the last accepted event with each of these ids, ``NEVER`` where none is
+        remembered.
 
         Quickest when ``hashes`` are sorted.
         """
@@ -62,7 +63,7 @@ class RecentIds:
         return seen
 
     def remember(self, hashes: Hashes, clocks: Times, order: Order | None = None) -> None:
-        """Note accepted ids with the clock (µs) just before each; clocks never fall, here and between calls.
+        """Note accepted ids with the clock (µs) as of each; clocks never fall, here and between calls.
 
         ``order``: ``np.argsort(hashes, kind="stable")`` where it is known.
         """
@@ -92,7 +93,7 @@ class RecentIds:
         The clock of the first rows is only known from the rows themselves. That does not matter: where it
         is too low, the true one was already outside the horizon.
         """
-        clocks = accepted["event_time"].to_physical().cum_max().shift(1, fill_value=NEVER)
+        clocks = accepted["event_time"].to_physical().cum_max()
         self.remember(hash_ids(accepted[id_column]).to_numpy(), clocks.to_numpy())
 
 
@@ -187,20 +188,20 @@ class PartitionProgress:
         ):
             clock = max(clock, others)
             if last_seen[id_hash] == NEVER or clock - last_seen[id_hash] > self.recent.horizon:
-                last_seen[id_hash] = clock
-                clock = max(clock, time)
+                # Its own time counts: an event after a long silence moves the clock by more than the horizon.
+                clock = last_seen[id_hash] = max(clock, time)
             else:
                 found.append(place)
         return found
 
     def _stamp(self, events: pl.DataFrame, disorder: int) -> tuple[pl.DataFrame, pl.Series]:
-        """The events with their watermark, and the clock before each; moves the clock."""
+        """The events with their watermark, and the clock as of each; moves the clock."""
         before = NEVER if self.clock_us is None else self.clock_us
-        newest = events["event_time"].to_physical().cum_max().clip(lower_bound=before)
-        clocks = newest.shift(1, fill_value=before)
-        if len(newest):
-            self.clock_us = int(newest[-1])
-        watermark = (clocks - disorder).cast(pl.Datetime("us", "UTC")).alias("watermark")
+        clocks = events["event_time"].to_physical().cum_max().clip(lower_bound=before)
+        if len(clocks):
+            self.clock_us = int(clocks[-1])
+        watermark = clocks.shift(1, fill_value=before) - disorder
+        watermark = watermark.cast(pl.Datetime("us", "UTC")).alias("watermark")
         if before == NEVER and len(watermark):
             watermark = watermark.scatter(0, None)
         return events.with_columns(watermark), clocks

@@ -79,7 +79,8 @@ class Duplicates:
     """Within a partition, an event whose ``field`` was seen less than ``horizon`` ago is dropped.
 
     "Ago" is on the partition's clock (newest accepted event time so far): an event is a duplicate when
-    the clock at the last accepted one of the same id was within ``horizon`` of the clock now.
+    the clock as of the last accepted one of the same id, itself included, was within ``horizon`` of the clock
+    now.
     """
 
     field: str

@@ -35,8 +35,7 @@ def outcomes(topic: Mapping[Coordinates, bytes | None]) -> dict[Coordinates, str
                 became[coordinates] = "duplicate"
             else:
                 became[coordinates] = "accepted"
-                seen[event["event_id"]] = clock
-                clock = max(clock, event["event_time"])
+                clock = seen[event["event_id"]] = max(clock, event["event_time"])
     return became
 
 

@@ -30,9 +30,8 @@ def expected(events: list[tuple[str, int]]) -> list[tuple[int, int | None]]:
         now = -(2**62) if clock is None else clock
         if event_id in last_accepted and now - last_accepted[event_id] <= HORIZON:
             continue
-        last_accepted[event_id] = now
         kept.append((row, None if clock is None else clock - DISORDER))
-        clock = time if clock is None else max(clock, time)
+        clock = last_accepted[event_id] = time if clock is None else max(clock, time)
     return kept
 
 
@@ -89,6 +88,22 @@ def test_a_worker_that_takes_over_and_reads_the_lake_decides_as_the_one_before_w
     recent = accepted.filter(newest >= (before.clock_us or 0) - HORIZON)
     after.recent.rebuild(recent, "event_id")
     assert kept_before + fold(after, rest, cuts, first=len(first)) == expected(events)
+
+
+def test_a_producers_second_attempt_is_dropped_also_after_the_first_event_and_after_a_long_silence():
+    first, after_silence = ("a", 10_000), ("b", 10_000 + 50 * HORIZON)
+    sent = [first, first, after_silence, after_silence]
+    for cuts in ([4], [1]):
+        assert [row for row, _ in fold(progress(), sent, cuts)] == [0, 2]
+
+
+def test_a_worker_that_takes_over_drops_a_second_attempt_after_a_long_silence():
+    before = progress()
+    after_silence = ("b", 10_000 + 50 * HORIZON)
+    fold(before, [("a", 10_000), after_silence], [1])
+    after = progress(before.clock_us)
+    after.recent.rebuild(frame([after_silence], 1), "event_id")
+    assert fold(after, [after_silence], [1], first=2) == []
 
 
 def test_without_a_duplicates_rule_every_event_is_kept():
