@@ -24,7 +24,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 # Installation ------------------------------------------------------------------------------------------------
 
@@ -83,7 +83,15 @@ test-faults: $(VENV)/.installed-dev ## The crash bench, a bounded part or more (
 
 .PHONY: test-mutants
 test-mutants: $(VENV)/.installed-dev ## Defects put into a copy of the protocol, each of which has to be noticed
-	$(PYTEST) -m mutants tests/faults $(ARGS)
+	$(PYTEST) -m mutants tests/faults tests/simulation $(ARGS)
+
+.PHONY: test-simulation
+test-simulation: $(VENV)/.installed-dev ## The simulation's first 2,000 seeds, at most two minutes
+	$(BIN)/python -m tests.simulation --seeds 2000 --seconds 120 --parallel $(WORKERS)
+
+.PHONY: simulate
+simulate: $(VENV)/.installed-dev ## More seeds, or one in detail (ARGS="--seeds 100000 --log runs.jsonl" or ARGS="--trace 7")
+	$(BIN)/python -m tests.simulation $(ARGS)
 
 .PHONY: test-kafka
 test-kafka: $(VENV)/.installed-dev ## The broker's tests on a real Apache Kafka (Java 17 and Maven)
