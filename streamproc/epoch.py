@@ -13,11 +13,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
+from typing import Protocol
 
 import polars as pl
 
 from streamproc.errors import Inconsistent
-from streamproc.model import Advance, Counts, EpochRecord, Partition, RecordBatch, Transformed, WrittenObject
+from streamproc.model import (
+    Advance,
+    Counts,
+    EncodedRows,
+    EpochRecord,
+    Partition,
+    RecordBatch,
+    Transformed,
+    WrittenObject,
+)
 from streamproc.progress import PartitionProgress
 from streamproc.tables.fold import Delta, Partial, TableFold
 from streamproc.topology import Topology
@@ -31,9 +41,28 @@ FOLD_AT = 100_000
 _COMPACT_AT = 3
 
 
+#: Events of a partition that become a file together, and events of all partitions that wait for that at most. A row of
+#: the shipped page takes 700 bytes as columns and 60 as Parquet: files made while the epoch fills keep it small.
+FILE_ROWS = 60_000
+_MOST_HELD_ROWS = 200_000
+
+#: Bytes of rejected records that wait at most.
+_MOST_HELD_REJECTS = 32 * 1024 * 1024
+
+
+class Encoder(Protocol):
+    """Makes files of rows without writing them; the lake."""
+
+    def encode_events(self, events: pl.DataFrame) -> list[EncodedRows]:
+        """Files of one partition's accepted events."""
+
+    def encode_rejects(self, rejects: pl.DataFrame) -> list[EncodedRows]:
+        """Files of one partition's rejects."""
+
+
 @dataclass(slots=True)
 class PartitionEpoch:
-    """One partition's share of an epoch: its range ``(after, through]``, rows and counts."""
+    """One partition's share of an epoch: its range ``(after, through]``, counts, rows and the files made of rows."""
 
     progress: PartitionProgress
     after: int | None
@@ -42,14 +71,24 @@ class PartitionEpoch:
     counts: Counts = field(default_factory=Counts)
     events: list[pl.DataFrame] = field(default_factory=list)
     rejects: list[pl.DataFrame] = field(default_factory=list)
+    files: list[EncodedRows] = field(default_factory=list)
 
-    def release(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The events and the rejects, which are forgotten here: whoever writes them lets them go."""
-        events, rejects = (
-            pl.concat(rows) if rows else pl.DataFrame() for rows in (self.events, self.rejects)
-        )
-        self.events, self.rejects = [], []
-        return events, rejects
+    @property
+    def held_rows(self) -> int:
+        """Events that are not in a file yet."""
+        return sum(map(len, self.events))
+
+    def encode_events(self, encoder: Encoder) -> None:
+        """Make files of the events held, and let the rows go."""
+        if self.events:
+            self.files += encoder.encode_events(pl.concat(self.events))
+            self.events = []
+
+    def encode_rejects(self, encoder: Encoder) -> None:
+        """Make files of the rejects held, and let the rows go."""
+        if self.rejects:
+            self.files += encoder.encode_rejects(pl.concat(self.rejects))
+            self.rejects = []
 
     def advance(self) -> Advance:
         """What the ledger is told of this partition."""
@@ -65,24 +104,27 @@ class PartitionEpoch:
 class Epoch:
     """The records between two commits of a worker.
 
-    ``keep_events`` is false when no sink wants the rows themselves; the tables are folded either way.
+    ``encoder`` is ``None`` when no sink wants the rows themselves; the tables are folded either way.
     """
 
-    def __init__(self, topology: Topology, folds: Mapping[str, TableFold], *, keep_events: bool) -> None:
+    def __init__(
+        self, topology: Topology, folds: Mapping[str, TableFold], encoder: Encoder | None = None
+    ) -> None:
         self.id = uuid.uuid4()
         self.started_at = datetime.now(UTC)
         self._started = time.monotonic()
         self.partitions: dict[Partition, PartitionEpoch] = {}
         self.late: dict[str, int] = dict.fromkeys(folds, 0)
         self.records = 0
-        self.seconds: dict[str, float] = {"transform": 0.0, "fold": 0.0}
+        self.seconds: dict[str, float] = {"transform": 0.0, "fold": 0.0, "encode": 0.0}
         #: Rejects by reason, and records dropped by filter.
         self.reasons: dict[str, int] = {}
         self.filtered_by: dict[str, int] = {}
         self.oldest_received_ms: int | None = None
         self._topology = topology
         self._folds = folds
-        self._keep_events = keep_events
+        self._encoder = encoder
+        self._held_rejects = 0
         self._partials: dict[str, list[Partial]] = {name: [] for name in folds}
         self._unfolded: list[pl.DataFrame] = []
 
@@ -127,10 +169,11 @@ class Epoch:
                 raise Inconsistent(
                     f"{partition}: {share.counts} does not add up; the batch is kept uncommitted"
                 )
-            if self._keep_events and len(rows):
+            if self._encoder is not None and len(rows):
                 share.events.append(rows.drop("watermark"))
-            if (refused := rejects.get((partition.id,))) is not None:
+            if self._encoder is not None and (refused := rejects.get((partition.id,))) is not None:
                 share.rejects.append(refused)
+                self._held_rejects += int(refused["original"].bin.size().sum())
             if len(rows) and self._folds:
                 self._unfolded.append(rows)
         if row != out.events.height:
@@ -139,7 +182,11 @@ class Epoch:
             self._fold_tables()
         self.records += sum(map(len, batches))
         self._note(batches, out)
-        self.seconds["fold"] += time.perf_counter() - begin
+        folded = time.perf_counter()
+        self.seconds["fold"] += folded - begin
+        if self._encoder is not None:
+            self._encode_full(self._encoder)
+            self.seconds["encode"] += time.perf_counter() - folded
 
     def _note(self, batches: Sequence[RecordBatch], out: Transformed) -> None:
         if len(out.rejects):
@@ -172,6 +219,29 @@ class Epoch:
             partials.append(partial)
             if len(partials) >= _COMPACT_AT:
                 self._partials[name] = [fold.merge(partials)]
+
+    def _encode_full(self, encoder: Encoder) -> None:
+        """Make files of the partitions that hold enough for one, and of the largest while all hold too much."""
+        held = {partition: share.held_rows for partition, share in self.partitions.items()}
+        total = sum(held.values())
+        for partition in sorted(held, key=lambda partition: -held[partition]):
+            if held[partition] < FILE_ROWS and total < _MOST_HELD_ROWS:
+                break
+            self.partitions[partition].encode_events(encoder)
+            total -= held[partition]
+        if self._held_rejects >= _MOST_HELD_REJECTS:
+            for share in self.partitions.values():
+                share.encode_rejects(encoder)
+            self._held_rejects = 0
+
+    def encode(self) -> None:
+        """Make files of all rows that are in none yet."""
+        begin = time.perf_counter()
+        if self._encoder is not None:
+            for share in self.partitions.values():
+                share.encode_events(self._encoder)
+                share.encode_rejects(self._encoder)
+        self.seconds["encode"] += time.perf_counter() - begin
 
     def seal(self) -> dict[str, Delta]:
         """Each table's delta of this epoch, keyed by table name, ready to be merged into the summaries.

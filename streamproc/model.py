@@ -134,6 +134,21 @@ class Advance:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """Rows of one ``kind`` (``events`` or ``rejects``) as the ``body`` of an object that goes into ``folder``.
+
+    ``min/max_time_us``: of the rows' event times, of rejects of when they were received, Unix microseconds.
+    """
+
+    kind: str
+    folder: str
+    body: bytes
+    rows: int
+    min_time_us: int
+    max_time_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedObject:
     """An object about to be written. ``kind`` is ``events`` or ``rejects``.
 

@@ -304,7 +304,7 @@ class Pipeline:
     # -- epochs ------------------------------------------------------------------------------------
 
     def _new_epoch(self) -> Epoch:
-        return Epoch(self.topology, self._folds, keep_events=self._lake is not None)
+        return Epoch(self.topology, self._folds, self._lake)
 
     def _open_epoch(self) -> None:
         self._epoch = self._new_epoch()
@@ -356,7 +356,7 @@ class Pipeline:
         if self._lake is not None and files:
             lake = self._lake
             written = await self._until_answered("put", lambda: lake.write(files))
-        files.clear()  # the rows are in the store: most of the epoch's memory
+        files.clear()  # they are in the store
         put = time.perf_counter()
         seconds["put"] = put - ready
 
@@ -379,16 +379,12 @@ class Pipeline:
             self._outbox.noted.set()
 
     def _plan(self, epoch: Epoch) -> list[LakeFile]:
-        if self._lake is None:
-            return []
+        epoch.encode()
         files = []
         for share in epoch.partitions.values():
-            advance = share.advance()
-            events, rejects = share.release()
-            if len(events):
-                files += self._lake.plan_events(events, advance)
-            if len(rejects):
-                files += self._lake.plan_rejects(rejects, advance)
+            if self._lake is not None:
+                files += self._lake.plan(share.files, share.advance())
+            share.files = []
         return files
 
     async def _off_loop(self, work: Callable[..., T], *arguments: object) -> T:

@@ -23,7 +23,7 @@ import polars as pl
 from streamproc.concurrency import each
 from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
-from streamproc.model import REJECT_SCHEMA, Advance, PlannedObject, WrittenObject
+from streamproc.model import REJECT_SCHEMA, Advance, EncodedRows, PlannedObject, WrittenObject
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.topology import HOUR, Topology
 
@@ -33,7 +33,7 @@ _HIVE_COLUMNS = ("date", "hour")
 #: One row group for what one flush usually holds; larger files are cut so that readers can work in parallel.
 _ROW_GROUP = 262_144
 
-#: Encodes and puts at once. Encoding already uses all cores; this overlaps it with waiting for the store.
+#: Puts at once: they mostly wait for the store.
 _PARALLEL = 4
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._]+")
@@ -41,10 +41,10 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._]+")
 
 @dataclass(frozen=True, slots=True)
 class LakeFile:
-    """An object to be written and the rows that go into it."""
+    """An object to be written and its bytes."""
 
     plan: PlannedObject
-    rows: pl.DataFrame
+    body: bytes
 
 
 def lake_schema(columns: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
@@ -85,32 +85,48 @@ class Lake:
         self._stream = topology.name
         self._schemas = {"events": lake_schema(topology.columns), "rejects": lake_schema(REJECT_SCHEMA)}
 
-    def plan_events(self, events: pl.DataFrame, advance: Advance) -> list[LakeFile]:
-        """Files for the accepted events of one partition's share of an epoch, one per event hour.
+    def encode_events(self, events: pl.DataFrame) -> list[EncodedRows]:
+        """Accepted events of one partition as files to be, one per event hour.
 
         ``events`` has the topology's columns; rows keep their order. No rows, no file.
         """
         return [
-            self._file("events", f"lake/{self._stream}/{_hive(start, hourly=True)}", rows, advance)
+            self._encoded("events", f"lake/{self._stream}/{_hive(start, hourly=True)}", rows)
             for start, rows in _split(events, "event_time", "1h")
         ]
 
-    def plan_rejects(self, rejects: pl.DataFrame, advance: Advance) -> list[LakeFile]:
-        """Files for the rejects of one partition's share of an epoch, one per day received.
-
-        ``rejects`` has :data:`REJECT_SCHEMA`; ``min/max_time_us`` of the plan are of ``received_at``.
-        """
+    def encode_rejects(self, rejects: pl.DataFrame) -> list[EncodedRows]:
+        """Rejects of one partition as files to be, one per day received. ``rejects`` has :data:`REJECT_SCHEMA`."""
         return [
-            self._file("rejects", f"rejects/{self._stream}/{_hive(start, hourly=False)}", rows, advance)
+            self._encoded("rejects", f"rejects/{self._stream}/{_hive(start, hourly=False)}", rows)
             for start, rows in _split(rejects, "received_at", "1d")
         ]
 
-    def encode(self, file: LakeFile) -> bytes:
-        """The file's bytes."""
-        return encode(file.rows, self._schemas[file.plan.kind])
+    def plan(self, encoded: Sequence[EncodedRows], advance: Advance) -> list[LakeFile]:
+        """The objects of one partition's share of an epoch, each with a key that no other attempt has."""
+        partition = advance.claim.partition
+        after = "start" if advance.after is None else str(advance.after)
+        name = f"{_UNSAFE.sub('_', partition.id)}-{after}-{advance.through}-{advance.claim.fence}"
+        return [
+            LakeFile(
+                PlannedObject(
+                    key=f"{each.folder}/{name}-{secrets.token_hex(6)}.parquet",
+                    kind=each.kind,
+                    partition=partition,
+                    after=advance.after,
+                    through=advance.through,
+                    rows=each.rows,
+                    min_time_us=each.min_time_us,
+                    max_time_us=each.max_time_us,
+                    clock_us=advance.clock_us,
+                ),
+                each.body,
+            )
+            for each in encoded
+        ]
 
     async def write(self, files: Sequence[LakeFile]) -> list[WrittenObject]:
-        """Encode (in threads) and put the files, a few at once; the results stand in the files' order.
+        """Put the files, a few at once; the results stand in the files' order.
 
         They must have been intended before. Raises :class:`DependencyError`; what was put by then stays,
         and the same files may be written again.
@@ -120,8 +136,7 @@ class Lake:
 
         async def write_one(file: LakeFile) -> WrittenObject:
             nonlocal done
-            body = await asyncio.to_thread(self.encode, file)
-            stored = await self._store.put(file.plan.key, body)
+            stored = await self._store.put(file.plan.key, file.body)
             done += 1
             if done == 1:
                 failpoint("put.first")
@@ -152,24 +167,16 @@ class Lake:
             )
         return pl.concat(frames)
 
-    def _file(self, kind: str, folder: str, rows: pl.DataFrame, advance: Advance) -> LakeFile:
-        partition = advance.claim.partition
-        after = "start" if advance.after is None else str(advance.after)
-        safe_id = _UNSAFE.sub("_", partition.id)
-        suffix = secrets.token_hex(6)
+    def _encoded(self, kind: str, folder: str, rows: pl.DataFrame) -> EncodedRows:
         times = rows["event_time" if kind == "events" else "received_at"].to_physical()
-        plan = PlannedObject(
-            key=f"{folder}/{safe_id}-{after}-{advance.through}-{advance.claim.fence}-{suffix}.parquet",
+        return EncodedRows(
             kind=kind,
-            partition=partition,
-            after=advance.after,
-            through=advance.through,
+            folder=folder,
+            body=encode(rows, self._schemas[kind]),
             rows=rows.height,
             min_time_us=_integer(times.min()),
             max_time_us=_integer(times.max()),
-            clock_us=advance.clock_us,
         )
-        return LakeFile(plan, rows)
 
 
 def _split(rows: pl.DataFrame, time: str, every: str) -> Iterator[tuple[int, pl.DataFrame]]:

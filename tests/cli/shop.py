@@ -139,7 +139,8 @@ class Shop:
         store = open_store(self.lake.as_uri(), StoreSettings(durable=False))
         await store.open()
         lake = Lake(store, self.topology)
-        files = lake.plan_events(events, advance) + lake.plan_rejects(self.rejects(number, rejects), advance)
+        rows = [*lake.encode_events(events), *lake.encode_rejects(self.rejects(number, rejects))]
+        files = lake.plan(rows, advance)
         epoch = uuid.uuid4()
         await ledger.intend(epoch, [file.plan for file in files], {claim.partition: claim})
         objects = await lake.write(files)

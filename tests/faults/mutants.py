@@ -306,12 +306,12 @@ MUTANTS = (
         (
             Change(
                 "sinks/lake.py",
-                "            stored = await self._store.put(file.plan.key, body)\n",
+                "            stored = await self._store.put(file.plan.key, file.body)\n",
                 "            from hashlib import sha256\n"
                 "            from streamproc.sinks.object_store import Stored\n"
-                "            stored = Stored(file.plan.key, len(body), sha256(body).hexdigest())\n"
+                "            stored = Stored(file.plan.key, len(file.body), sha256(file.body).hexdigest())\n"
                 "            later = asyncio.get_running_loop().call_later\n"
-                "            later(5.0, lambda: asyncio.ensure_future(self._store.put(file.plan.key, body)))\n",
+                "            later(5.0, lambda: asyncio.ensure_future(self._store.put(file.plan.key, file.body)))\n",
             ),
         ),
         bench("kill at tell"),

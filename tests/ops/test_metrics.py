@@ -109,7 +109,7 @@ def test_both_formats_can_be_read(accept):
 
 
 def test_an_epoch_notes_reasons_filters_and_the_oldest_batch(topology):
-    epoch = Epoch(topology, {}, keep_events=False)
+    epoch = Epoch(topology, {})
     claim = Claim(P0, 1, "t", None, None)
     progress = {P0: PartitionProgress(claim, None, None)}
     for received in (7_000, 5_000, 6_000):

@@ -79,7 +79,7 @@ def test_however_many_events_wait_to_be_folded_an_epoch_says_what_a_loop_over_th
     )
     stream = replace(topology(COLUMNS), contract=contract, tables=(TABLE,))
     progress = PartitionProgress(Claim(PARTITION, 1, "token", None, None), None, None)
-    epoch = Epoch(stream, {TABLE.name: TableFold(TABLE)}, keep_events=False)
+    epoch = Epoch(stream, {TABLE.name: TableFold(TABLE)})
 
     seen: list[dict] = []
     clock = None

@@ -105,8 +105,8 @@ SIMULATED = (
     _new(
         "two attempts at an object share a key",
         1_000,
-        Change("sinks/lake.py", "        suffix = secrets.token_hex(6)\n", '        suffix = "0"\n'),
-        Change("sinks/lake.py", "-{advance.claim.fence}-{suffix}", "-{suffix}"),
+        Change("sinks/lake.py", "{secrets.token_hex(6)}", "0"),
+        Change("sinks/lake.py", "-{advance.claim.fence}", ""),
     ),
     _new(
         "what is taken does not count against the limits",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from streamproc.errors import ConfigError, DependencyError
 from streamproc.model import REJECT_SCHEMA
-from streamproc.sinks.lake import Lake, encode, lake_schema
+from streamproc.sinks.lake import Lake, LakeFile, encode, lake_schema
 from streamproc.sinks.local import LocalStore
 from streamproc.sinks.object_store import ObjectStore, Stored
 from streamproc.topology import DAY, HOUR, MINUTE
@@ -38,47 +38,55 @@ def lake(store: ObjectStore) -> Lake:
     return Lake(store, topology())
 
 
+def _rows(file: LakeFile) -> pl.DataFrame:
+    return pl.read_parquet(io.BytesIO(file.body))
+
+
 def test_events_of_one_hour_make_one_file_named_after_their_range(lake: Lake) -> None:
     rows = events(NOON, NOON + 59 * MINUTE, NOON + 5, first=10)
-    [file] = lake.plan_events(rows, advance(3, after=9, fence=4))
+    [file] = lake.plan(lake.encode_events(rows), advance(3, after=9, fence=4))
     folder, _, name = file.plan.key.rpartition("/")
     assert folder == "lake/clicks/date=2026-07-01/hour=12"
     assert name.startswith("0-9-12-4-")
-    assert file.rows.equals(rows)
+    assert _rows(file).equals(rows)
     assert (file.plan.min_time_us, file.plan.max_time_us) == (NOON, NOON + 59 * MINUTE)
     assert (file.plan.rows, file.plan.kind, file.plan.after, file.plan.through) == (3, "events", 9, 12)
 
 
 def test_two_plans_of_the_same_rows_share_no_key(lake: Lake) -> None:
     rows, part = events(NOON), advance(1)
-    assert lake.plan_events(rows, part)[0].plan.key != lake.plan_events(rows, part)[0].plan.key
+    assert (
+        lake.plan(lake.encode_events(rows), part)[0].plan.key
+        != lake.plan(lake.encode_events(rows), part)[0].plan.key
+    )
 
 
 def test_no_rows_make_no_file(lake: Lake) -> None:
-    assert lake.plan_events(events(), advance(0, 1)) == []
-    assert lake.plan_rejects(rejects(), advance(1)) == []
+    assert lake.encode_events(events()) == []
+    assert lake.encode_rejects(rejects()) == []
 
 
 @given(st.lists(st.integers(-3 * DAY, 3 * DAY), min_size=1, max_size=40))
 def test_every_row_is_in_the_file_of_its_own_hour_in_its_order(offsets: list[int]) -> None:
     times = [NOON + offset for offset in offsets]
-    files = Lake(LocalStore("file:///nowhere"), topology()).plan_events(events(*times), advance(len(times)))
+    lake = Lake(LocalStore("file:///nowhere"), topology())
+    files = lake.plan(lake.encode_events(events(*times)), advance(len(times)))
     expected: dict[str, list[int]] = {}
     for position, time in enumerate(times):
         moment = datetime.fromtimestamp(time // 1_000_000, UTC)
         expected.setdefault(f"date={moment:%Y-%m-%d}/hour={moment:%H}", []).append(position)
     found = {
-        file.plan.key.removeprefix("lake/clicks/").rpartition("/")[0]: file.rows["position"].to_list()
+        file.plan.key.removeprefix("lake/clicks/").rpartition("/")[0]: _rows(file)["position"].to_list()
         for file in files
     }
     assert found == expected
     for file in files:
-        rows = [times[position] for position in file.rows["position"]]
+        rows = [times[position] for position in _rows(file)["position"]]
         assert (file.plan.min_time_us, file.plan.max_time_us) == (min(rows), max(rows))
 
 
 def test_rejects_go_by_the_day_they_were_received(lake: Lake) -> None:
-    files = lake.plan_rejects(rejects(NOON, NOON + HOUR, NOON + DAY), advance(0, 3))
+    files = lake.plan(lake.encode_rejects(rejects(NOON, NOON + HOUR, NOON + DAY)), advance(0, 3))
     assert [file.plan.key.rpartition("/")[0] for file in files] == [
         "rejects/clicks/date=2026-07-01",
         "rejects/clicks/date=2026-07-02",
@@ -87,7 +95,8 @@ def test_rejects_go_by_the_day_they_were_received(lake: Lake) -> None:
 
 
 async def test_what_is_written_is_what_the_store_has(lake: Lake, store: ObjectStore) -> None:
-    files = lake.plan_events(events(*(NOON + hour * HOUR for hour in range(6))), advance(6))
+    rows = events(*(NOON + hour * HOUR for hour in range(6)))
+    files = lake.plan(lake.encode_events(rows), advance(6))
     done = await lake.write(files)
     assert [written.plan for written in done] == [file.plan for file in files]
     for written in done:
@@ -104,7 +113,7 @@ async def test_a_failing_store_is_reported_as_it_is(
     monkeypatch.setattr(LocalStore, "put", refuse)
     lake = Lake(store, topology())
     with pytest.raises(DependencyError, match="store: full"):
-        await lake.write(lake.plan_events(events(NOON, NOON + HOUR), advance(2)))
+        await lake.write(lake.plan(lake.encode_events(events(NOON, NOON + HOUR)), advance(2)))
 
 
 def test_a_file_has_the_columns_of_the_stream_in_their_order_whatever_the_frame_has() -> None:
@@ -153,7 +162,7 @@ def test_event_time_is_microseconds_utc_and_every_column_has_statistics() -> Non
 
 async def test_duckdb_reads_the_lake_by_its_folders(lake: Lake, tmp_path: Path) -> None:
     rows = events(*(NOON + minute * 7 * MINUTE for minute in range(50)))
-    await lake.write(lake.plan_events(rows, advance(50)))
+    await lake.write(lake.plan(lake.encode_events(rows), advance(50)))
     with duckdb.connect() as connection:
         relation = f"read_parquet('{tmp_path}/lake/clicks/**/*.parquet', hive_partitioning = true)"
         by_hour = connection.sql(
@@ -174,7 +183,7 @@ async def test_duckdb_reads_the_lake_by_its_folders(lake: Lake, tmp_path: Path) 
 
 async def test_pyarrow_reads_the_lake_as_one_data_set(lake: Lake, tmp_path: Path) -> None:
     rows = events(*(NOON + minute * 30 * MINUTE for minute in range(6)))
-    await lake.write(lake.plan_events(rows, advance(6)))
+    await lake.write(lake.plan(lake.encode_events(rows), advance(6)))
     data = pyarrow.dataset.dataset(tmp_path / "lake" / "clicks", partitioning="hive")
     table = data.to_table(filter=pyarrow.dataset.field("hour") == 13, columns=list(COLUMNS))
     assert table.column("position").to_pylist() == [2, 3]
@@ -183,7 +192,7 @@ async def test_pyarrow_reads_the_lake_as_one_data_set(lake: Lake, tmp_path: Path
 
 async def test_rejects_keep_their_bytes(lake: Lake, tmp_path: Path) -> None:
     rows = rejects(NOON)
-    await lake.write(lake.plan_rejects(rows, advance(0, 1)))
+    await lake.write(lake.plan(lake.encode_rejects(rows), advance(0, 1)))
     [path] = (tmp_path / "rejects").rglob("*.parquet")
     found = pl.read_parquet(path, hive_partitioning=False)
     assert found.schema == pl.Schema(REJECT_SCHEMA)
@@ -196,5 +205,5 @@ def test_a_column_named_like_a_folder_is_refused(store: ObjectStore) -> None:
 
 
 def test_a_partition_id_with_slashes_makes_a_safe_key(lake: Lake) -> None:
-    [file] = lake.plan_events(events(NOON), advance(1, partition="logs/2026/é.gz"))
+    [file] = lake.plan(lake.encode_events(events(NOON)), advance(1, partition="logs/2026/é.gz"))
     assert file.plan.key.rpartition("/")[2].startswith("logs_2026_.gz-start-0-1-")

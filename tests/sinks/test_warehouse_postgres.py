@@ -63,7 +63,7 @@ async def put(store: ObjectStore, rows: pl.DataFrame) -> list[CommittedObject]:
     lake = Lake(store, topology(dict(rows.schema)))
     after = None if rows["position"][0] == 0 else rows["position"][0] - 1
     part = advance(rows.height, partition=rows["source_partition"][0], after=after)
-    done = await lake.write(lake.plan_events(rows, part))
+    done = await lake.write(lake.plan(lake.encode_events(rows), part))
     return [CommittedObject(one.plan, one.size, one.checksum, datetime.now(UTC)) for one in done]
 
 
