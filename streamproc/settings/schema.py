@@ -184,17 +184,17 @@ class Settings:
         Setting(
             parse.duration("100ms", "1h"),
             "5s",
-            "Longest time between two commits of a worker that has records",
+            "Longest time between two commits of a worker that keeps up; five times as long while it does not",
         ),
     ]
     max_epoch_records: Annotated[
         int,
-        Setting(parse.count(1, 100_000_000), "200000", "Commit earlier when this many records are waiting"),
+        Setting(parse.count(1, 100_000_000), "600000", "Commit earlier when this many records are waiting"),
     ]
     max_epoch_bytes: Annotated[
         int,
         Setting(
-            parse.size(1024, 2**36), "128MiB", "Commit earlier when this many bytes of records are waiting"
+            parse.size(1024, 2**36), "384MiB", "Commit earlier when this many bytes of records are waiting"
         ),
     ]
     batch_records: Annotated[
