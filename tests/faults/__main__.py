@@ -16,8 +16,8 @@ import structlog
 
 from tests.faults import report
 from tests.faults.bench import Bench
-from tests.faults.crashes import CRASHES
-from tests.faults.runner import Fault, run
+from tests.faults.crashes import CRASHES, Crash
+from tests.faults.runner import Fault, run, series
 from tests.faults.world import WORLD
 
 FAULTS: list[Fault] = [*CRASHES, *WORLD]
@@ -29,6 +29,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the order, the records and the choices")
     parser.add_argument("--fault", action="append", help="only these; * stands for anything")
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time; mostly they wait")
+    parser.add_argument("--series", type=int, default=1, help="crashes in one place, one after the other")
+    parser.add_argument("--kafka", action="store_true", help="on Apache Kafka (Java 17, Maven)")
+    parser.add_argument("--patience", type=float, default=1.0, help="multiplies deadlines, on a busy machine")
     parser.add_argument("--log", type=Path, help="file to append a line per run to")
     parser.add_argument("--list", action="store_true", help="name the faults")
     parser.add_argument(
@@ -52,7 +55,7 @@ def main() -> int:
         signal.SIGTERM,
     ):  # end the workers too, also where a shell ignores them for us
         signal.signal(number, signal.default_int_handler)
-    runs = asyncio.run(_all(faults, options.runs, options.seed, options.parallel, options.log))
+    runs = asyncio.run(_all(faults, options))
     print(report.table(runs))
     bad = [one for one in runs if not one.clean]
     for one in bad:
@@ -60,36 +63,44 @@ def main() -> int:
     return 1 if bad else 0
 
 
-async def _all(
-    faults: list[Fault], count: int, seed: int, parallel: int, log: Path | None
-) -> list[report.Run]:
-    """The faults in random order, each before any comes again."""
-    chance = random.Random(seed)
+async def _all(faults: list[Fault], options: argparse.Namespace) -> list[report.Run]:
+    """The faults in random order, each before any comes again; crashes in series, if that was asked for."""
+    chance = random.Random(options.seed)
     order: list[Fault] = []
-    while len(order) < count:
+    while len(order) < options.runs:
         order += chance.sample(faults, len(faults))
-    waiting = list(enumerate(order[:count], start=seed * 100_000))
+    waiting = list(enumerate(order[: options.runs], start=options.seed * 100_000))
     runs: list[report.Run] = []
+
+    def note(one: report.Run) -> None:
+        runs.append(one)
+        outcome = "ok" if one.clean else f"FAILED: {(one.failure or str(one.notes))[:300]}"
+        nothing = "" if one.fired or not one.clean else ", nothing was in flight"
+        recovery = f", went on after {one.recovery:.1f} s" if one.recovery is not None else ""
+        print(
+            f"{len(runs)}/{options.runs} {one.fault} (seed {one.seed}): {outcome}{nothing}{recovery}, {one.seconds} s",
+            flush=True,
+        )
+        if options.log is not None:
+            with options.log.open("a") as file:
+                file.write(one.line() + "\n")
 
     async def work(bench: Bench) -> None:
         while waiting:
             number, fault = waiting.pop(0)
-            one = await run(bench, fault, number)
-            runs.append(one)
-            outcome = "ok" if one.clean else f"FAILED: {(one.failure or str(one.notes))[:300]}"
-            note = "" if one.fired or not one.clean else ", nothing was in flight"
-            recovery = f", went on after {one.recovery:.1f} s" if one.recovery is not None else ""
-            print(
-                f"{len(runs)}/{count} {one.fault} (seed {number}): {outcome}{note}{recovery}, {one.seconds} s",
-                flush=True,
-            )
-            if log is not None:
-                with log.open("a") as file:
-                    file.write(one.line() + "\n")
+            if options.series == 1 or not isinstance(fault, Crash):
+                note(await run(bench, fault, number))
+                continue
+            crashes = [fault]
+            while len(crashes) < options.series and waiting and isinstance(waiting[0][1], Crash):
+                crashes.append(waiting.pop(0)[1])
+            async for one in series(bench, crashes, number):
+                note(one)
 
     with tempfile.TemporaryDirectory(prefix="streamproc-", ignore_cleanup_errors=True) as directory:
-        async with Bench.open(Path(directory)) as bench, asyncio.TaskGroup() as group:
-            for _ in range(parallel):
+        place = Bench.open(Path(directory), kafka=options.kafka, patience=options.patience)
+        async with place as bench, asyncio.TaskGroup() as group:
+            for _ in range(options.parallel):
                 group.create_task(work(bench))
     return runs
 

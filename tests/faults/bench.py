@@ -10,7 +10,7 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 
 import psutil
@@ -42,18 +42,23 @@ class Bench:
         self._stack = stack
         self._kafka: ApacheKafka | None = None
         self._s3: S3Server | None = None
+        self.patience = 1.0
         #: Host and port, the setting, what its partition ids begin with.
         self.broker = self.broker_url = self.partition_prefix = ""
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, directory: Path, *, kafka: bool = False) -> AsyncIterator[Bench]:
+    async def open(
+        cls, directory: Path, *, kafka: bool = False, patience: float = 1.0
+    ) -> AsyncIterator[Bench]:
         """Start the servers; ``directory`` needs a short path, for PostgreSQL's socket.
 
         ``kafka``: Apache Kafka in place of the embedded broker, which forgets everything when it ends.
+        ``patience``: what deadlines are multiplied by.
         """
         with ExitStack() as stack:
             bench = cls(directory, stack)
+            bench.patience = patience
             if kafka:
                 bench._kafka = stack.enter_context(ApacheKafka(directory / "kafka"))
                 bench.broker = bench._kafka.bootstrap
@@ -63,6 +68,10 @@ class Bench:
                 bench.broker, bench.broker_url = broker.bootstrap, "embedded:"
                 bench.partition_prefix = f"{broker.incarnation[:8]}."
             yield bench
+
+    def another(self, directory: Path, *, kafka: bool) -> AbstractAsyncContextManager[Bench]:
+        """Servers of one's own."""
+        return Bench.open(directory, kafka=kafka or self._kafka is not None, patience=self.patience)
 
     @property
     def s3(self) -> S3Server:
@@ -125,19 +134,17 @@ class Bench:
                     ledger=ledger,
                     topics=directory / "topics",
                     topic=unique,
-                    flush_interval="500ms",
+                    flush_interval="1s",
                     partition_prefix=self.partition_prefix,
                     extra={
-                        "PYTHONFAULTHANDLER": "1",
-                        # As errors they keep uvloop from closing a connection that aiokafka left open
-                        # when it was stopped while it connected again, and the loop waits for that for ever.
-                        "PYTHONWARNINGS": "default",
+                        # Some hundred records at a time: threads would only get in each other's way.
+                        "POLARS_MAX_THREADS": "1",
                         "STREAMPROC_GROUP": unique,
                         "STREAMPROC_DATA_DIR": str(self.directory / "data"),
                         "STREAMPROC_KAFKA_SESSION_TIMEOUT": f"{SESSION_TIMEOUT:.0f}s",
                     },
                 )
-                stage = Stage(self, site, db, records)
+                stage = Stage(self, site, db, records, patience=self.patience)
                 try:
                     yield stage
                 finally:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from streamproc.failpoints import POINTS
 from tests.faults.bench import SESSION_TIMEOUT
-from tests.faults.stage import Firing, Stage
+from tests.faults.stage import PARTITIONS, Firing, Stage
 
 #: What cannot be done where: nothing is raised while COMMIT is on its way.
 _NOT_RAISED = {"commit.sent"}
@@ -63,12 +63,34 @@ class Crash:
             hit = 1 if self.point.startswith(("claim", "seek")) else chance.choice((1, 1, 2, 3, 5))
             stage.start("armed", f"{self.point}={self.action}@{hit}")
             stage.start("other")
+        return await self._through(stage, chance)
+
+
+    async def again(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
+        """As :meth:`run`, where workers run already: the armed one joins them, and two are left at the end."""
+        stage.firings.unlink(missing_ok=True)
+        while len(stage.running) < 2:
+            stage.start(stage.fresh("w"))
+        begin = time.time()
+        await stage.until(lambda: len(stage.progressed_since(begin)) == PARTITIONS, "all partitions go on")
+        if self.point == "sweep.delete":
+            await _orphans(stage, stage.fresh("early"), hit=1)
+        later = self.point.startswith(("claim", "seek")) or self.point in _AT_START
+        hit = 1 if later else chance.choice((1, 1, 2, 3, 5))
+        stage.start(stage.fresh("armed"), f"{self.point}={self.action}@{hit}")
+        firing, recovery = await self._through(stage, chance)
+        victim = [worker for worker in stage.running if worker.name == firing.worker]
+        others = [worker for worker in stage.running if worker not in victim]
+        await stage.retire(victim + chance.sample(others, len(others) - 2 if len(others) > 2 else 0))
+        return firing, recovery
+
+    async def _through(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
+        """From the armed worker's start until all goes on."""
         await stage.until(stage.fired, f"{self.name} fires", 45)
         firing = stage.fired()
         assert firing is not None
         await _aftermath(stage, firing, chance)
-        recovery = await _recovered(stage, firing)
-        return firing, recovery
+        return firing, await _recovered(stage, firing)
 
 
 CRASHES = [
@@ -81,13 +103,18 @@ CRASHES = [
 
 async def _begin_without(stage: Stage) -> None:
     """A worker commits, another one dies over a put: there are objects to load and objects to sweep."""
-    stage.start("early", "put.middle=kill@3")
     stage.start("other")
+    await _orphans(stage, "early", hit=3)
+
+
+async def _orphans(stage: Stage, name: str, hit: int) -> None:
+    """A worker of this name dies over a put, and what it leaves behind can be swept."""
+    early = stage.start(name, f"put.middle=kill@{hit}")
     await stage.until(stage.fired, "the early worker is killed")
     stage.firings.unlink()
-    early = stage.workers.pop(0)
+    stage.workers.remove(early)
     early.process.wait(10)
-    await stage.until(lambda: not stage.owned_by("early"), "its partitions are claimed")
+    await stage.until(lambda: not stage.owned_by(name), "its partitions are claimed")
     # Ten minutes pass for what it left behind, so that the next worker sweeps it as it begins.
     stage.db.execute(
         "update streamproc.objects set abandoned_at = abandoned_at - interval '11 minutes' where state = 'abandoned'"

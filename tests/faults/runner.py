@@ -7,11 +7,14 @@ import random
 import tempfile
 import time
 import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from tests.faults.bench import Bench
+from tests.faults.crashes import Crash
 from tests.faults.records import records
 from tests.faults.report import Run
 from tests.faults.stage import Firing, NotSettled, Stage
@@ -42,31 +45,55 @@ async def run(bench: Bench, fault: Fault, seed: int) -> Run:
     """Run ``fault``; the same seed gives the same records and the same choices, not the same timing."""
     result = Run(fault.name, seed)
     begin = time.monotonic()
-    try:
-        async with AsyncExitStack() as stack:
-            if fault.alone:
-                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="streamproc-"))
-                bench = await stack.enter_async_context(Bench.open(Path(directory), kafka=fault.kafka))
-            stage = await stack.enter_async_context(
-                bench.stage("run", await asyncio.to_thread(records, RECORDS, seed))
-            )
-            await _run(stage, fault, seed, result)
-    finally:
-        result.seconds = round(time.monotonic() - begin, 1)
+    async with AsyncExitStack() as stack:
+        if fault.alone:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="streamproc-"))
+            bench = await stack.enter_async_context(bench.another(Path(directory), kafka=fault.kafka))
+        stage = await stack.enter_async_context(
+            bench.stage("run", await asyncio.to_thread(records, RECORDS, seed))
+        )
+        await _fill(result, stage, lambda: fault.run(stage, _chance(fault, seed)), running=False)
+    result.seconds = round(time.monotonic() - begin, 1)
     return result
 
 
-async def _run(stage: Stage, fault: Fault, seed: int, result: Run) -> None:
+async def series(bench: Bench, crashes: Sequence[Crash], seed: int) -> AsyncIterator[Run]:
+    """One crash after the other in the same place, each followed by all checks of everything so far.
+
+    Ends after the first that is not clean. ``seed`` is that of the records and of the first; each
+    has the next one.
+    """
+    async with bench.stage("series", await asyncio.to_thread(records, RECORDS, seed)) as stage:
+        for number, crash in enumerate(crashes, start=seed):
+            result = Run(crash.name, number)
+            begin = time.monotonic()
+            await stage.feed()
+            await _fill(result, stage, partial(crash.again, stage, _chance(crash, number)), running=True)
+            result.seconds = round(time.monotonic() - begin, 1)
+            yield result
+            if not result.clean:
+                return
+        await stage.stop_workers()
+
+
+def _chance(fault: Fault, seed: int) -> random.Random:
+    return random.Random(f"{fault.name} {seed}")
+
+
+async def _fill(
+    result: Run, stage: Stage, happen: Callable[[], Awaitable[tuple[Firing, float]]], *, running: bool
+) -> None:
+    before = stage.committed()
     try:
-        firing, result.recovery = await fault.run(stage, random.Random(f"{fault.name} {seed}"))
-        topic = await stage.settle()
+        firing, result.recovery = await happen()
+        topic = await stage.settle(running=running)
     except NotSettled as failure:
         result.failure = str(failure)
         return
     except Exception:  # one run must not end the others
         result.failure = traceback.format_exc()
         return
-    result.records = len(topic)
+    result.records = len(topic) - before
     result.in_flight = max(stage.in_flight(topic, firing.at), firing.uncommitted)
     result.times = firing.times
     result.fired = result.in_flight > 0

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from streamproc.sinks.object_store import ObjectStore, open_store
 from streamproc.sinks.warehouse import open_warehouse
 from tests.e2e.harness import Site, Worker, read_records
 from tests.faults.checks import Verdict, judge
+from tests.faults.nursery import Process
 from tests.faults.records import Keyed
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ PARTITIONS = 4
 #: Records a second of a feed, and how many are there when the workers begin.
 RATE = 200
 BACKLOG = 600
+
+#: Seconds between the sends of a feed. What a worker costs is by the batch at such rates: 0.4 of a core for
+#: batches every 50 ms, a third of that at one a second.
+_TICK = 1.0
 
 
 class NotSettled(Exception):
@@ -67,10 +72,13 @@ class Stage:
     #: Records a second; may be changed while it feeds.
     rate: float = RATE
     store: str = ""
+    #: Deadlines are multiplied by it: for a machine that has other things to do.
+    patience: float = 1.0
     _feeding: asyncio.Task[None] | None = None
     _stopping: bool = False
     _topic: dict[tuple[str, int], ConsumerRecord] | None = None
     _mounted: bool = False
+    _names: int = 0
 
     # -- workers ---------------------------------------------------------------------------------------
 
@@ -81,9 +89,17 @@ class Stage:
     def start(self, name: str, failpoints: str = "", **environment: str) -> Worker:
         """Start a worker, armed if ``failpoints`` says so."""
         armed = {"STREAMPROC_FAILPOINTS": failpoints, "STREAMPROC_FAILPOINTS_LOG": str(self.firings)}
-        worker = self.site.worker(name, **environment, **(armed if failpoints else {}))
+        more = {"STREAMPROC_WORKER": name, **environment, **(armed if failpoints else {})}
+        log = self.site.directory / f"{name}.log"
+        process = Process(["run"], self.site.environment() | more, self.site.directory, log)
+        worker = Worker(name, process, log)
         self.workers.append(worker)
         return worker
+
+    def fresh(self, name: str) -> str:
+        """A worker's name that was not used before."""
+        self._names += 1
+        return f"{name}{self._names}"
 
     def fired(self) -> Firing | None:
         """The first firing, if there was one."""
@@ -94,13 +110,13 @@ class Stage:
 
     async def until(self, holds: Callable[[], object], what: str, deadline: float = 60.0) -> None:
         """Poll until ``holds()``; :class:`NotSettled` with the workers' last words when it does not."""
-        end = time.monotonic() + deadline
+        end = time.monotonic() + deadline * self.patience
         while not holds():
             if time.monotonic() > end:
                 tails = "\n".join(
                     f"--- {w.name} ({w.process.poll()})\n{w.tail()[-2500:]}" for w in self.workers
                 )
-                raise NotSettled(f"not within {deadline:.0f} s: {what}\n{tails}")
+                raise NotSettled(f"not within {deadline * self.patience:.0f} s: {what}\n{tails}")
             await asyncio.sleep(0.05)
 
     def forget_dead(self) -> None:
@@ -121,25 +137,35 @@ class Stage:
 
     async def stop_workers(self) -> None:
         """SIGTERM to all, once all have begun; each has to end well."""
+        await self.retire(self.workers)
+
+    async def retire(self, leaving: Sequence[Worker]) -> None:
+        """SIGTERM to these, once they have begun; each has to end well, and is forgotten then."""
         await self.until(
-            lambda: all(b'"worker_running"' in worker.log.read_bytes() for worker in self.running),
+            lambda: all(
+                worker.process.poll() is not None or b'"worker_running"' in worker.log.read_bytes()
+                for worker in leaving
+            ),
             "workers run",
         )
-        for worker in self.workers:
+        for worker in leaving:
             worker.process.send_signal(signal.SIGTERM)
         try:
-            await self.until(lambda: not self.running, "workers ended", 60)
+            await self.until(
+                lambda: all(worker.process.poll() is not None for worker in leaving), "workers ended", 60
+            )
         except NotSettled as failure:
-            for worker in self.running:
+            stuck = [worker for worker in leaving if worker.process.poll() is None]
+            for worker in stuck:
                 worker.process.send_signal(signal.SIGABRT)  # faulthandler writes where each thread is
                 worker.process.wait(10)
-            tails = "\n".join(worker.tail() for worker in self.workers if worker.process.returncode < 0)
-            raise NotSettled(f"workers do not end: {tails}") from failure
-        failed = [worker for worker in self.workers if worker.process.returncode != 0]
+            raise NotSettled(f"workers do not end: {[w.tail() for w in stuck]}") from failure
+        failed = [worker for worker in leaving if worker.process.returncode != 0]
         if failed:
             raise NotSettled(
                 "\n".join(f"{w.name} ended with {w.process.returncode}: {w.tail()}" for w in failed)
             )
+        self.workers = [worker for worker in self.workers if worker not in leaving]
 
     def kill_workers(self) -> None:
         for worker in self.running:
@@ -151,10 +177,11 @@ class Stage:
         """Begin to produce: some records at once, then ``rate`` a second until :meth:`stop_feeding`."""
         producer = AIOKafkaProducer(bootstrap_servers=self.site.broker, linger_ms=5, compression_type="lz4")
         await producer.start()
+        self._stopping = False
         self._feeding = asyncio.create_task(self._feed(producer))
 
     async def _feed(self, producer: AIOKafkaProducer) -> None:
-        due, before = float(BACKLOG), time.monotonic()
+        due, before = float(self.sent + BACKLOG), time.monotonic()
         try:
             while self.sent < len(self.records):
                 now = time.monotonic()
@@ -168,7 +195,7 @@ class Stage:
                 self.sent = upto
                 if self._stopping:
                     return
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(_TICK)
         finally:
             await producer.stop()
 
@@ -265,21 +292,31 @@ class Stage:
 
     async def drain(self) -> None:
         """No more records; all that there are committed; all workers ended."""
-        if self._topic is not None:
-            return
+        if self._topic is None:
+            topic = await self._committed_all()
+            await self.stop_workers()
+            self._topic = topic
+
+    async def _committed_all(self) -> dict[tuple[str, int], ConsumerRecord]:
         await self.stop_feeding()
         found = await read_records(self.site.broker, self.site.topic)
         # More than were sent when a broker ended before its answer: such a record is there twice.
         if len(found) < self.sent:
             raise NotSettled(f"{len(found)} records are in the topic, {self.sent} were sent")
         await self.until(lambda: self.committed() >= len(found), f"all {len(found)} records committed", 90)
-        await self.stop_workers()
-        self._topic = {(self.site.partition_prefix + p, n): record for (p, n), record in found.items()}
+        return {(self.site.partition_prefix + p, n): record for (p, n), record in found.items()}
 
-    async def settle(self) -> dict[tuple[str, int], ConsumerRecord]:
-        """Drained, warehouse loaded, store swept; returns the topic."""
-        await self.drain()
-        assert self._topic is not None
+    async def settle(self, *, running: bool = False) -> dict[tuple[str, int], ConsumerRecord]:
+        """Drained, warehouse loaded, store swept; returns the topic.
+
+        ``running``: the workers stay, with nothing to do.
+        """
+        if running:
+            topic = await self._committed_all()
+        else:
+            await self.drain()
+            assert self._topic is not None
+            topic = self._topic
         async with Ledger(self.site.ledger, self.site.stream, "settling") as ledger:
             store = open_store(self.store or self.site.lake.as_uri())
             warehouse = open_warehouse(self.site.ledger, self.site.stream)
@@ -293,7 +330,7 @@ class Stage:
             if self.store:
                 await self._fetch(store)
             await store.close()
-        return self._topic
+        return topic
 
     async def _fetch(self, store: ObjectStore) -> None:
         """Copy the objects of another store to where a folder's would be, to be checked there."""
