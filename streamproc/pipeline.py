@@ -181,6 +181,11 @@ class Pipeline:
             self._submitted[partition] = claim.position
         return {partition: claim.position for partition, claim in claims.items()}
 
+    async def read_from(self, partitions: Sequence[Partition], log: str) -> Mapping[Partition, str]:
+        """Note the log where there is none; returns the one that each partition's position belongs to."""
+        claims = [self._progress[partition].claim for partition in partitions]
+        return await self._until_answered("claim", lambda: self._ledger.note_log(claims, log))
+
     async def revoked(self, partitions: Sequence[Partition]) -> None:
         """Commit what was taken, then let these partitions go.
 

@@ -39,6 +39,19 @@ _LOCK = """
     ORDER BY source, partition
 """
 
+_NOTE_LOG = """
+    UPDATE streamproc.partitions AS p SET log = %(log)s
+    FROM unnest(%(sources)s::text[], %(partitions)s::text[]) AS wanted (source, partition)
+    WHERE p.stream = %(stream)s AND p.source = wanted.source AND p.partition = wanted.partition
+      AND (p.log IS NULL OR p.position IS NULL)
+"""
+
+_LOGS = """
+    SELECT source, partition, log FROM streamproc.partitions
+    WHERE stream = %(stream)s
+      AND (source, partition) IN (SELECT * FROM unnest(%(sources)s::text[], %(partitions)s::text[]))
+"""
+
 _RELEASE = """
     UPDATE streamproc.partitions SET owner = NULL, token = gen_random_uuid()
     WHERE stream = %(stream)s
@@ -82,6 +95,21 @@ async def claim(
         raise Inconsistent(f"claimed {len(claims)} of {len(set(partitions))} partitions")
     await conn.execute(_ABANDON, names)
     return claims
+
+
+async def note_log(
+    conn: AsyncConnection[Any], stream: str, claims: Collection[Claim], log: str
+) -> dict[Partition, str]:
+    """Note ``log`` for those that have no position in another one; returns what is noted for each.
+
+    Not for those that somebody has claimed since: nothing else can be written for them either.
+    """
+    mine = {claim.partition: claim for claim in claims}
+    rows = await lock(conn, stream, mine, shared=False)
+    held = [partition for partition, row in rows.items() if row.held_by(mine[partition])]
+    await conn.execute(_NOTE_LOG, {**_names(stream, held), "log": log})
+    cursor = await conn.execute(_LOGS, _names(stream, mine))
+    return {Partition(source, number): noted for source, number, noted in await cursor.fetchall() if noted}
 
 
 async def release(conn: AsyncConnection[Any], stream: str, claims: Iterable[Claim]) -> int:

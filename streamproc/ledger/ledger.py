@@ -98,6 +98,15 @@ class Ledger:
         async with self.database.transaction("claim") as conn:
             return await claiming.claim(conn, self.stream, self.worker, partitions)
 
+    async def note_log(self, claims: Collection[Claim], log: str) -> dict[Partition, str]:
+        """``log`` is what the claimed partitions are read from; returns the log of each one's position.
+
+        It is another one when the positions were committed in a log that is no more. Partitions that others
+        have claimed since may be left out.
+        """
+        async with self.database.transaction("note the log") as conn:
+            return await claiming.note_log(conn, self.stream, claims, log)
+
     async def release(self, claims: Collection[Claim]) -> int:
         """Give up the claims that still hold; returns how many did. The others are left alone."""
         async with self.database.transaction("release") as conn:

@@ -13,7 +13,8 @@ from streamproc.ledger import claims as claiming
 from streamproc.model import Partition
 
 _SET_POSITION = """
-    UPDATE streamproc.partitions SET position = %(position)s, owner = NULL, updated_at = clock_timestamp()
+    UPDATE streamproc.partitions
+    SET position = %(position)s, log = NULL, owner = NULL, updated_at = clock_timestamp()
     WHERE stream = %(stream)s AND source = %(source)s AND partition = %(partition)s
 """
 
@@ -60,6 +61,8 @@ class PositionChange:
 
 async def set_position(conn: AsyncConnection[Any], stream: str, worker: str, new: NewPosition) -> int | None:
     """Set the position and note it; returns the one before. The owner, if any, is fenced off.
+
+    The position is one of the log that the next owner finds.
 
     Raises :class:`LedgerError` when the change loses or repeats records and that was not accepted.
     """

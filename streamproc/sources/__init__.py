@@ -22,6 +22,12 @@ class Listener(Protocol):
         handed out before this returns. It is cancelled when the partitions are revoked meanwhile.
         """
 
+    async def read_from(self, partitions: Sequence[Partition], log: str) -> Mapping[Partition, str]:
+        """These, claimed just now, are read from ``log``; returns which log each one's position is one of.
+
+        Called where the source names its logs. A partition whose position is of another log is stopped.
+        """
+
     async def revoked(self, partitions: Sequence[Partition]) -> None:
         """These are being taken away; no record of them is handed out any more.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from streamproc.sources import Listener, kafka_fetch
 from streamproc.sources.kafka_admin import admin
 from streamproc.sources.kafka_claims import Bounds, Claims
 from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.sources.kafka_topic_id import topic_id
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -33,6 +35,10 @@ SESSION_TIMEOUT = 45.0
 EMBEDDED_SESSION_TIMEOUT = 6.0
 
 _COPY_TIMEOUT = 5.0
+
+#: Seconds. Only a worker that did not fetch meanwhile can miss that its topic is gone: that is an error of
+#: the next fetch.
+_LOOK_FOR_ANOTHER_TOPIC = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,7 @@ class KafkaSource:
         self._listener = listener
         self._waiting = waiting
         self._turn = 0
+        self._look_again = 0.0
         self._membership: Claims | None = None
 
     async def start(self) -> None:
@@ -127,6 +134,7 @@ class KafkaSource:
             while True:
                 self._claims.check()
                 kafka_fetch.check(self._consumer)
+                await self._look_for_another_topic()
                 await self._collect()
                 batches = self._hand_out(max_records)
                 left = deadline - time.monotonic()
@@ -136,6 +144,15 @@ class KafkaSource:
                 await kafka_fetch.wait_for_fetch(
                     self._consumer, left, *([claim] if claim is not None and not claim.done() else [])
                 )
+
+    async def _look_for_another_topic(self) -> None:
+        """Every some seconds: is it still the topic that was claimed? A claim looks too."""
+        if time.monotonic() < self._look_again:
+            return
+        self._look_again = time.monotonic() + _LOOK_FOR_ANOTHER_TOPIC
+        with suppress(KafkaError, TimeoutError):  # what keeps a broker from answering shows elsewhere
+            async with asyncio.timeout(1):
+                self._claims.found(await topic_id(self._consumer, self._topic))
 
     async def _collect(self) -> None:
         """Move what was fetched to the readers, while there is room; the next fetch then begins."""
@@ -219,8 +236,10 @@ class KafkaSource:
         try:
             first = await consumer.beginning_offsets(partitions)
             if self._connection.embedded:
-                return Bounds(first, await kafka_fetch.high_watermarks(consumer, partitions))
-            return Bounds(first, await consumer.end_offsets(partitions))
+                end = await kafka_fetch.high_watermarks(consumer, partitions)
+            else:
+                end = await consumer.end_offsets(partitions)
+            return Bounds(first, end, await topic_id(consumer, self._topic))
         except KafkaError as error:
             raise DependencyError(str(self._connection), f"does not say what it has: {error!r}") from error
 

@@ -10,7 +10,7 @@ the end of a claim and the revocation.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -29,10 +29,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Offsets of the oldest record each partition has, and of the next one that committed readers get."""
+    """Offsets of the oldest record each partition has, and of the next one that committed readers get.
+
+    ``topic_id``: of the topic that they are the offsets of; ``None`` when the broker has no ids.
+    """
 
     first: dict[TopicPartition, int]
     end: dict[TopicPartition, int]
+    topic_id: str | None
 
 
 AskBounds = Callable[[Sequence[TopicPartition]], Awaitable[Bounds]]
@@ -65,6 +69,8 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         self._between_assignments = True
         #: The claim under way; done or ``None`` when there is none.
         self.claiming: asyncio.Task[None] | None = None
+        #: Of the topic as it was claimed.
+        self.topic_id: str | None = None
         self.readers: dict[TopicPartition, PartitionReader] = {}
         self.stopped: dict[TopicPartition, SourceError] = {}
         #: How often partitions were assigned.
@@ -124,6 +130,12 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         self.stopped[tp] = error
         self.consumer.pause(tp)
 
+    def found(self, topic_id: str | None) -> None:
+        """The topic has this id now: if it is another one, nothing more can be handed out."""
+        if topic_id not in {None, self.topic_id} and self.topic_id is not None:
+            for tp, reader in list(self.readers.items()):
+                self.stop(tp, _made_anew(reader.after, reader.partition))
+
     async def refused(self, tp: TopicPartition, error: KafkaError) -> None:
         """The broker gave ``error`` instead of records. What was fetched before is still handed out."""
         problem: SourceError | None = SourceError(
@@ -156,11 +168,18 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
             await asyncio.wait({before})
         positions = await self._listener.assigned([self._partition(tp) for tp in tps])
         found = await self._bounds(tps)
+        self.topic_id = found.topic_id
+        logs: Mapping[Partition, str] = {}
+        if found.topic_id is not None:
+            logs = await self._listener.read_from([self._partition(tp) for tp in tps], found.topic_id)
         for tp in tps:
             first, end = found.first[tp], found.end[tp]
             position = positions[self._partition(tp)]
             if position is None:
                 position = (first if self._start == "earliest" else end) - 1
+            elif (log_id := logs.get(self._partition(tp))) != found.topic_id and log_id is not None:
+                self.stop(tp, _made_anew(position, self._partition(tp)))
+                continue
             elif problem := _misplaced(position, first, end, self._partition(tp)):
                 self.stop(tp, problem)
                 continue
@@ -169,6 +188,13 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
             self.readers[tp] = PartitionReader(self._partition(tp), position, compacted=self._compacted)
         failpoint("seek.done")
         log.info("claimed", partitions=[str(self._partition(tp)) for tp in tps], stopped=len(self.stopped))
+
+
+def _made_anew(position: int, partition: Partition) -> SourceError:
+    return UnexpectedPosition(
+        f"{partition}: everything through offset {position} is read, but of another topic: this one was made "
+        "anew since; to read it from its beginning: streamproc offsets set --accept-repeat"
+    )
 
 
 def _misplaced(position: int, first: int, end: int, partition: Partition) -> SourceError | None:

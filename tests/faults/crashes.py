@@ -65,7 +65,6 @@ class Crash:
             stage.start("other")
         return await self._through(stage, chance)
 
-
     async def again(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
         """As :meth:`run`, where workers run already: the armed one joins them, and two are left at the end."""
         stage.firings.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ import itertools
 from typing import Any
 
 from streamproc.errors import Fenced
-from streamproc.ledger import Ledger
+from streamproc.ledger import Ledger, NewPosition
 from streamproc.model import Partition
 from tests.ledger.epochs import P0, P1, P2, advance, nothing, record
 
@@ -84,3 +84,29 @@ async def test_workers_that_claim_and_commit_overlapping_sets_in_any_order_never
 async def test_claiming_nothing_is_fine(ledger: Ledger) -> None:
     assert await ledger.claim([]) == {}
     assert await ledger.release([]) == 0
+
+
+async def test_the_log_of_a_position_is_noted_once_and_again_when_there_is_no_position(
+    ledger: Ledger,
+) -> None:
+    claims = await ledger.claim([P0, P1])
+    assert await ledger.note_log(list(claims.values()), "first") == {P0: "first", P1: "first"}
+    await ledger.commit(record(advance(claims[P0], 9)), nothing)
+    again = await ledger.claim([P0, P1])
+    assert await ledger.note_log(list(again.values()), "second") == {P0: "first", P1: "second"}
+
+
+async def test_a_position_set_by_hand_is_one_of_the_log_that_is_found_next(ledger: Ledger) -> None:
+    claims = await ledger.claim([P0])
+    await ledger.note_log([claims[P0]], "first")
+    await ledger.commit(record(advance(claims[P0], 9)), nothing)
+    await ledger.set_position(NewPosition(P0, None, accept_repeat=True))
+    claims = await ledger.claim([P0])
+    assert await ledger.note_log([claims[P0]], "second") == {P0: "second"}
+
+
+async def test_who_was_fenced_off_notes_no_log(ledger: Ledger, rival: Ledger) -> None:
+    mine = await ledger.claim([P0])
+    theirs = await rival.claim([P0])
+    assert await ledger.note_log([mine[P0]], "stale") == {}
+    assert await rival.note_log([theirs[P0]], "fresh") == {P0: "fresh"}

@@ -23,11 +23,18 @@ class Memory:
         self.positions = {} if positions is None else positions
         self.events: list[tuple[str, tuple[Partition, ...]]] = []
         self.owned: set[Partition] = set()
+        self.logs: dict[Partition, str] = {}
 
     async def assigned(self, partitions: Sequence[Partition]) -> Mapping[Partition, int | None]:
         self.events.append(("assigned", tuple(partitions)))
         self.owned = set(partitions)
         return {partition: self.positions.get(partition) for partition in partitions}
+
+    async def read_from(self, partitions: Sequence[Partition], log: str) -> Mapping[Partition, str]:
+        for partition in partitions:
+            if self.positions.get(partition) is None or partition not in self.logs:
+                self.logs[partition] = log
+        return {partition: self.logs[partition] for partition in partitions}
 
     async def revoked(self, partitions: Sequence[Partition]) -> None:
         self.events.append(("revoked", tuple(partitions)))

@@ -51,6 +51,9 @@ class Member:
         await asyncio.sleep(0)
         return {partition: self.ledger.positions.get(partition) for partition in partitions}
 
+    async def read_from(self, partitions: Sequence[Partition], log: str) -> Mapping[Partition, str]:
+        return dict.fromkeys(partitions, log)
+
     async def revoked(self, partitions: Sequence[Partition]) -> None:
         await asyncio.sleep(0)
 

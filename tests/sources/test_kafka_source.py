@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from streamproc.errors import DependencyError, Fenced, UnexpectedPosition
 from streamproc.model import Partition
@@ -228,6 +229,53 @@ async def test_a_position_beyond_the_end_stops_that_partition_and_no_other(
         assert f"{recreated}: everything through offset 700 is read, but the log ends before offset 3" in str(
             error
         )
+
+
+async def test_a_topic_made_anew_and_filled_beyond_the_position_stops_the_partition(
+    kafka: KafkaConnection, topic: str
+) -> None:
+    memory, partition = Memory(), Partition(topic, "0")
+    await publish(kafka, topic, [b"old"] * 3, 0)
+    async with consuming(kafka, topic, memory) as source:
+        await read_records(source, 3)
+        memory.positions[partition] = 2
+    await make_anew(kafka, topic)
+    await publish(kafka, topic, [b"new"] * 6, 0)
+    await publish(kafka, topic, [b"new"] * 6, 1)
+    async with consuming(kafka, topic, memory) as source:
+        batches = await read_records(source, 6)
+        assert set(by_partition(batches)) == {Partition(topic, "1")}, "nothing was committed of it"
+        assert set(source.stopped) == {partition}
+        assert "through offset 2 is read, but of another topic" in str(source.stopped[partition])
+
+
+async def test_a_topic_made_anew_while_a_worker_sleeps_stops_it(
+    kafka: KafkaConnection, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(kafka, topic, [b"old"] * 3, 0)
+    async with consuming(kafka, topic, Memory()) as source:
+        await read_records(source, 3)
+        source.pause([Partition(topic, "0")])
+        await make_anew(kafka, topic)
+        await publish(kafka, topic, [b"new"] * 6, 0)
+        monkeypatch.setattr(source, "_look_again", 0.0)
+        source.resume([Partition(topic, "0")])
+        assert await source.next(100, 0.5) == []
+        assert "of another topic" in str(source.stopped[Partition(topic, "0")])
+
+
+async def make_anew(kafka: KafkaConnection, topic: str) -> None:
+    """Delete the topic and create it again, with as many partitions."""
+    client = AIOKafkaAdminClient(**kafka.client_options())
+    await client.start()
+    try:
+        await client.delete_topics([topic])
+        made = False
+        while not made:  # until it is really gone
+            answer = await client.create_topics([NewTopic(topic, 4, 1)])
+            made = answer.topic_errors[0][1] == 0
+    finally:
+        await client.close()
 
 
 async def test_large_fetches_are_handed_out_in_bounded_pieces_from_all_partitions(
