@@ -36,6 +36,9 @@ EMBEDDED_SESSION_TIMEOUT = 6.0
 
 _COPY_TIMEOUT = 5.0
 
+#: Milliseconds between two looks at how many partitions the topic has. aiokafka's own default is five minutes.
+_LOOK_FOR_PARTITIONS = 60_000
+
 #: Seconds. Only a worker that did not fetch meanwhile can miss that its topic is gone: that is an error of
 #: the next fetch.
 _LOOK_FOR_ANOTHER_TOPIC = 5.0
@@ -312,6 +315,7 @@ class KafkaSource:
             **self._connection.client_options(),
             group_id=options.group,
             group_instance_id=options.instance,
+            metadata_max_age_ms=_LOOK_FOR_PARTITIONS,
             auto_offset_reset="none",
             enable_auto_commit=False,
             isolation_level="read_committed",

@@ -17,18 +17,21 @@ import structlog
 from tests.faults import report
 from tests.faults.bench import Bench
 from tests.faults.crashes import CRASHES, Crash
+from tests.faults.network import NETWORK
 from tests.faults.runner import Fault, run, series
+from tests.faults.topics import TOPICS
 from tests.faults.world import WORLD
 
-FAULTS: list[Fault] = [*CRASHES, *WORLD]
+FAULTS: list[Fault] = [*CRASHES, *WORLD, *TOPICS, *NETWORK]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--runs", type=int, default=len(FAULTS), help="how many (default: each fault once)")
+    parser.add_argument("--runs", type=int, help="how many (default: each fault once)")
     parser.add_argument("--seed", type=int, default=1, help="of the order, the records and the choices")
     parser.add_argument("--fault", action="append", help="only these; * stands for anything")
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time; mostly they wait")
+    parser.add_argument("--long", action="store_true", help="also those that take minutes each")
     parser.add_argument("--series", type=int, default=1, help="crashes in one place, one after the other")
     parser.add_argument("--kafka", action="store_true", help="on Apache Kafka (Java 17, Maven)")
     parser.add_argument("--patience", type=float, default=1.0, help="multiplies deadlines, on a busy machine")
@@ -39,14 +42,22 @@ def main() -> int:
     )
     options = parser.parse_args()
     faults = [
-        f for f in FAULTS if not options.fault or any(fnmatch.fnmatch(f.name, p) for p in options.fault)
+        f
+        for f in FAULTS
+        if any(fnmatch.fnmatch(f.name, p) for p in options.fault or "*")
+        and (options.long or options.fault or not f.long)
     ]
     if options.list:
-        print("\n".join(fault.name for fault in faults))
+        for fault in faults:
+            print(fault.name, f"({fault.missing})" if fault.missing else "")
         return 0
     if options.table:
         print(report.table(report.read(options.table)))
         return 0
+    for fault in faults:
+        if fault.missing:
+            print(f"left out: {fault.name} ({fault.missing})", flush=True)
+    faults = [fault for fault in faults if not fault.missing]
     if not faults:
         parser.error(f"no fault is called {options.fault}")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
@@ -55,6 +66,7 @@ def main() -> int:
         signal.SIGTERM,
     ):  # end the workers too, also where a shell ignores them for us
         signal.signal(number, signal.default_int_handler)
+    options.runs = options.runs or len(faults)
     runs = asyncio.run(_all(faults, options))
     print(report.table(runs))
     bad = [one for one in runs if not one.clean]

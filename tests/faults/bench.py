@@ -106,6 +106,14 @@ class Bench:
             self._kafka.stop()
         self._kafka.start()
 
+    def truncate(self, log: str, part: float) -> None:
+        """Kill Apache Kafka, cut the only segment of ``log`` (topic-partition), and start it again."""
+        assert self._kafka is not None
+        self._kafka.kill()
+        (segment,) = (self.directory / "kafka" / "data" / log).glob("*.log")
+        os.truncate(segment, int(segment.stat().st_size * part))
+        self._kafka.start()
+
     @asynccontextmanager
     async def stage(self, name: str, records: list[Keyed]) -> AsyncIterator[Stage]:
         """A fresh database, topic and folder; whatever still runs at the end is killed."""

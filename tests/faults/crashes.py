@@ -43,6 +43,8 @@ class Crash:
     action: str
     alone: bool = False
     kafka: bool = False
+    long: bool = False
+    missing: str | None = None
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ read the environment (the failpoints) as they are.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import faulthandler
 import importlib
 import multiprocessing
@@ -21,6 +22,8 @@ from subprocess import TimeoutExpired
 
 _SERVICE = "streamproc"
 
+_CLONE_NEWNET = 0x40000000
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.faults.warm"])
 
@@ -28,8 +31,11 @@ _context.set_forkserver_preload(["tests.faults.warm"])
 class Process:
     """A forked ``streamproc`` with what the bench uses of ``subprocess.Popen``."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str], folder: Path, log: Path) -> None:
-        self._process = _context.Process(target=_run, args=(arguments, dict(environment), folder, log))
+    def __init__(
+        self, arguments: list[str], environment: Mapping[str, str], log: Path, netns: str | None = None
+    ) -> None:
+        """It runs in the log's folder. ``netns``: the name of a network namespace."""
+        self._process = _context.Process(target=_run, args=(arguments, dict(environment), log, netns))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -60,15 +66,19 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(arguments: list[str], environment: dict[str, str], folder: Path, log: Path) -> None:
+def _run(arguments: list[str], environment: dict[str, str], log: Path, netns: str | None) -> None:
     """In the child: become ``streamproc <arguments>`` and end as it does."""
     atexit._clear()
+    if netns is not None:
+        with Path("/run/netns", netns).open() as file:  # os.setns() is there since Python 3.12
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(folder)
+    os.chdir(log.parent)
     faulthandler.enable(2)
     # Not as errors: those keep uvloop from closing a connection that aiokafka left open when it was stopped
     # while it connected again, and the loop waits for that for ever.

@@ -37,6 +37,14 @@ class Fault(Protocol):
     def kafka(self) -> bool:
         """Whether these have to be Apache Kafka."""
 
+    @property
+    def long(self) -> bool:
+        """Whether it takes minutes."""
+
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot be done on this machine."""
+
     async def run(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
         """Feed, start workers, let it happen; returns when that was and the seconds until all went on."""
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
 PARTITIONS = 4
 
 #: Records a second of a feed, and how many are there when the workers begin.
-RATE = 200
+RATE = 120
 BACKLOG = 600
+
+#: Seconds of the feed that it may be ahead of what is committed: on a machine that is slow it waits.
+_LEAD = 20
 
 #: Seconds between the sends of a feed. What a worker costs is by the batch at such rates: 0.4 of a core for
 #: batches every 50 ms, a third of that at one a second.
@@ -59,6 +63,9 @@ class Firing:
     times: int = 1
 
 
+Records = dict[tuple[str, int], ConsumerRecord]
+
+
 @dataclass
 class Stage:
     """One run's site: its workers, its feed, its database."""
@@ -76,9 +83,20 @@ class Stage:
     patience: float = 1.0
     _feeding: asyncio.Task[None] | None = None
     _stopping: bool = False
-    _topic: dict[tuple[str, int], ConsumerRecord] | None = None
+    _topic: Records | None = None
     _mounted: bool = False
     _names: int = 0
+    #: Records that may be sent beyond those committed, for a feed that nobody is to commit.
+    _ahead: int = 0
+    #: What each worker was started with beyond the site's environment.
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    #: Records that were read before the topic lost them, and those that it lost before anybody read them.
+    kept: Records = field(default_factory=dict)
+    gone: set[tuple[str, int]] = field(default_factory=set)
+    #: The topic as it was, when it is another one at the end.
+    own_topic: Records | None = None
+    #: What a fault wants to be checked beyond what is always checked.
+    more_checks: list[Callable[[psycopg.Connection, Stage, Verdict], None]] = field(default_factory=list)
 
     # -- workers ---------------------------------------------------------------------------------------
 
@@ -86,12 +104,13 @@ class Stage:
     def firings(self) -> Path:
         return self.site.directory / "firings"
 
-    def start(self, name: str, failpoints: str = "", **environment: str) -> Worker:
-        """Start a worker, armed if ``failpoints`` says so."""
+    def start(self, name: str, failpoints: str = "", netns: str | None = None, **environment: str) -> Worker:
+        """Start a worker, armed if ``failpoints`` says so; ``netns``: in this network namespace."""
         armed = {"STREAMPROC_FAILPOINTS": failpoints, "STREAMPROC_FAILPOINTS_LOG": str(self.firings)}
+        self.environments[name] = environment
         more = {"STREAMPROC_WORKER": name, **environment, **(armed if failpoints else {})}
         log = self.site.directory / f"{name}.log"
-        process = Process(["run"], self.site.environment() | more, self.site.directory, log)
+        process = Process(["run"], self.site.environment() | more, log, netns)
         worker = Worker(name, process, log)
         self.workers.append(worker)
         return worker
@@ -186,6 +205,9 @@ class Stage:
             while self.sent < len(self.records):
                 now = time.monotonic()
                 due, before = due + self.rate * (now - before), now
+                with suppress(psycopg.Error):  # the database may be the fault
+                    due = min(due, self.committed() + self._ahead + BACKLOG + _LEAD * self.rate)
+                due = max(due, self.sent)
                 upto = min(len(self.records), int(due))
                 pending = [
                     await producer.send(self.site.topic, value, key=key)
@@ -237,12 +259,27 @@ class Stage:
     async def restart_broker(self, *, kill: bool) -> None:
         await asyncio.to_thread(self.bench.restart_broker, kill=kill)
 
+    async def truncate(self, partition: int, part: float) -> None:
+        """Kill the broker and start it with only ``part`` of the bytes of a partition's log."""
+        await asyncio.to_thread(self.bench.truncate, f"{self.site.topic}-{partition}", part)
+
     # -- what the ledger says ----------------------------------------------------------------------------
 
     def committed(self) -> int:
         """Records committed."""
         row = self.db.execute("select coalesce(sum(records), 0) from streamproc.partitions").fetchone()
         return int(row[0])
+
+    def position(self, partition: str) -> int:
+        """Of a partition as the ledger calls it; -1 when nothing was committed."""
+        row = self.db.execute(
+            "select position from streamproc.partitions where partition = %s", [partition]
+        ).fetchone()
+        return -1 if row is None or row[0] is None else int(row[0])
+
+    def partitions_known(self) -> list[str]:
+        """As the ledger calls them."""
+        return [p for (p,) in self.db.execute("select partition from streamproc.partitions").fetchall()]
 
     def claimed_since(self, at: float, worker: str) -> set[str]:
         """Partitions that others than ``worker`` claimed after ``at`` (Unix time)."""
@@ -269,11 +306,11 @@ class Stage:
     async def recovered(self, at: float, deadline: float = 90.0) -> float:
         """Wait until every partition was committed after ``at``; returns how long that took, in seconds."""
         await self.until(
-            lambda: len(self.progressed_since(at)) == PARTITIONS, "all partitions progress again", deadline
+            lambda: len(self.progressed_since(at)) >= PARTITIONS, "all partitions progress again", deadline
         )
         return max(self.progressed_since(at).values())
 
-    def in_flight(self, topic: dict[tuple[str, int], ConsumerRecord], at: float) -> int:
+    def in_flight(self, topic: Records, at: float) -> int:
         """Records that were in the topic at ``at`` (Unix time) and committed later."""
         first: dict[str, int] = {}
         rows = self.db.execute(
@@ -292,27 +329,38 @@ class Stage:
 
     async def drain(self) -> None:
         """No more records; all that there are committed; all workers ended."""
+        if self.own_topic is not None:
+            self._topic = self._named(self.own_topic)
         if self._topic is None:
-            topic = await self._committed_all()
+            topic = await self.committed_all()
             await self.stop_workers()
-            self._topic = topic
+            self._topic = self._named(topic)
 
-    async def _committed_all(self) -> dict[tuple[str, int], ConsumerRecord]:
+    async def committed_all(self) -> Records:
+        """No more is fed, and what there is is committed; returns the topic."""
         await self.stop_feeding()
-        found = await read_records(self.site.broker, self.site.topic)
+        found = self.kept | await read_records(self.site.broker, self.site.topic)
         # More than were sent when a broker ended before its answer: such a record is there twice.
-        if len(found) < self.sent:
+        if len(found) + len(self.gone) < self.sent:
             raise NotSettled(f"{len(found)} records are in the topic, {self.sent} were sent")
         await self.until(lambda: self.committed() >= len(found), f"all {len(found)} records committed", 90)
-        return {(self.site.partition_prefix + p, n): record for (p, n), record in found.items()}
+        return found
 
-    async def settle(self, *, running: bool = False) -> dict[tuple[str, int], ConsumerRecord]:
+    def _named(self, topic: Records) -> Records:
+        """Partitions as the ledger calls them."""
+        return {(self.site.partition_prefix + p, n): record for (p, n), record in topic.items()}
+
+    def rewind(self) -> None:
+        """The feed begins from its first record again, in another topic."""
+        self._ahead, self.sent = len(self.records), 0
+
+    async def settle(self, *, running: bool = False) -> Records:
         """Drained, warehouse loaded, store swept; returns the topic.
 
         ``running``: the workers stay, with nothing to do.
         """
         if running:
-            topic = await self._committed_all()
+            topic = self._named(await self.committed_all())
         else:
             await self.drain()
             assert self._topic is not None
@@ -339,7 +387,14 @@ class Stage:
             (self.site.lake / key).parent.mkdir(parents=True, exist_ok=True)
             (self.site.lake / key).write_bytes(await store.get(key))
 
-    async def verdict(self, topic: dict[tuple[str, int], ConsumerRecord]) -> Verdict:
+    async def verdict(self, topic: Records) -> Verdict:
         """The checks, in a thread: other runs go on meanwhile."""
         values = {at: record.value for at, record in topic.items()}
-        return await asyncio.to_thread(judge, self.site, values)
+        return await asyncio.to_thread(self._judge, values)
+
+    def _judge(self, values: dict[tuple[str, int], bytes | None]) -> Verdict:
+        verdict = judge(self.site, values)
+        with psycopg.connect(self.site.ledger) as db:
+            for check in self.more_checks:
+                check(db, self, verdict)
+        return verdict

@@ -16,21 +16,29 @@ from pathlib import Path
 from tests.faults.proxies import CommitCutter, FaultyHttp
 from tests.faults.stage import Firing, NotSettled, Stage
 
+Happen = Callable[[Stage, random.Random], Awaitable[tuple[Firing, float]]]
+
 
 @dataclass(frozen=True)
 class World:
-    """A fault outside of the workers. ``alone``: it hits the servers of all runs, so it needs its own."""
+    """A fault outside of the workers.
+
+    ``alone``: it hits the servers of all runs, so it needs its own. ``long``: it takes minutes, and is left
+    out unless it is asked for. ``missing``: why it cannot be done on this machine.
+    """
 
     name: str
-    happen: Callable[[Stage, random.Random], Awaitable[tuple[Firing, float]]]
+    happen: Happen
     alone: bool = False
     kafka: bool = False
+    long: bool = False
+    missing: str | None = None
 
     async def run(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
         return await self.happen(stage, chance)
 
 
-async def _two_workers(stage: Stage, **environment: str) -> None:
+async def two_workers(stage: Stage, **environment: str) -> None:
     """Both have partitions and commit."""
     await stage.feed()
     stage.start("one", **environment)
@@ -40,38 +48,42 @@ async def _two_workers(stage: Stage, **environment: str) -> None:
     await stage.until(lambda: len(stage.progressed_since(begin)) == 4, "all partitions are committed")
 
 
-async def commit_cuts(stage: Stage, chance: random.Random) -> tuple[Firing, float]:
-    """Twelve COMMITs of epochs lost, answered into the void, or late; some at both workers."""
-    async with CommitCutter.between(stage.site.ledger, chance) as (proxy, url):
-        await _two_workers(stage, STREAMPROC_LEDGER=url, STREAMPROC_WAREHOUSE=url)
-        proxy.cutting = True
-        await stage.until(lambda: len(proxy.cuts) >= 12, "twelve COMMITs were cut", 120)
-        proxy.cutting = False
-        last, how = proxy.cuts[-1]
-        recovery = await stage.recovered(last)
-        await stage.drain()  # the workers end before the proxy does
-        return Firing("COMMIT", how, "", last, 1, len(proxy.cuts)), recovery
+def commit_cuts(count: int) -> Happen:
+    """So many COMMITs of epochs are lost, answered into the void, or late; at both workers."""
+
+    async def happen(stage: Stage, chance: random.Random) -> tuple[Firing, float]:
+        async with CommitCutter.between(stage.site.ledger, chance) as (proxy, url):
+            await two_workers(stage, STREAMPROC_LEDGER=url, STREAMPROC_WAREHOUSE=url)
+            proxy.cutting = True
+            await stage.until(lambda: len(proxy.cuts) >= count, f"{count} COMMITs were cut", 10.0 * count)
+            proxy.cutting = False
+            last, how = proxy.cuts[-1]
+            recovery = await stage.recovered(last)
+            await stage.drain()  # the workers end before the proxy does
+            return Firing("COMMIT", how, "", last, 1, len(proxy.cuts)), recovery
+
+    return happen
 
 
 async def postgres_crash(stage: Stage, chance: random.Random) -> tuple[Firing, float]:
     """PostgreSQL is shut down the hard way, three times, and away for up to three seconds."""
-    await _two_workers(stage)
+    await two_workers(stage)
     for _ in range(3):
         at = time.time()
         await stage.crash_postgres(chance.uniform(0, 3))
-        recovery = await _went_on(stage, at)
+        recovery = await went_on(stage, at)
     return Firing("PostgreSQL", "crash", "", at, 0, 3), recovery
 
 
 async def broker_restart(stage: Stage, chance: random.Random) -> tuple[Firing, float]:
     """The only Kafka broker is restarted, orderly or killed."""
-    await _two_workers(stage)
+    await two_workers(stage)
     at = time.time()
     await stage.restart_broker(kill=chance.random() < 0.5)
-    return Firing("broker", "restart", "", at, 0), await _went_on(stage, at)
+    return Firing("broker", "restart", "", at, 0), await went_on(stage, at)
 
 
-async def _went_on(stage: Stage, at: float) -> float:
+async def went_on(stage: Stage, at: float) -> float:
     """As :meth:`Stage.recovered`, replacing workers that ended meanwhile."""
     waiting = asyncio.create_task(stage.recovered(at, 120))
     while not waiting.done():
@@ -80,13 +92,13 @@ async def _went_on(stage: Stage, at: float) -> float:
     return await waiting
 
 
-def store_fault(setting: str, value: float, seconds: float) -> Callable[..., Awaitable[tuple[Firing, float]]]:
+def store_fault(setting: str, value: float, seconds: float) -> Happen:
     """The store misbehaves for some seconds; what recovers is counted from the end of that."""
 
     async def happen(stage: Stage, chance: random.Random) -> tuple[Firing, float]:
         async with AsyncExitStack() as stack:
             proxy, url = await stack.enter_async_context(FaultyHttp.before(stage.use_s3(), chance))
-            await _two_workers(stage, STREAMPROC_S3_ENDPOINT_URL=url, AWS_ENDPOINT_URL=url)
+            await two_workers(stage, STREAMPROC_S3_ENDPOINT_URL=url, AWS_ENDPOINT_URL=url)
             at = time.time()
             before = proxy.hits
             memory = _memory(stage)
@@ -98,7 +110,7 @@ def store_fault(setting: str, value: float, seconds: float) -> Callable[..., Awa
             grown = _memory(stage) - memory
             if grown > 150e6:
                 raise NotSettled(f"the workers grew by {grown / 1e6:.0f} MB while the store misbehaved")
-            recovery = await _went_on(stage, time.time())
+            recovery = await went_on(stage, time.time())
             await stage.drain()
             return Firing("store", setting, "", at, 0, proxy.hits - before), recovery
 
@@ -114,7 +126,7 @@ def _memory(stage: Stage) -> int:
 async def disk_full(stage: Stage, chance: random.Random) -> tuple[Firing, float]:
     """The lake's disk fills up under the workers and is enlarged some seconds later."""
     stage.mount_lake("64m")
-    await _two_workers(stage)
+    await two_workers(stage)
     at = time.time()
     filler = stage.site.lake / "filler"
     with filler.open("wb", buffering=0) as file:
@@ -128,57 +140,71 @@ async def disk_full(stage: Stage, chance: random.Random) -> tuple[Firing, float]
         raise NotSettled("no worker met the full disk")
     freed = time.time()
     filler.unlink()
-    return Firing("disk", "full", "", at, 0), await _went_on(stage, freed)
+    return Firing("disk", "full", "", at, 0), await went_on(stage, freed)
 
 
-async def join_and_leave(stage: Stage, chance: random.Random) -> tuple[Firing, float]:
-    """Workers come, go and are killed every one to three seconds, for half a minute."""
-    await _two_workers(stage)
-    at = time.time()
-    changes = 0
-    while time.time() < at + 30:
-        running = stage.running
-        if len(running) < 2 or (len(running) < 4 and chance.random() < 0.5):
-            stage.start(f"w{changes}")
-        else:
-            leaving = chance.choice(running)
-            leaving.process.send_signal(chance.choice((signal.SIGTERM, signal.SIGKILL)))
-        changes += 1
-        await asyncio.sleep(chance.uniform(1, 3))  # the fault itself: how soon the next comes or goes
-    stage.forget_dead()
-    while len(stage.running) < 2:
-        stage.start(f"last{len(stage.workers)}")
-    last = time.time()
-    recovery = await _went_on(stage, last)
-    return Firing("group", "join and leave", "", at, 0, changes), recovery
+def join_and_leave(seconds: float) -> Happen:
+    """Workers come, go and are killed every one to three seconds."""
+
+    async def happen(stage: Stage, chance: random.Random) -> tuple[Firing, float]:
+        await two_workers(stage)
+        at = time.time()
+        changes = 0
+        while time.time() < at + seconds:
+            running = stage.running
+            if len(running) < 2 or (len(running) < 4 and chance.random() < 0.5):
+                stage.start(f"w{changes}")
+            else:
+                leaving = chance.choice(running)
+                leaving.process.send_signal(chance.choice((signal.SIGTERM, signal.SIGKILL)))
+            changes += 1
+            await asyncio.sleep(chance.uniform(1, 3))  # the fault itself: how soon the next comes or goes
+        stage.forget_dead()
+        while len(stage.running) < 2:
+            stage.start(f"last{len(stage.workers)}")
+        last = time.time()
+        recovery = await went_on(stage, last)
+        return Firing("group", "join and leave", "", at, 0, changes), recovery
+
+    return happen
 
 
 async def burst(stage: Stage, chance: random.Random) -> tuple[Firing, float]:
     """Ten times the records, for five seconds."""
-    await _two_workers(stage)
+    await two_workers(stage)
     at = time.time()
     stage.rate *= 10
     await asyncio.sleep(5)  # the fault itself
     stage.rate /= 10
-    return Firing("feed", "burst", "", at, 1), await _went_on(stage, time.time())
+    return Firing("feed", "burst", "", at, 1), await went_on(stage, time.time())
 
 
-def can_mount() -> bool:
-    """Whether this process may mount a file system."""
-    probe = Path("/proc/self/status").read_text()
-    capabilities = int(next(line for line in probe.splitlines() if line.startswith("CapEff")).split()[1], 16)
-    return bool(capabilities >> 21 & 1) and shutil.which("mount") is not None
+def lacks(capability: int, *commands: str) -> str | None:
+    """What this process lacks: a capability of Linux, or commands."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return "needs Linux"
+    line = next(line for line in status.read_text().splitlines() if line.startswith("CapEff"))
+    if not int(line.split()[1], 16) >> capability & 1:
+        return "needs root"
+    absent = [command for command in commands if shutil.which(command) is None]
+    return f"needs {', '.join(absent)}" if absent else None
 
+
+CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 
 WORLD = [
-    World("connection cut during COMMIT, 12 times", commit_cuts),
+    World("connection cut during COMMIT, 12 times", commit_cuts(12)),
+    World("connection cut during COMMIT, 200 times", commit_cuts(200), long=True),
     World("PostgreSQL crashes 3 times", postgres_crash, alone=True),
     World("Kafka broker restarts", broker_restart, alone=True, kafka=True),
     World("S3 answers 30% with 503", store_fault("refuse", 0.3, 10)),
     World("S3 resets a third of the PUTs", store_fault("cut", 0.33, 10)),
     World("S3 takes up to 3 s an answer", store_fault("delay", 3.0, 10)),
     World("S3 takes no PUT for half a minute", store_fault("hold", True, 30)),
-    World("workers join and leave for half a minute", join_and_leave),
+    World("S3 takes no PUT for three minutes", store_fault("hold", True, 180), long=True),
+    World("workers join and leave for half a minute", join_and_leave(30)),
+    World("workers join and leave for three minutes", join_and_leave(180), long=True),
     World("ten times the records for 5 s", burst),
-    *([World("the lake's disk is full", disk_full)] if can_mount() else []),
+    World("the lake's disk is full", disk_full, missing=lacks(CAP_SYS_ADMIN, "mount", "umount")),
 ]
