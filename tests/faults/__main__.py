@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from streamproc.errors import DependencyError
 from tests.faults import report
 from tests.faults.bench import Bench
 from tests.faults.crashes import CRASHES, Crash
@@ -100,14 +101,17 @@ async def _all(faults: list[Fault], options: argparse.Namespace) -> list[report.
     async def work(bench: Bench) -> None:
         while waiting:
             number, fault = waiting.pop(0)
-            if options.series == 1 or not isinstance(fault, Crash):
-                note(await run(bench, fault, number))
-                continue
             crashes = [fault]
-            while len(crashes) < options.series and waiting and isinstance(waiting[0][1], Crash):
+            while len(crashes) < options.series and isinstance(fault, Crash) and _next_is_crash(waiting):
                 crashes.append(waiting.pop(0)[1])
-            async for one in series(bench, crashes, number):
-                note(one)
+            try:
+                if len(crashes) == 1:
+                    note(await run(bench, fault, number))
+                else:
+                    async for one in series(bench, crashes, number):
+                        note(one)
+            except (DependencyError, OSError) as error:  # no place to run in, and so no run
+                print(f"not begun: {error}", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="streamproc-", ignore_cleanup_errors=True) as directory:
         place = Bench.open(Path(directory), kafka=options.kafka, patience=options.patience)
@@ -115,6 +119,10 @@ async def _all(faults: list[Fault], options: argparse.Namespace) -> list[report.
             for _ in range(options.parallel):
                 group.create_task(work(bench))
     return runs
+
+
+def _next_is_crash(waiting: list[tuple[int, Fault]]) -> bool:
+    return bool(waiting) and isinstance(waiting[0][1], Crash)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class Process:
         self, arguments: list[str], environment: Mapping[str, str], log: Path, netns: str | None = None
     ) -> None:
         """It runs in the log's folder. ``netns``: the name of a network namespace."""
+        log.touch()  # it is read before the process has come to write to it
         self._process = _context.Process(target=_run, args=(arguments, dict(environment), log, netns))
         self._process.start()
         assert self._process.pid is not None
