@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument(
         "--table", nargs="+", type=Path, metavar="LOG", help="the table of these logs, no runs"
     )
+    parser.add_argument("--brief", action="store_true", help="a line per phase in the table, not per point")
     options = parser.parse_args()
     faults = [
         f
@@ -53,7 +54,7 @@ def main() -> int:
             print(fault.name, f"({fault.missing})" if fault.missing else "")
         return 0
     if options.table:
-        print(report.table(report.read(options.table)))
+        print(report.table(report.read(options.table), brief=options.brief))
         return 0
     for fault in faults:
         if fault.missing:

@@ -82,7 +82,8 @@ class Crash:
         firing, recovery = await self._through(stage, chance)
         victim = [worker for worker in stage.running if worker.name == firing.worker]
         others = [worker for worker in stage.running if worker not in victim]
-        await stage.retire(victim + chance.sample(others, len(others) - 2 if len(others) > 2 else 0))
+        await stage.retire(victim, well=False)  # it may be on its way out, with the error that it was given
+        await stage.retire(chance.sample(others, max(0, len(others) - 2)))
         return firing, recovery
 
     async def _through(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
@@ -94,12 +95,47 @@ class Crash:
         return firing, await _recovered(stage, firing)
 
 
-CRASHES = [
+class Killed(Crash):
+    """One of two workers is killed from outside, at any moment, and nobody takes its place but the other one."""
+
+    @property
+    def name(self) -> str:
+        return "one of two workers is killed"
+
+    async def run(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
+        await stage.feed()
+        return await self.again(stage, chance)
+
+    async def again(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
+        while len(stage.running) < 2:
+            stage.start(stage.fresh("w"))
+        begin = time.time()
+        await stage.until(
+            lambda: (
+                all(stage.owned_by(worker.name) for worker in stage.running)
+                and len(stage.progressed_since(begin)) == PARTITIONS
+            ),
+            "both have partitions and commit",
+        )
+        await asyncio.sleep(chance.uniform(0, 2))  # the fault itself: when
+        victim = chance.choice(stage.running)
+        at = time.time()
+        victim.kill()
+        stage.forget_dead()
+        recovery = await stage.recovered(at)
+        return Firing("anywhere", "kill", victim.name, at, 0), recovery
+
+
+KILLED = Killed("anywhere", "kill")
+
+_AT_POINTS = [
     Crash(point, action)
     for point in POINTS
     for action in ("kill", "stop", "raise", "cancel", "unavailable")
     if (action != "raise" or point not in _NOT_RAISED) and (action != "unavailable" or point in _RETRIED)
 ]
+
+CRASHES: list[Crash] = [KILLED, *_AT_POINTS]
 
 
 async def _begin_without(stage: Stage) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+#: The end of a crash's name: the phase and the point in it.
+_PHASE = re.compile(r"(?<= at )([a-z]+)\.[a-z]+$")
 
 
 @dataclass
@@ -38,19 +42,31 @@ class Run:
         return not (self.lost or self.duplicated or self.wrong or self.failure)
 
     def line(self) -> str:
-        return json.dumps(asdict(self))
+        """As JSON, without what is as it should be."""
+        usual = asdict(Run(self.fault, self.seed, fired=True))
+        found = {
+            name: round(value, 2) if isinstance(value, float) else value
+            for name, value in asdict(self).items()
+            if name in {"fault", "seed"} or value != usual[name]
+        }
+        return json.dumps(found)
 
 
 def read(paths: Iterable[Path]) -> list[Run]:
     """The runs of these logs."""
-    return [Run(**json.loads(line)) for path in paths for line in path.read_text().splitlines()]
+    return [
+        Run(**{"fired": True, **json.loads(line)}) for path in paths for line in path.read_text().splitlines()
+    ]
 
 
-def table(runs: Iterable[Run]) -> str:
-    """By fault: runs, fired, lost, duplicated, wrong and percentiles of the recovery, as Markdown."""
+def table(runs: Iterable[Run], *, brief: bool = False) -> str:
+    """By fault: runs, fired, lost, duplicated, wrong and percentiles of the recovery, as Markdown.
+
+    ``brief``: the points of one phase together, ``put.first`` and ``put.last`` as ``put.*``.
+    """
     by_fault: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        by_fault[run.fault].append(run)
+    for run in sorted(runs, key=lambda one: one.fault):
+        by_fault[_PHASE.sub(r"\1.*", run.fault) if brief else run.fault].append(run)
     everything = [run for some in by_fault.values() for run in some]
     lines = [
         "| fault | runs | fired | lost | duplicated | wrong | recovery p50 / p95 / max, s |",

@@ -158,8 +158,8 @@ class Stage:
         """SIGTERM to all, once all have begun; each has to end well."""
         await self.retire(self.workers)
 
-    async def retire(self, leaving: Sequence[Worker]) -> None:
-        """SIGTERM to these, once they have begun; each has to end well, and is forgotten then."""
+    async def retire(self, leaving: Sequence[Worker], *, well: bool = True) -> None:
+        """SIGTERM to these, once they have begun; each has to end (``well``), and is forgotten then."""
         await self.until(
             lambda: all(
                 worker.process.poll() is not None or b'"worker_running"' in worker.log.read_bytes()
@@ -180,7 +180,7 @@ class Stage:
                 worker.process.wait(10)
             raise NotSettled(f"workers do not end: {[w.tail() for w in stuck]}") from failure
         failed = [worker for worker in leaving if worker.process.returncode != 0]
-        if failed:
+        if failed and well:
             raise NotSettled(
                 "\n".join(f"{w.name} ended with {w.process.returncode}: {w.tail()}" for w in failed)
             )
