@@ -177,7 +177,7 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
             position = positions[self._partition(tp)]
             if position is None:
                 position = (first if self._start == "earliest" else end) - 1
-            elif (log_id := logs.get(self._partition(tp))) != found.topic_id and log_id is not None:
+            elif logs.get(self._partition(tp), found.topic_id) != found.topic_id:
                 self.stop(tp, _made_anew(position, self._partition(tp)))
                 continue
             elif problem := _misplaced(position, first, end, self._partition(tp)):

@@ -25,6 +25,7 @@ from streamproc.topology import Topic
 from tests.conftest import S3Server
 from tests.e2e.harness import REPOSITORY, Site
 from tests.faults import audit
+from tests.faults.feed import Feed
 from tests.faults.records import Keyed
 from tests.faults.stage import PARTITIONS, Stage
 from tests.support.apache_kafka import ApacheKafka
@@ -152,7 +153,7 @@ class Bench:
                         "STREAMPROC_KAFKA_SESSION_TIMEOUT": f"{SESSION_TIMEOUT:.0f}s",
                     },
                 )
-                stage = Stage(self, site, db, records, patience=self.patience)
+                stage = Stage(self, site, db, Feed(self.broker, unique, records), patience=self.patience)
                 try:
                     yield stage
                 finally:

@@ -263,6 +263,22 @@ MUTANTS = (
         ("tests/sources/test_kafka_source.py",),
     ),
     Mutant(
+        "a topic that was made anew is taken for the one that was read",
+        (
+            Change(
+                "sources/kafka_claims.py",
+                "            elif logs.get(self._partition(tp), found.topic_id) != found.topic_id:\n",
+                "            elif not tp:\n",
+            ),
+        ),
+        ("tests/sources/test_kafka_source.py",),
+    ),
+    Mutant(
+        "the log of a position is noted anew with each claim",
+        (Change("ledger/claims.py", "      AND (p.log IS NULL OR p.position IS NULL)\n", ""),),
+        ("tests/ledger/test_claims.py",),
+    ),
+    Mutant(
         "the clock of a partition is not kept",
         (
             Change(

@@ -9,7 +9,6 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,8 +16,6 @@ from typing import TYPE_CHECKING
 
 import boto3
 import psycopg
-from aiokafka import AIOKafkaProducer
-from aiokafka.structs import ConsumerRecord
 
 from streamproc.ledger import Ledger
 from streamproc.sinks.loader import Loader
@@ -26,24 +23,14 @@ from streamproc.sinks.object_store import ObjectStore, open_store
 from streamproc.sinks.warehouse import open_warehouse
 from tests.e2e.harness import Site, Worker, read_records
 from tests.faults.checks import Verdict, judge
+from tests.faults.feed import Feed
 from tests.faults.nursery import Process
-from tests.faults.records import Keyed
+from tests.faults.observed import Observed, Records
 
 if TYPE_CHECKING:
     from tests.faults.bench import Bench
 
 PARTITIONS = 4
-
-#: Records a second of a feed, and how many are there when the workers begin.
-RATE = 120
-BACKLOG = 600
-
-#: Seconds of the feed that it may be ahead of what is committed: on a machine that is slow it waits.
-_LEAD = 20
-
-#: Seconds between the sends of a feed. What a worker costs is by the batch at such rates: 0.4 of a core for
-#: batches every 50 ms, a third of that at one a second.
-_TICK = 1.0
 
 
 class NotSettled(Exception):
@@ -63,31 +50,21 @@ class Firing:
     times: int = 1
 
 
-Records = dict[tuple[str, int], ConsumerRecord]
-
-
 @dataclass
-class Stage:
+class Stage(Observed):
     """One run's site: its workers, its feed, its database."""
 
     bench: Bench
     site: Site
     db: psycopg.Connection
-    records: list[Keyed]
+    feeder: Feed
     workers: list[Worker] = field(default_factory=list)
-    sent: int = 0
-    #: Records a second; may be changed while it feeds.
-    rate: float = RATE
     store: str = ""
     #: Deadlines are multiplied by it: for a machine that has other things to do.
     patience: float = 1.0
-    _feeding: asyncio.Task[None] | None = None
-    _stopping: bool = False
     _topic: Records | None = None
     _mounted: bool = False
     _names: int = 0
-    #: Records that may be sent beyond those committed, for a feed that nobody is to commit.
-    _ahead: int = 0
     #: What each worker was started with beyond the site's environment.
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
     #: Records that were read before the topic lost them, and those that it lost before anybody read them.
@@ -192,40 +169,18 @@ class Stage:
 
     # -- records ---------------------------------------------------------------------------------------
 
-    async def feed(self) -> None:
-        """Begin to produce: some records at once, then ``rate`` a second until :meth:`stop_feeding`."""
-        producer = AIOKafkaProducer(bootstrap_servers=self.site.broker, linger_ms=5, compression_type="lz4")
-        await producer.start()
-        self._stopping = False
-        self._feeding = asyncio.create_task(self._feed(producer))
+    @property
+    def sent(self) -> int:
+        """Records that the broker acknowledged."""
+        return self.feeder.sent
 
-    async def _feed(self, producer: AIOKafkaProducer) -> None:
-        due, before = float(self.sent + BACKLOG), time.monotonic()
-        try:
-            while self.sent < len(self.records):
-                now = time.monotonic()
-                due, before = due + self.rate * (now - before), now
-                with suppress(psycopg.Error):  # the database may be the fault
-                    due = min(due, self.committed() + self._ahead + BACKLOG + _LEAD * self.rate)
-                due = max(due, self.sent)
-                upto = min(len(self.records), int(due))
-                pending = [
-                    await producer.send(self.site.topic, value, key=key)
-                    for key, value in self.records[self.sent : upto]
-                ]
-                await asyncio.gather(*pending)  # sent is what the broker acknowledged
-                self.sent = upto
-                if self._stopping:
-                    return
-                await asyncio.sleep(_TICK)
-        finally:
-            await producer.stop()
+    async def feed(self) -> None:
+        """Begin to produce, or go on."""
+        await self.feeder.start(self.committed)
 
     async def stop_feeding(self) -> None:
-        self._stopping = True
-        if self._feeding is not None:
-            await self._feeding
-            self._feeding = None
+        """The broker has what was sent."""
+        await self.feeder.stop()
 
     # -- servers ---------------------------------------------------------------------------------------
 
@@ -263,67 +218,12 @@ class Stage:
         """Kill the broker and start it with only ``part`` of the bytes of a partition's log."""
         await asyncio.to_thread(self.bench.truncate, f"{self.site.topic}-{partition}", part)
 
-    # -- what the ledger says ----------------------------------------------------------------------------
-
-    def committed(self) -> int:
-        """Records committed."""
-        row = self.db.execute("select coalesce(sum(records), 0) from streamproc.partitions").fetchone()
-        return int(row[0])
-
-    def position(self, partition: str) -> int:
-        """Of a partition as the ledger calls it; -1 when nothing was committed."""
-        row = self.db.execute(
-            "select position from streamproc.partitions where partition = %s", [partition]
-        ).fetchone()
-        return -1 if row is None or row[0] is None else int(row[0])
-
-    def partitions_known(self) -> list[str]:
-        """As the ledger calls them."""
-        return [p for (p,) in self.db.execute("select partition from streamproc.partitions").fetchall()]
-
-    def claimed_since(self, at: float, worker: str) -> set[str]:
-        """Partitions that others than ``worker`` claimed after ``at`` (Unix time)."""
-        rows = self.db.execute(
-            "select distinct partition from audit.claims where at > %s and owner <> %s",
-            [datetime.fromtimestamp(at, UTC), worker],
-        )
-        return {partition for (partition,) in rows}
-
-    def owned_by(self, worker: str) -> set[str]:
-        """Partitions this worker holds."""
-        rows = self.db.execute("select partition from streamproc.partitions where owner = %s", [worker])
-        return {partition for (partition,) in rows}
-
-    def progressed_since(self, at: float) -> dict[str, float]:
-        """Seconds from ``at`` (Unix time) to the first commit after it, for each partition that had one."""
-        rows = self.db.execute(
-            "select partition, extract(epoch from min(committed_at))::float8 from streamproc.epochs as e"
-            " join streamproc.epoch_ranges as r on r.epoch = e.id where committed_at > %s group by partition",
-            [datetime.fromtimestamp(at, UTC)],
-        )
-        return {partition: first - at for partition, first in rows}
-
     async def recovered(self, at: float, deadline: float = 90.0) -> float:
         """Wait until every partition was committed after ``at``; returns how long that took, in seconds."""
         await self.until(
             lambda: len(self.progressed_since(at)) >= PARTITIONS, "all partitions progress again", deadline
         )
         return max(self.progressed_since(at).values())
-
-    def in_flight(self, topic: Records, at: float) -> int:
-        """Records that were in the topic at ``at`` (Unix time) and committed later."""
-        first: dict[str, int] = {}
-        rows = self.db.execute(
-            "select partition, min(coalesce(after, -1)) from streamproc.epochs as e"
-            " join streamproc.epoch_ranges as r on r.epoch = e.id where committed_at > %s group by partition",
-            [datetime.fromtimestamp(at, UTC)],
-        )
-        first = {partition: int(after) for partition, after in rows}
-        return sum(
-            1
-            for (partition, offset), record in topic.items()
-            if record.timestamp < at * 1000 and offset > first.get(partition, 2**62)
-        )
 
     # -- the end -----------------------------------------------------------------------------------------
 
@@ -349,10 +249,6 @@ class Stage:
     def _named(self, topic: Records) -> Records:
         """Partitions as the ledger calls them."""
         return {(self.site.partition_prefix + p, n): record for (p, n), record in topic.items()}
-
-    def rewind(self) -> None:
-        """The feed begins from its first record again, in another topic."""
-        self._ahead, self.sent = len(self.records), 0
 
     async def settle(self, *, running: bool = False) -> Records:
         """Drained, warehouse loaded, store swept; returns the topic.

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.harness import REPOSITORY
 from tests.faults.bench import Bench
 from tests.faults.crashes import CRASHES
+from tests.faults.network import NETWORK
 from tests.faults.records import records
-from tests.faults.report import Run, table
+from tests.faults.report import Run, read, table
 from tests.faults.runner import Fault, run
+from tests.faults.topics import TOPICS
 from tests.faults.world import WORLD
 
 #: Killed where it hurts most, frozen twice, and one of each other kind.
@@ -32,9 +35,14 @@ CHOSEN = (
     "cancel at put.first",
     "connection cut during COMMIT, 12 times",
     "S3 answers 30% with 503",
+    "the topic is made anew and filled",
+    "one of two workers is killed",
 )
 
-FAULTS: list[Fault] = [*WORLD, *CRASHES]  # the long ones first
+FAULTS: list[Fault] = [*WORLD, *TOPICS, *NETWORK, *CRASHES]  # the long ones first
+
+#: The lines of runs that were made by hand.
+RESULTS = Path(__file__).parent / "results"
 
 #: At a time: they mostly wait for session timeouts.
 PARALLEL = 3
@@ -76,3 +84,13 @@ def test_records_are_the_same_for_the_same_seed_and_hold_what_is_to_be_told_apar
 def test_every_failpoint_is_crashed_in_every_way_it_can_be():
     assert len(CRASHES) == len({crash.name for crash in CRASHES}) >= 17 * 3
     assert set(CHOSEN) <= {fault.name for fault in FAULTS}
+
+
+def test_the_table_in_the_docs_is_that_of_the_runs_that_are_kept():
+    runs = read(sorted(RESULTS.glob("*.jsonl")))
+    page = (REPOSITORY / "docs" / "faults.md").read_text()
+    _, _, after = page.partition(
+        "<!-- python -m tests.faults --brief --table tests/faults/results/*.jsonl -->\n"
+    )
+    assert after.startswith(f"\n{table(runs, brief=True)}\n")
+    assert all(run.clean for run in runs)

@@ -111,7 +111,7 @@ async def made_anew(stage: Stage, chance: random.Random) -> tuple[Firing, float]
                 break
             if time.monotonic() > deadline:
                 raise NotSettled(f"the topic cannot be made anew: {answer}")
-    stage.rewind()
+    stage.feeder.rewind()
     await _feed_some(stage, at_least=int(max(positions.values())) * PARTITIONS * 2)
     at = time.time()
     if meanwhile == "away":
@@ -236,7 +236,7 @@ async def _feed_some(stage: Stage, at_least: int = 0) -> None:
     """Feed while no worker looks."""
     wanted = stage.sent + max(at_least, 600)
     await stage.feed()
-    await stage.until(lambda: stage.sent >= min(wanted, len(stage.records)), "records are fed", 120)
+    await stage.until(lambda: stage.sent >= min(wanted, len(stage.feeder.records)), "records are fed", 120)
     await stage.stop_feeding()
 
 

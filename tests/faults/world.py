@@ -173,9 +173,9 @@ async def burst(stage: Stage, chance: random.Random) -> tuple[Firing, float]:
     """Ten times the records, for five seconds."""
     await two_workers(stage)
     at = time.time()
-    stage.rate *= 10
+    stage.feeder.rate *= 10
     await asyncio.sleep(5)  # the fault itself
-    stage.rate /= 10
+    stage.feeder.rate /= 10
     return Firing("feed", "burst", "", at, 1), await went_on(stage, time.time())
 
 

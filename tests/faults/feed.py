@@ -1,0 +1,82 @@
+"""Produces records at a steady rate while a run goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psycopg
+from aiokafka import AIOKafkaProducer
+
+from tests.faults.records import Keyed
+
+#: Records a second, and how many are there when the workers begin.
+RATE = 120
+BACKLOG = 600
+
+#: Seconds of the feed that it may be ahead of what is committed: on a machine that is slow it waits.
+_LEAD = 20
+
+#: Seconds between two sends. What a worker costs is by the batch at such rates: 0.4 of a core for batches every
+#: 50 ms, a fourth of a core at one a second.
+_TICK = 1.0
+
+
+@dataclass
+class Feed:
+    """``records`` with their keys, sent to ``topic`` in order."""
+
+    broker: str
+    topic: str
+    records: list[Keyed]
+    #: How many the broker acknowledged.
+    sent: int = 0
+    #: Records a second; may be changed while it feeds.
+    rate: float = RATE
+    #: Records that may be sent beyond those committed, for a feed that nobody is to commit.
+    ahead: int = 0
+    _task: asyncio.Task[None] | None = None
+    _stopping: bool = False
+
+    async def start(self, committed: Callable[[], int]) -> None:
+        """Some records at once, then ``rate`` a second until :meth:`stop`. ``committed``: records so far."""
+        producer = AIOKafkaProducer(bootstrap_servers=self.broker, linger_ms=5, compression_type="lz4")
+        await producer.start()
+        self._stopping = False
+        self._task = asyncio.create_task(self._run(producer, committed))
+
+    async def _run(self, producer: AIOKafkaProducer, committed: Callable[[], int]) -> None:
+        due, before = float(self.sent + BACKLOG), time.monotonic()
+        try:
+            while self.sent < len(self.records):
+                now = time.monotonic()
+                due, before = due + self.rate * (now - before), now
+                with suppress(psycopg.Error):  # the database may be the fault
+                    due = min(due, committed() + self.ahead + BACKLOG + _LEAD * self.rate)
+                due = max(due, self.sent)
+                upto = min(len(self.records), int(due))
+                pending = [
+                    await producer.send(self.topic, value, key=key)
+                    for key, value in self.records[self.sent : upto]
+                ]
+                await asyncio.gather(*pending)  # sent is what the broker acknowledged
+                self.sent = upto
+                if self._stopping:
+                    return
+                await asyncio.sleep(_TICK)
+        finally:
+            await producer.stop()
+
+    async def stop(self) -> None:
+        """Send what is due, and no more."""
+        self._stopping = True
+        if self._task is not None:
+            await self._task
+            self._task = None
+
+    def rewind(self) -> None:
+        """Begin from the first record again, for another topic that nobody is to commit."""
+        self.ahead, self.sent = len(self.records), 0
