@@ -24,7 +24,7 @@ from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.topology import Topic
 from tests.conftest import S3Server
 from tests.e2e.harness import REPOSITORY, Site
-from tests.faults import audit
+from tests.faults import audit, nursery
 from tests.faults.feed import Feed
 from tests.faults.records import Keyed
 from tests.faults.stage import PARTITIONS, Stage
@@ -58,6 +58,8 @@ class Bench:
         ``patience``: what deadlines are multiplied by.
         """
         with ExitStack() as stack:
+            # Not when the first worker starts: the runs' transactions would wait for it.
+            await asyncio.to_thread(nursery.warm_up)
             bench = cls(directory, stack)
             bench.patience = patience
             if kafka:

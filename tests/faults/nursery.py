@@ -28,6 +28,13 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.faults.warm"])
 
 
+def warm_up() -> None:
+    """Have the process that workers are forked from import everything. Blocks for some seconds, once."""
+    process = _context.Process(target=os.getpid)
+    process.start()
+    process.join()
+
+
 class Process:
     """A forked ``streamproc`` with what the bench uses of ``subprocess.Popen``."""
 
