@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from streamproc.errors import DependencyError
+from tests.e2e.harness import REPOSITORY
 from tests.faults import report
 from tests.faults.bench import Bench
 from tests.faults.crashes import CRASHES, Crash
@@ -41,6 +42,9 @@ def main() -> int:
     parser.add_argument(
         "--table", nargs="+", type=Path, metavar="LOG", help="the table of these logs, no runs"
     )
+    parser.add_argument(
+        "--docs", action="store_true", help="put the table of the kept logs into docs/faults.md"
+    )
     parser.add_argument("--brief", action="store_true", help="a line per phase in the table, not per point")
     options = parser.parse_args()
     faults = [
@@ -52,6 +56,9 @@ def main() -> int:
     if options.list:
         for fault in faults:
             print(fault.name, f"({fault.missing})" if fault.missing else "")
+        return 0
+    if options.docs:
+        report.into(REPOSITORY / "docs" / "faults.md", report.read(sorted(report.RESULTS.glob("*.jsonl"))))
         return 0
     if options.table:
         print(report.table(report.read(options.table), brief=options.brief))

@@ -27,7 +27,9 @@ begin
         end if;
     end if;
     if tg_op = 'UPDATE' and (new.position is distinct from old.position or new.records <> old.records) then
-        if audit.is_not(new.owner) or new.fence <> old.fence or new.token <> old.token then
+        -- An operator who sets a position claims the partition, and leaves it to nobody.
+        if (audit.is_not(new.owner) and (new.owner is not null or audit.is_not(old.owner)))
+            or new.fence <> old.fence or new.token <> old.token then
             insert into audit.refused (what) values (format('%s moved %s, owned by %s, to %s',
                 current_setting('application_name'), new.partition, new.owner, new.position));
         end if;

@@ -14,6 +14,13 @@ from pathlib import Path
 _PHASE = re.compile(r"(?<= at )([a-z]+)\.[a-z]+$")
 
 
+#: Stands before the table in a page.
+MARKER = "<!-- python -m tests.faults --docs: the lines of tests/faults/results -->"
+
+#: The lines of runs that were made by hand and are kept.
+RESULTS = Path(__file__).parent / "results"
+
+
 @dataclass
 class Run:
     """What became of one run.
@@ -90,3 +97,14 @@ def _row(fault: str, runs: list[Run]) -> str:
 def percentile(ordered: list[float], part: float) -> float:
     """Nearest rank."""
     return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
+
+
+def into(page: Path, runs: Iterable[Run]) -> None:
+    """Put the brief table of ``runs`` behind the marker of ``page``, in the place of the one that is there."""
+    before, marker, after = page.read_text().partition(MARKER)
+    assert marker, f"{page} has no place for a table"
+    lines = after.lstrip("\n").splitlines()
+    while lines and lines[0].startswith("|"):
+        lines.pop(0)
+    rest = "\n".join(lines).lstrip("\n")
+    page.write_text(f"{before}{marker}\n\n{table(runs, brief=True)}\n\n{rest}\n")
