@@ -38,6 +38,8 @@ class Feed:
     rate: float = RATE
     #: Records that may be sent beyond those committed, for a feed that nobody is to commit.
     ahead: int = 0
+    #: Whether all records are sent though nobody stopped it: what follows is not under way any more.
+    at_end: bool = False
     _task: asyncio.Task[None] | None = None
     _stopping: bool = False
 
@@ -67,6 +69,7 @@ class Feed:
                 if self._stopping:
                     return
                 await asyncio.sleep(_TICK)
+            self.at_end = True
         finally:
             await producer.stop()
 

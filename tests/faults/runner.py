@@ -20,7 +20,7 @@ from tests.faults.report import Run
 from tests.faults.stage import Firing, NotSettled, Stage
 
 #: Records there are to be fed, at most: more than it takes for any fault to happen and be over.
-RECORDS = 40_000
+RECORDS = 60_000
 
 
 class Fault(Protocol):
@@ -71,7 +71,8 @@ async def series(bench: Bench, crashes: Sequence[Crash], seed: int) -> AsyncIter
     Ends after the first that is not clean. ``seed`` is that of the records and of the first; each
     has the next one.
     """
-    async with bench.stage("series", await asyncio.to_thread(records, RECORDS, seed)) as stage:
+    async with bench.stage("series", await asyncio.to_thread(records, 2 * RECORDS, seed)) as stage:
+        stage.feeder.rate /= 2  # each check goes over all that there is
         for number, crash in enumerate(crashes, start=seed):
             result = Run(crash.name, number)
             begin = time.monotonic()

@@ -112,6 +112,7 @@ class Stage(Observed):
                 tails = "\n".join(
                     f"--- {w.name} ({w.process.poll()})\n{w.tail()[-2500:]}" for w in self.workers
                 )
+                what += "; the feed is at its end" if self.feeder.at_end else ""
                 raise NotSettled(f"not within {deadline * self.patience:.0f} s: {what}\n{tails}")
             await asyncio.sleep(0.05)
 
