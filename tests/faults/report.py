@@ -67,7 +67,7 @@ def read(paths: Iterable[Path]) -> list[Run]:
 
 
 def table(runs: Iterable[Run], *, brief: bool = False) -> str:
-    """By fault: runs, fired, lost, duplicated, wrong and percentiles of the recovery, as Markdown.
+    """By fault: runs, fired, not finished (never came to the checks), lost, duplicated, wrong and percentiles of the recovery, as Markdown.
 
     ``brief``: the points of one phase together, ``put.first`` and ``put.last`` as ``put.*``.
     """
@@ -76,8 +76,8 @@ def table(runs: Iterable[Run], *, brief: bool = False) -> str:
         by_fault[_PHASE.sub(r"\1.*", run.fault) if brief else run.fault].append(run)
     everything = [run for some in by_fault.values() for run in some]
     lines = [
-        "| fault | runs | fired | lost | duplicated | wrong | recovery p50 / p95 / max, s |",
-        "|---|---:|---:|---:|---:|---:|---|",
+        "| fault | runs | fired | not finished | lost | duplicated | wrong | recovery p50 / p95 / max, s |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
         *(_row(fault, some) for fault, some in by_fault.items()),
         _row("**all**", everything),
     ]
@@ -87,10 +87,11 @@ def table(runs: Iterable[Run], *, brief: bool = False) -> str:
 def _row(fault: str, runs: list[Run]) -> str:
     times = sorted(run.recovery for run in runs if run.recovery is not None)
     recovery = " / ".join(f"{percentile(times, p):.1f}" for p in (0.5, 0.95, 1.0)) if times else "-"
-    wrong = sum(run.wrong or (run.failure is not None) for run in runs)
+    unfinished = sum(run.failure is not None for run in runs)
     return (
-        f"| {fault} | {len(runs)} | {sum(run.fired for run in runs)} | {sum(run.lost for run in runs)}"
-        f" | {sum(run.duplicated for run in runs)} | {wrong} | {recovery} |"
+        f"| {fault} | {len(runs)} | {sum(run.fired for run in runs)} | {unfinished}"
+        f" | {sum(run.lost for run in runs)} | {sum(run.duplicated for run in runs)}"
+        f" | {sum(run.wrong for run in runs)} | {recovery} |"
     )
 
 
