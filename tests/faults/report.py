@@ -67,7 +67,9 @@ def read(paths: Iterable[Path]) -> list[Run]:
 
 
 def table(runs: Iterable[Run], *, brief: bool = False) -> str:
-    """By fault: runs, fired, not finished (never came to the checks), lost, duplicated, wrong and percentiles of the recovery, as Markdown.
+    """Runs by fault, with percentiles of the recovery, as Markdown.
+
+    *Not finished*: never came to the checks, so nothing is known of loss.
 
     ``brief``: the points of one phase together, ``put.first`` and ``put.last`` as ``put.*``.
     """
