@@ -99,7 +99,8 @@ class PlainTransform:
                 if fields[2] == "heartbeat":
                     counts.filtered += 1
                 else:
-                    events.append((*fields, record["amount"], *at))
+                    origin = batch.redriven.get(position)
+                    events.append((*fields, record["amount"], *at, origin))
                     counts.accepted += 1
         if events:
             out.events = _frame(events, TOPOLOGY.columns)
