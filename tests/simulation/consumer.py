@@ -73,6 +73,11 @@ class _Fetcher:
         self._waiters.clear()
 
 
+async def _knows_no_topic_ids(node: int, request: object) -> None:
+    """As a broker before Kafka 2.8: topics here are not made anew."""
+    raise NotImplementedError
+
+
 class SimulatedConsumer:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -87,6 +92,7 @@ class SimulatedConsumer:
             _coordination_task=self._loop.create_future(), check_errors=lambda: None
         )
         self._subscription = SimpleNamespace(fetch_context=_nothing)
+        self._client = SimpleNamespace(get_random_node=lambda: 0, send=_knows_no_topic_ids)
 
     # -- called by the source ------------------------------------------------------------------------
 
