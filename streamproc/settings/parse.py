@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,6 +124,20 @@ def identifier(value: object, folder: Path) -> str:
     return word
 
 
+def moment(value: object, folder: Path) -> int:
+    """A point in time, ISO 8601 or a TOML date-time, as Unix milliseconds; UTC unless it says otherwise."""
+    fix = 'Write it like "2026-07-01T13:00:00Z"'
+    try:
+        time = value if isinstance(value, datetime) else datetime.fromisoformat(text(value, folder))
+    except ValueError:
+        raise Invalid(f"{shown(value)} is not a time", fix) from None
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=UTC)
+    if time > datetime.now(UTC):
+        raise Invalid(f"{shown(value)} is in the future", fix)
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
 def bind(value: object, folder: Path) -> Bind:
     """``host:port``, ``[::]:port`` or ``:port`` (all interfaces). Port 0 lets the system choose."""
     host, colon, port = text(value, folder).rpartition(":")
@@ -137,9 +152,14 @@ _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCI
 
 
 def broker(value: object, folder: Path) -> Url:
-    """``embedded:`` or ``kafka://host:port,host:port``."""
-    fix = 'Write "embedded:" or "kafka://host:9092,other:9092"'
-    url = _url(value, folder, ("embedded", "kafka"), {"kinesis": "Kinesis is not supported yet"}, fix)
+    """``embedded:``, ``kafka://host:port,host:port`` or ``kinesis://region``."""
+    fix = 'Write "embedded:", "kafka://host:9092,other:9092" or "kinesis://eu-central-1"'
+    url = _url(value, folder, ("embedded", "kafka", "kinesis"), {}, fix)
+    if url.scheme == "kinesis":
+        region = url.rest.rstrip("/")
+        if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-[0-9]{1,2}", region, re.ASCII):
+            raise Invalid(f"{shown(str(url))} names no AWS region", fix)
+        return Url(f"kinesis://{region}")
     if url.scheme == "kafka":
         if "@" in url.rest:
             raise Invalid("holds a user or password", "Put them in kafka.username and kafka.password")

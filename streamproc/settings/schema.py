@@ -78,6 +78,41 @@ class Kafka:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kinesis:
+    """How to read ``kinesis://`` streams. Credentials come from the usual AWS places."""
+
+    endpoint_url: Annotated[
+        str | None,
+        Setting(parse.web_address, None, "Another server that speaks Kinesis", computed="Amazon's"),
+    ]
+    start_timestamp: Annotated[
+        int | None,
+        Setting(
+            parse.moment,
+            None,
+            "Where a stream that was never read begins, instead of `start`: the first record that arrived at "
+            "this time or later, like `2026-07-01T13:00:00Z`",
+        ),
+    ]
+    lease_timeout: Annotated[
+        float,
+        Setting(
+            parse.duration("1s", "5m"),
+            "10s",
+            "A worker that is not heard of this long loses its shards to the others",
+        ),
+    ]
+    poll_interval: Annotated[
+        float,
+        Setting(
+            parse.duration("200ms", "1m"),
+            "500ms",
+            "Time between two reads of a shard that has nothing new; all its readers together have five a second",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class S3:
     """How to talk to S3. Credentials come from the usual AWS places (environment, profile, role)."""
 
@@ -117,7 +152,11 @@ class Settings:
 
     broker: Annotated[
         Url,
-        Setting(parse.broker, "embedded:", "Where records come from: `embedded:` or `kafka://host:port,…`"),
+        Setting(
+            parse.broker,
+            "embedded:",
+            "Where records come from: `embedded:`, `kafka://host:port,…` or `kinesis://region`",
+        ),
     ]
     ledger: Annotated[
         Url,
@@ -222,6 +261,7 @@ class Settings:
         ),
     ]
     kafka: Kafka
+    kinesis: Kinesis
     s3: S3
     log: Log
 

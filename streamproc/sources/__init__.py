@@ -1,4 +1,4 @@
-"""Where records come from. Only this package imports aiokafka."""
+"""Where records come from. Only this package imports aiokafka, and Kinesis' client."""
 
 from __future__ import annotations
 
@@ -82,3 +82,18 @@ class Source(Protocol):
     @property
     def lag(self) -> dict[Partition, int]:
         """Records between what was handed out and the newest known to exist."""
+
+    @property
+    def behind(self) -> dict[Partition, float]:
+        """Seconds by which the records fetched last were behind the newest, where the source says that."""
+
+    def fetched_newest(self, partition: Partition) -> int | None:
+        """The newest position known of a claimed partition as of its last fetch; ``None`` before that."""
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes fetched and not handed out, as they came."""
+
+    @property
+    def rebalances(self) -> int:
+        """How often this worker was assigned partitions."""

@@ -269,6 +269,11 @@ class KafkaSource:
                 lags[reader.partition] = max(0, end - 1 - reader.seen)
         return lags
 
+    @property
+    def behind(self) -> dict[Partition, float]:
+        """Empty: Kafka counts records, not seconds."""
+        return {}
+
     def fetched_newest(self, partition: Partition) -> int | None:
         """The newest position of a claimed partition as of its last fetch; ``None`` before that."""
         if self._membership is None:

@@ -1,0 +1,204 @@
+"""How to reach Kinesis: one client for all shards, its errors as ours, and GetRecords by columns."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, NamedTuple, Self
+
+import msgspec
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+from streamproc.errors import DependencyError
+from streamproc.leases import Mark, ShardInfo
+from streamproc.model import Partition
+from streamproc.redaction import Url
+from streamproc.settings import Kinesis
+from streamproc.sources.kinesis_records import HashRange, Page, decode_page
+
+#: What to look at, by error code.
+_HINTS = {
+    "AccessDeniedException": "the role needs kinesis:ListShards, DescribeStreamSummary, GetShardIterator and "
+    "GetRecords here; streamproc topics also CreateStream, UpdateShardCount and the retention calls",
+    "ExpiredTokenException": "the credentials have expired",
+    "UnrecognizedClientException": "the access key is not known there; is kinesis.endpoint_url right?",
+    "ResourceNotFoundException": "streamproc topics apply creates the stream; is the region right?",
+    "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role",
+    "EndpointConnectionError": "is the endpoint reachable? Is kinesis.endpoint_url right?",
+}
+
+#: Asked too often, or for too much at once: the same call works a little later.
+THROTTLES = frozenset(
+    {
+        "ProvisionedThroughputExceededException",
+        "LimitExceededException",
+        "KMSThrottlingException",
+        "ThrottlingException",
+        "RequestLimitExceeded",
+    }
+)
+
+#: Under this name :func:`_by_columns` leaves the page in the client's answer.
+_PAGE = "streamproc.page"
+
+
+class KinesisError(DependencyError):
+    """Kinesis refused, or does not answer. ``code`` is its name of the error."""
+
+    def __init__(self, code: str, what: str, problem: str) -> None:
+        super().__init__(what, problem, _HINTS.get(code, ""))
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class KinesisConnection:
+    """A region's Kinesis, or another server that speaks it. Credentials come as AWS tools find them."""
+
+    region: str
+    endpoint_url: str | None = None
+
+    @classmethod
+    def of(cls, broker: Url, kinesis: Kinesis) -> Self:
+        """The connection that the settings ``broker`` (``kinesis://REGION``) and ``kinesis.*`` describe."""
+        return cls(broker.rest.strip("/"), kinesis.endpoint_url)
+
+    def __str__(self) -> str:
+        return f"Kinesis in {self.region}" + (f" at {self.endpoint_url}" if self.endpoint_url else "")
+
+    @property
+    def embedded(self) -> bool:
+        """Never: the client has no server in it."""
+        return False
+
+    def partition(self, topic: str, shard: int | str) -> Partition:
+        """The shard of the stream ``topic`` with this id, or this number."""
+        return Partition(topic, shard if isinstance(shard, str) else f"shardId-{shard:012d}")
+
+
+class Shard(NamedTuple):
+    """A shard of a stream. ``closed``: it gets no more records."""
+
+    info: ShardInfo
+    keys: HashRange
+    closed: bool
+
+
+class StreamSummary(NamedTuple):
+    """A stream. ``kept``: seconds for which records are kept; ``mode``: ``PROVISIONED`` or ``ON_DEMAND``."""
+
+    arn: str
+    status: str
+    open_shards: int
+    kept: int
+    mode: str
+
+
+@asynccontextmanager
+async def connected(connection: KinesisConnection) -> AsyncIterator[KinesisClient]:
+    """A client. Nothing is asked yet, so a wrong address is only noticed later."""
+    config = AioConfig(
+        connect_timeout=10,
+        read_timeout=30,  # a page has up to 10 MB
+        max_pool_connections=100,
+        retries={"total_max_attempts": 1},  # who waits for what, and says so, is decided by the callers
+        user_agent_extra="streamproc",
+    )
+    with speaking(connection):
+        context = get_session().create_client(
+            "kinesis", region_name=connection.region, endpoint_url=connection.endpoint_url, config=config
+        )
+    async with context as api:
+        api.meta.events.register("before-parse.kinesis.GetRecords", _by_columns)
+        yield KinesisClient(api, connection)
+
+
+class KinesisClient:
+    """The calls of Kinesis that a consumer makes. Every one raises :class:`KinesisError`."""
+
+    def __init__(self, api: Any, connection: KinesisConnection) -> None:
+        self.connection = connection
+        self._api = api
+
+    async def call(self, operation: str, **arguments: object) -> dict[str, Any]:
+        """One call of any operation, by the name that botocore gives its method."""
+        with speaking(self.connection):
+            answer: dict[str, Any] = await getattr(self._api, operation)(**arguments)
+        return answer
+
+    async def summary(self, stream: str) -> StreamSummary:
+        """How the stream is."""
+        found = (await self.call("describe_stream_summary", StreamName=stream))["StreamDescriptionSummary"]
+        return StreamSummary(
+            found["StreamARN"],
+            found["StreamStatus"],
+            found["OpenShardCount"],
+            found["RetentionPeriodHours"] * 3600,
+            found.get("StreamModeDetails", {}).get("StreamMode", "PROVISIONED"),
+        )
+
+    async def shards(self, stream: str) -> dict[str, Shard]:
+        """All shards with records that are kept, closed ones too, by id."""
+        shards: dict[str, Shard] = {}
+        arguments: dict[str, object] = {"StreamName": stream}
+        while True:
+            answer = await self.call("list_shards", **arguments)
+            for shard in answer["Shards"]:
+                parents = (shard.get("ParentShardId"), shard.get("AdjacentParentShardId"))
+                keys = shard["HashKeyRange"]
+                shards[shard["ShardId"]] = Shard(
+                    ShardInfo(shard["ShardId"], tuple(p for p in parents if p)),
+                    HashRange(int(keys["StartingHashKey"]), int(keys["EndingHashKey"])),
+                    closed=shard["SequenceNumberRange"].get("EndingSequenceNumber") is not None,
+                )
+            if not answer.get("NextToken"):
+                return shards
+            arguments = {"NextToken": answer["NextToken"]}
+
+    async def iterator(self, stream: str, shard: str, where: Mark) -> str:
+        """An iterator at the mark's place. It is good for five minutes."""
+        start: dict[str, object]
+        if where.sequence is not None:
+            start = {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "StartingSequenceNumber": str(where.sequence)}
+        elif where.since_ms is not None:
+            start = {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": where.since_ms / 1000}
+        else:
+            start = {"ShardIteratorType": "TRIM_HORIZON"}
+        answer = await self.call("get_shard_iterator", StreamName=stream, ShardId=shard, **start)
+        iterator: str = answer["ShardIterator"]
+        return iterator
+
+    async def page(self, iterator: str, limit: int) -> Page:
+        """The next records, at most ``limit`` and 10 MB."""
+        answer = await self.call("get_records", ShardIterator=iterator, Limit=limit)
+        page: Page = answer[_PAGE]
+        return page
+
+
+def _by_columns(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+    """Reads an answer of GetRecords in place of botocore, which takes each record through Python code.
+
+    Of 10,000 records of 500 bytes: 12 ms instead of 230 ms (benchmarks/kinesis.py measures it).
+    """
+    if response_dict["status_code"] == HTTPStatus.OK:
+        customized_response_dict[_PAGE] = decode_page(response_dict["body"])
+        response_dict["body"] = b"{}"
+
+
+@contextmanager
+def speaking(connection: KinesisConnection) -> Iterator[None]:
+    """Turn the client's exceptions into ours."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        words = error.response.get("Error", {}).get("Message") or str(error)
+        raise KinesisError(code, str(connection), f"{code}: {words}") from error
+    except NoCredentialsError as error:
+        raise KinesisError("NoCredentialsError", str(connection), str(error)) from error
+    except (BotoCoreError, msgspec.DecodeError, OSError, TimeoutError) as error:
+        code = type(error).__name__
+        raise KinesisError(code, str(connection), str(error) or code) from error

@@ -1,0 +1,122 @@
+"""Reading a shard with GetRecords, within what the service allows.
+
+https://docs.aws.amazon.com/streams/latest/dev/service-sizes-and-limits.html: five reads and 2 MiB a second
+from a shard, for all its readers together; a read may be of up to 10 MiB, after which the shard refuses more
+until the average is right again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from streamproc.errors import DependencyError
+from streamproc.leases import Mark
+from streamproc.sources.kinesis_client import THROTTLES, KinesisClient, KinesisError
+from streamproc.sources.kinesis_records import Page
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+#: Seconds between two reads of a shard, and bytes a second from it.
+FASTEST = 0.2
+BYTES_A_SECOND = 2 * 1024 * 1024
+
+#: Records of one read at most; the service gives no more.
+LIMIT = 10_000
+
+#: Seconds to wait after the first refusal, doubled with each more, and the longest.
+_FIRST_WAIT = 0.25
+_LONGEST_WAIT = 10.0
+
+#: Iterators are good for five minutes. Servers that were started again do not know older ones.
+_EXPIRED = frozenset({"ExpiredIteratorException", "InvalidArgumentException"})
+
+
+#: What a server says of a sequence number or a shard that it does not have any more, or never had.
+_UNKNOWN_PLACE = frozenset({"ResourceNotFoundException", "InvalidArgumentException"})
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """``idle``: seconds between reads of a shard that has nothing new. ``waiting`` is called with what is
+    being waited out."""
+
+    idle: float = 0.5
+    waiting: Callable[[DependencyError], None] | None = None
+
+
+class Polling:
+    """Reads one shard."""
+
+    def __init__(self, client: KinesisClient, stream: str, shard: str, pace: Pace) -> None:
+        self._client = client
+        self._stream = stream
+        self._shard = shard
+        self._pace = pace
+
+    async def pages(self, where: Mark) -> AsyncIterator[Page]:
+        """Pages from the mark's place on, with the record of its sequence number first if that is kept.
+
+        Ends after the page that ends the shard, or when the iterator expired (begin anew behind what was
+        read). A sequence number that the shard does not know begins at its oldest record.
+        """
+        loop = asyncio.get_running_loop()
+        iterator: str | None = await self._iterator(where)
+        while iterator is not None:
+            begin = loop.time()
+            try:
+                at = iterator
+                page = await persistently(
+                    lambda: self._client.page(at, LIMIT), self._pace, _EXPIRED | _UNKNOWN_PLACE
+                )  # noqa: B023 - awaited here
+            except KinesisError as error:
+                if error.code not in _EXPIRED:
+                    raise
+                log.debug("iterator_expired", shard=self._shard, why=error.problem)
+                return
+            yield page
+            iterator = page.iterator
+            if iterator is not None:
+                least = FASTEST if len(page) or page.behind_ms else self._pace.idle
+                due = begin + max(least, page.size / BYTES_A_SECOND)
+                await asyncio.sleep(max(0.0, due - loop.time()))
+
+    async def _iterator(self, where: Mark) -> str:
+        def ask(place: Mark) -> Awaitable[str]:
+            return self._client.iterator(self._stream, self._shard, place)
+
+        try:
+            return await persistently(lambda: ask(where), self._pace, _UNKNOWN_PLACE)
+        except KinesisError:
+            if where.sequence is None:
+                raise
+            return await persistently(lambda: ask(Mark(where.position)), self._pace, _UNKNOWN_PLACE)
+
+
+async def persistently(
+    call: Callable[[], Awaitable[T]], pace: Pace, final: frozenset[str] = frozenset()
+) -> T:
+    """Try until it works, or Kinesis refuses it with one of the errors ``final``: waiting cures the others."""
+    failures = 0
+    while True:
+        try:
+            return await call()
+        except DependencyError as error:
+            code = error.code if isinstance(error, KinesisError) else ""
+            if code in final:
+                raise
+            if code in THROTTLES:
+                log.debug("throttled", why=error.problem)
+            else:
+                log.warning("waiting", on=error.what, problem=error.problem, hint=error.hint)
+                if pace.waiting is not None:
+                    pace.waiting(error)
+        wait = min(_FIRST_WAIT * 2**failures, _LONGEST_WAIT)
+        await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - readers must not march in step
+        failures = min(failures + 1, 10)
