@@ -54,6 +54,11 @@ LIVE_RATE = 2_000.0
     help="Folder of topic pages. [default: ./topics, else those shipped]",
 )
 @click.option("--stream", help="The page to run. [default: clickstream; weblogs for --input of log lines]")
+@click.option(
+    "--to",
+    metavar="URL",
+    help="Send the events through kinesis://REGION instead, to the page's topic; it is created if need be.",
+)
 @click.option("--headless", is_flag=True, help="Run to the end and report, nothing on the way.")
 @click.option("--json", "as_json", is_flag=True, help="Report as one JSON object.")
 def demo_command(  # noqa: PLR0917 - click hands every option over as an argument
@@ -64,6 +69,7 @@ def demo_command(  # noqa: PLR0917 - click hands every option over as an argumen
     directory: Path,
     topics: Path | None,
     stream: str | None,
+    to: str | None,
     headless: bool,
     as_json: bool,
 ) -> None:
@@ -83,8 +89,13 @@ def demo_command(  # noqa: PLR0917 - click hands every option over as an argumen
     from streamproc.topic_pages import find_pages  # noqa: PLC0415 - keeps --help fast
 
     directory = prepare(directory)
-    quiet = {"log.format": "json", "log.level": "warning"}
-    settings = load_settings(None, topics, quiet)
+    if to is not None and not to.startswith("kinesis://"):
+        raise ConfigError(
+            [Mistake("--to", "is not kinesis://REGION", "Leave it out for the embedded broker")]
+        )
+    # Without --to nothing but the embedded broker is used, whatever the settings say.
+    overrides = {"log.format": "json", "log.level": "warning", "broker": to or "embedded:"}
+    settings = load_settings(None, topics, overrides)
     pages = load_topics(settings)
     name = stream or ("weblogs" if input_ is not None and not _is_json(input_) else "clickstream")
     if name not in pages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from datetime import UTC, datetime
 
@@ -51,15 +52,29 @@ class _Instant(click.ParamType):
     show_default=True,
     help="Events a second of event time, on the average of a day.",
 )
-def generate_command(events: int, seed: int, bad_ratio: float, start: datetime, rate: int) -> None:
+@click.option(
+    "--to",
+    metavar="URL",
+    help="Send them to kinesis://REGION/STREAM or kafka://HOST:PORT/TOPIC instead of stdout.",
+)
+def generate_command(  # noqa: PLR0917 - click hands every option over as an argument
+    events: int, seed: int, bad_ratio: float, start: datetime, rate: int, to: str | None
+) -> None:
     """Write synthetic events of believable visitors.
 
     One JSON object to a line, with the fields of the shipped topic page (topics/clickstream.toml). The same
     options give the same bytes on any machine and day: event time starts at a fixed instant, not now.
 
     Bad records that are not a line of text (with a line feed in them, or without a value) are left out here;
-    `streamproc demo` sends those too.
+    `streamproc demo` sends those too, and so does --to.
     """
+    if to is not None:
+        from streamproc.runtimes.sending import send  # noqa: PLC0415 - only for this case
+
+        generator = Generator(seed, events, bad_ratio=bad_ratio, start=start, rate=rate)
+        sent = asyncio.run(send(to, generator.batches(_BATCH)))
+        click.echo(f"{sent} records sent to {to}", err=True)
+        return
     generator = Generator(seed, events, bad_ratio=bad_ratio, start=start, rate=rate, one_line=True)
     out = sys.stdout.buffer
     for batch in generator.batches(_BATCH):

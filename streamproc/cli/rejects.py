@@ -33,6 +33,7 @@ from streamproc.ops.rejects import Rejects, Selection
 from streamproc.runtimes.attach import running_broker
 from streamproc.settings import Settings
 from streamproc.sources.kafka_redrive import RedriveProducer
+from streamproc.sources.opening import kafka_only
 from streamproc.topology import Topology
 
 _reason = click.option(
@@ -204,7 +205,8 @@ async def _redrive(
             hint = "it lives as long as the service: redrive while `streamproc run` or the demo runs"
             raise DependencyError("embedded broker", f"is not running in {settings.data_dir}", hint)
         run = f"{operator()} {uuid.uuid4()}"
-        async with RedriveProducer(broker, page.topic.name) as producer:
+        kafka = kafka_only(broker, "rejects are sent again")
+        async with RedriveProducer(kafka, page.topic.name) as producer:
             redrives = Redrives(rejects.ledger.database, page.name, run)
             corrected = None if lines is None else read_corrections(lines, page.topic.name)
             choice = Choice(corrected, None if force else page.contract)

@@ -23,6 +23,7 @@ from streamproc.runtimes.replay.promote import opened as promoting
 from streamproc.runtimes.replay.ranges import Bound, Plan, offsets, plan
 from streamproc.settings import Settings
 from streamproc.sinks.summaries_compare import TableDifference
+from streamproc.sources.opening import kafka_only
 
 _NAME = re.compile(r"[a-z0-9_]{1,30}", re.ASCII)
 _OFFSET = re.compile(r"(?:(?P<partition>[^:,]+):)?(?P<offset>\d+)", re.ASCII)
@@ -160,7 +161,8 @@ async def _planned(settings: Settings, topic: str, ledger: Ledger, wanted: Reque
         if broker is None:
             hint = "its topics end with its last user: there is nothing to process again"
             raise DependencyError("embedded broker", "is not running", hint)
-        return await plan(ledger, broker, topic, begin, end, exact=wanted.exact)
+        kafka = kafka_only(broker, "replays run")
+        return await plan(ledger, kafka, topic, begin, end, exact=wanted.exact)
 
 
 def _bound(option: str, text: str | None) -> Bound:

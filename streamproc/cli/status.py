@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
@@ -141,6 +142,7 @@ def partition_dict(report: PartitionReport) -> dict[str, object]:
         "first": span.first if span else None,
         "end": span.last if span else None,
         "lag": report.lag,
+        "behind_seconds": report.behind,
         "watermark": _iso(report.watermark),
         "owner": status.owner if status else None,
         "fence": status.fence if status else None,
@@ -186,6 +188,11 @@ def _partitions(report: StreamReport) -> Section:
     lag = _sum(each.lag for each in report.partitions)
     rows.append(["all", None, None, lag, None, None, None, *counts_dict(totals).values()])
     columns = ["partition", "committed", "end", "lag", "watermark", "owner", "updated"]
+    behind = [each.behind for each in report.partitions if not each.past]
+    if any(seconds is not None for seconds in behind):  # a source that tells time, not records
+        columns[2:4] = ["seconds behind"]
+        for row, seconds in itertools.zip_longest(rows, behind):
+            row[2:4] = [seconds]
     return Section(f"{report.stream}: partitions", [*columns, *counts_dict(totals)], rows)
 
 

@@ -15,8 +15,9 @@ from streamproc.embedded.broker import start_broker
 from streamproc.errors import ConfigError, Mistake
 from streamproc.quantities import show_duration
 from streamproc.settings import Settings
-from streamproc.sources.kafka_admin import Admin, Difference, TopicState, admin
+from streamproc.sources.administration import Admin, Difference, TopicState
 from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.sources.opening import Connection, admin, connection_of
 from streamproc.topology import Topic, Topology
 
 T = TypeVar("T")
@@ -102,12 +103,12 @@ def _wanted(pages: Mapping[str, Topology]) -> list[tuple[str, Topic]]:
 
 
 def _with_admin(settings: Settings, action: Callable[[Admin], Awaitable[T]]) -> T:
-    async def connected(connection: KafkaConnection) -> T:
+    async def connected(connection: Connection) -> T:
         async with admin(connection) as broker:
             return await action(broker)
 
     if not settings.broker.embedded:
-        return asyncio.run(connected(KafkaConnection.of(settings.broker, settings.kafka)))
+        return asyncio.run(connected(connection_of(settings)))
     # The broker of a service that runs on the same data folder, or one that lives as long as this command.
     with start_broker(settings.data_dir / "broker") as embedded:
         return asyncio.run(connected(KafkaConnection(embedded.bootstrap, embedded=True)))

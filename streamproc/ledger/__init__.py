@@ -1,6 +1,6 @@
 """The ledger in PostgreSQL: positions, claims, epochs and the lake's objects, changed in one transaction."""
 
-from streamproc.ledger.history import EpochRange, EpochSummary, PartitionStatus
+from streamproc.ledger.history import EpochRange, EpochSummary, PartitionStatus, ShardStatus
 from streamproc.ledger.ledger import Committed, Ledger
 from streamproc.ledger.objects import ObjectTotal
 from streamproc.ledger.positions import NewPosition, PositionChange
@@ -15,5 +15,6 @@ __all__ = [
     "ObjectTotal",
     "PartitionStatus",
     "PositionChange",
+    "ShardStatus",
     "SweepTimes",
 ]

@@ -18,6 +18,21 @@ _STATUS = """
     FROM streamproc.partitions WHERE stream = %s ORDER BY source, partition
 """
 
+_SHARDS = """
+    WITH shards AS (
+        SELECT s.*, COALESCE(s.last_position <= COALESCE(p.position, -1), false) AS finished, p.clock_us
+        FROM streamproc.shards AS s LEFT JOIN streamproc.partitions AS p USING (stream, source, partition)
+        WHERE s.stream = %s
+    )
+    SELECT s.source, s.partition, s.finished,
+           s.finished AND COALESCE((SELECT bool_and(child.finished OR child.clock_us IS NOT NULL)
+                                    FROM shards AS child WHERE s.partition = ANY(child.parents)), false),
+           CASE WHEN s.expires_at > clock_timestamp() THEN s.behind_ms END,
+           (SELECT max(m.position) FROM streamproc.shard_marks AS m
+            WHERE (m.stream, m.source, m.partition) = (s.stream, s.source, s.partition))
+    FROM shards AS s
+"""
+
 _EPOCHS = """
     SELECT e.id, e.worker, e.started_at, e.committed_at, e.late, e.seconds,
            r.source, r.partition, r.after, r.through,
@@ -76,6 +91,22 @@ class PartitionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """A shard. ``finished``: closed, and committed to its end: nothing of it can come any more.
+
+    ``followed``: finished, and of the shards made from it each has had events, or is finished too. Until then
+    events can come that are as old as its newest.
+    ``behind_ms``: how far the records read last were behind the newest, ``None`` when nobody reads it.
+    ``newest``: the newest position of which it is known where it is.
+    """
+
+    finished: bool
+    followed: bool
+    behind_ms: int | None
+    newest: int
+
+
+@dataclass(frozen=True, slots=True)
 class EpochRange:
     """One partition's part of a past epoch: ``(after, through]`` and what became of its records."""
 
@@ -114,6 +145,15 @@ async def status(conn: AsyncConnection[Any], stream: str) -> list[PartitionStatu
         )
         for source, number, position, owner, fence, clock_us, claimed_at, updated_at, *counts in rows
     ]
+
+
+async def shards(conn: AsyncConnection[Any], stream: str) -> dict[Partition, ShardStatus]:
+    """Every shard ever found."""
+    rows = await (await conn.execute(_SHARDS, [stream])).fetchall()
+    return {
+        Partition(source, shard): ShardStatus(finished, followed, behind_ms, int(newest))
+        for source, shard, finished, followed, behind_ms, newest in rows
+    }
 
 
 async def epochs(

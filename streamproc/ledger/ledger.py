@@ -183,6 +183,11 @@ class Ledger:
         async with self.database.connection("read the status") as conn:
             return await history.status(conn, self.stream)
 
+    async def shards(self) -> dict[Partition, history.ShardStatus]:
+        """What is known of the shards of a source without groups; empty for others."""
+        async with self.database.connection("read the shards") as conn:
+            return await history.shards(conn, self.stream)
+
     async def epochs(self, since: datetime | None = None, limit: int = 100) -> list[history.EpochSummary]:
         """The newest epochs first, with their ranges, counts and stage timings."""
         async with self.database.connection("read the epochs") as conn:

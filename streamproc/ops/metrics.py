@@ -29,12 +29,13 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 class PartitionState:
     """One claimed partition. ``committed``: position through which all is in the ledger; ``newest``: last
     position the source has. Both ``None`` when not known. ``watermark``: Unix seconds, ``None`` before the
-    first event.
+    first event. ``behind``: seconds between the records read last and the newest, of sources that say so.
     """
 
     committed: int | None
     newest: int | None
     watermark: float | None
+    behind: float | None = None
 
     @property
     def lag(self) -> int | None:
@@ -176,6 +177,11 @@ class _States(Collector):
         lag = GaugeMetricFamily(
             "streamproc_lag_records", "Records in the source that are not committed.", labels=by_partition
         )
+        behind = GaugeMetricFamily(
+            "streamproc_lag_seconds",
+            "How far the records read last were behind the newest (Kinesis).",
+            labels=by_partition,
+        )
         watermark = GaugeMetricFamily(
             "streamproc_watermark_timestamp_seconds",
             "Event time up to which a partition is believed complete, Unix time.",
@@ -196,8 +202,9 @@ class _States(Collector):
                 for family, value in (
                     (position, facts.committed),
                     (lag, facts.lag),
+                    (behind, facts.behind),
                     (watermark, facts.watermark),
                 ):
                     if value is not None:
                         family.add_metric(labels, value)
-        yield from (ready, commit, claimed, rebalances, fences, buffers, position, lag, watermark)
+        yield from (ready, commit, claimed, rebalances, fences, buffers, position, lag, behind, watermark)

@@ -82,13 +82,12 @@ async def _timed(what: str, url: Url, check: Callable[[], Awaitable[str]]) -> Fi
 
 async def _broker(settings: Settings) -> str:
     # Imported here: each check loads only the client it needs, so a broken one spoils no other.
-    from streamproc.sources.kafka_admin import admin  # noqa: PLC0415 - see above
-    from streamproc.sources.kafka_client import KafkaConnection  # noqa: PLC0415 - see above
+    from streamproc.sources.opening import admin, connection_of  # noqa: PLC0415 - see above
 
     if settings.broker.embedded:
         await asyncio.to_thread(_start_embedded_broker)
         return "starts on this machine"
-    async with admin(KafkaConnection.of(settings.broker, settings.kafka)) as broker:
+    async with admin(connection_of(settings)) as broker:
         return f"{len(await broker.topics())} topics visible"
 
 

@@ -11,11 +11,12 @@ from psycopg import AsyncConnection, sql
 
 from streamproc.database import Database
 from streamproc.errors import DependencyError
-from streamproc.ledger import EpochSummary, Ledger, ObjectTotal, PartitionStatus
+from streamproc.ledger import EpochSummary, Ledger, ObjectTotal, PartitionStatus, ShardStatus
 from streamproc.model import Counts, Partition
 from streamproc.sinks.warehouse import WarehouseStatus, open_warehouse
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_positions import Span, spans
+from streamproc.sources.opening import Connection
 from streamproc.topology import Topology
 
 #: Tables with more rows than this, by PostgreSQL's own estimate, are not counted but estimated: status must
@@ -31,7 +32,8 @@ class PartitionReport:
 
     ``past``: its records were in an earlier life of the embedded broker, and nobody can read them any more.
     ``watermark``: event time up to which it is believed complete. ``lag`` is ``None`` when it cannot be
-    known, also when the committed position is beyond the topic's end (the topic was made anew).
+    known, also when the committed position is beyond the topic's end (the topic was made anew), and for
+    sources that tell time instead: ``behind`` is how many seconds the records read last were behind the newest.
     """
 
     partition: Partition
@@ -39,6 +41,7 @@ class PartitionReport:
     span: Span | None
     watermark: datetime | None
     past: bool = False
+    behind: float | None = None
 
     @property
     def lag(self) -> int | None:
@@ -114,7 +117,7 @@ class StatusReader:
         self._ledger = ledger
         self._warehouse = warehouse if topology.sinks.warehouse else None
 
-    async def read(self, broker: KafkaConnection | None, *, epochs: int = 5) -> StreamReport:
+    async def read(self, broker: Connection | None, *, epochs: int = 5) -> StreamReport:
         """The status now, with the newest ``epochs``. Without ``broker`` there is no lag.
 
         Raises :class:`DependencyError` when the ledger does not answer.
@@ -123,15 +126,17 @@ class StatusReader:
         topology = self._topology
         statuses = {status.partition: status for status in await self._ledger.status()}
         ends = await self._spans(broker, notes)
+        shards = await self._ledger.shards()
         partitions = [
             PartitionReport(
                 partition,
                 status,
                 ends.get(partition),
                 self._watermark(status),
-                past=broker is not None and broker.number(partition.id) is None,
+                past=broker is not None and not broker.serves(partition.id),
+                behind=_behind(shards.get(partition)),
             )
-            for partition in sorted({*statuses, *ends}, key=_numerically)
+            for partition in sorted({*statuses, *ends, *shards}, key=_numerically)
             for status in [statuses.get(partition)]
         ]
         return StreamReport(
@@ -150,10 +155,12 @@ class StatusReader:
             return None
         return _time(status.clock_us - self._topology.contract.event_time.disorder)
 
-    async def _spans(self, broker: KafkaConnection | None, notes: list[str]) -> Mapping[Partition, Span]:
+    async def _spans(self, broker: Connection | None, notes: list[str]) -> Mapping[Partition, Span]:
         if broker is None:
             notes.append("the embedded broker is not running: end and lag are unknown")
             return {}
+        if not isinstance(broker, KafkaConnection):
+            return {}  # the shards tell how far behind they are
         try:
             return await spans(broker, self._topology.topic.name)
         except DependencyError as error:
@@ -223,6 +230,14 @@ def _warnings(report: PartitionReport) -> list[str]:
             "`streamproc offsets set --accept-gap` goes past them"
         ]
     return []
+
+
+def _behind(shard: ShardStatus | None) -> float | None:
+    if shard is None:
+        return None
+    if shard.finished:
+        return 0.0
+    return None if shard.behind_ms is None else shard.behind_ms / 1000
 
 
 def _numerically(partition: Partition) -> tuple[str, str, int, str]:

@@ -12,6 +12,7 @@ from streamproc.errors import ConfigError, Mistake
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.settings import Settings
 from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.sources.opening import Connection, connection_of
 
 
 def embedded_in(directory: Path) -> dict[str, object]:
@@ -41,13 +42,13 @@ async def attached(settings: Settings) -> AsyncIterator[Endpoints]:
 
 
 @asynccontextmanager
-async def running_broker(settings: Settings) -> AsyncIterator[KafkaConnection | None]:
+async def running_broker(settings: Settings) -> AsyncIterator[Connection | None]:
     """How to connect to the settings' broker; ``None`` for an embedded one that does not run.
 
     It would be a new one, with nothing in it.
     """
     if not settings.broker.embedded:
-        yield KafkaConnection.of(settings.broker, settings.kafka)
+        yield connection_of(settings)
         return
     broker = await asyncio.to_thread(join_broker, settings.data_dir / "broker")
     if broker is None:

@@ -26,10 +26,12 @@ from streamproc.model import Counts
 from streamproc.pipeline import Stats
 from streamproc.redaction import Url
 from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.feed import arguments
 from streamproc.runtimes.service import apply_embedded
 from streamproc.runtimes.worker import Worker
 from streamproc.settings import Bind, Settings
 from streamproc.sinks.warehouse import open_warehouse
+from streamproc.sources.opening import admin
 from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)
@@ -62,10 +64,15 @@ class Feed:
 
 
 def demo_settings(settings: Settings, directory: Path) -> Settings:
-    """Everything embedded under ``directory``, and short epochs, so that numbers move at once."""
+    """Everything embedded under ``directory``, and short epochs, so that numbers move at once.
+
+    A Kinesis stream stays where it is: there is none to embed. What it held before is left alone.
+    """
+    outside = settings.broker.scheme == "kinesis"
     return replace(
         settings,
-        broker=Url("embedded:"),
+        broker=settings.broker if outside else Url("embedded:"),
+        start="latest" if outside else settings.start,
         ledger=Url("embedded:"),
         warehouse=Url("embedded:"),
         lake=Url((directory / "lake").as_uri()),
@@ -120,6 +127,9 @@ class Demo:
             self._endpoints = endpoints
             assert endpoints.broker is not None
             await apply_embedded(self.settings, endpoints, [self.topology])
+            if not endpoints.broker.embedded:
+                async with admin(endpoints.broker) as topics:
+                    await topics.apply(self.topology.topic)
             self._worker = Worker(self.settings, self.topology, endpoints, pages=self._pages)
             ending = asyncio.Event()
             async with asyncio.TaskGroup() as group:
@@ -135,8 +145,7 @@ class Demo:
             sys.executable,
             "-m",
             "streamproc.runtimes.feed",
-            "--bootstrap",
-            self._endpoints.broker.bootstrap,
+            *arguments(self._endpoints.broker),
             "--topic",
             self.topology.topic.name,
             *self._feed.arguments(),

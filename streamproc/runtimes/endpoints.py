@@ -11,6 +11,7 @@ from streamproc.embedded.broker import EmbeddedBroker, start_broker
 from streamproc.embedded.postgres import EmbeddedPostgres, start_postgres
 from streamproc.settings import Settings
 from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.sources.opening import Connection, connection_of
 
 
 @dataclass(slots=True)
@@ -25,7 +26,7 @@ class Endpoints:
     needs_broker: bool = True
     ledger: str = ""
     warehouse: str | None = None
-    broker: KafkaConnection | None = None
+    broker: Connection | None = None
     _postgres: EmbeddedPostgres | None = None
     _embedded_broker: EmbeddedBroker | None = None
 
@@ -58,7 +59,7 @@ class Endpoints:
             self._embedded_broker = broker
             self.broker = KafkaConnection(broker.bootstrap, embedded=True, incarnation=broker.incarnation)
         else:
-            self.broker = KafkaConnection.of(settings.broker, settings.kafka)
+            self.broker = connection_of(settings)
 
     def _conninfo(self, url: str) -> str:
         if url.startswith("embedded:"):

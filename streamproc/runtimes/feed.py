@@ -17,7 +17,8 @@ from pathlib import Path
 
 from streamproc.generator import Generator
 from streamproc.sources.kafka_client import KafkaConnection
-from streamproc.sources.kafka_produce import KafkaProducer
+from streamproc.sources.kinesis_client import KinesisConnection
+from streamproc.sources.opening import Connection, producer
 
 #: Records handed to the producer at a time.
 _CHUNK = 2_000
@@ -43,7 +44,7 @@ def lines(path: Path, limit: int | None) -> Iterator[list[Keyed]]:
 
 
 async def feed(
-    connection: KafkaConnection, topic: str, chunks: Iterator[Sequence[Keyed]], rate: float | None
+    connection: Connection, topic: str, chunks: Iterator[Sequence[Keyed]], rate: float | None
 ) -> int:
     """Produce everything; ``rate`` in records a second, ``None`` as fast as possible. Returns how many."""
     produced = 0
@@ -52,21 +53,21 @@ async def feed(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the whole group; the parent decides
-    async with KafkaProducer(connection) as producer:
+    async with producer(connection) as out:
         for chunk in chunks:
             if stop.is_set():
                 break
-            await producer.send(topic, [value for _, value in chunk], [key for key, _ in chunk])
+            await out.send(topic, [value for _, value in chunk], [key for key, _ in chunk])
             produced += len(chunk)
             now = time.monotonic()
             if rate is not None and (ahead := produced / rate - (now - begin)) > 0:
-                await producer.flush()
+                await out.flush()
                 await asyncio.sleep(ahead)
             if now - told >= 1:
-                await producer.flush()
+                await out.flush()
                 say(produced=produced)
                 told = now
-        await producer.flush()
+        await out.flush()
     return produced
 
 
@@ -76,10 +77,21 @@ def say(**facts: object) -> None:
     sys.stdout.flush()
 
 
+def arguments(connection: Connection) -> list[str]:
+    """The options that name this broker to a feeder: an embedded Kafka, or Kinesis."""
+    if isinstance(connection, KafkaConnection):
+        return ["--bootstrap", connection.bootstrap]
+    endpoint = [] if connection.endpoint_url is None else ["--endpoint-url", connection.endpoint_url]
+    return ["--region", connection.region, *endpoint]
+
+
 def main() -> None:
     """Read the options and feed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bootstrap", required=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--bootstrap", help="of an embedded broker")
+    where.add_argument("--region", help="of Kinesis")
+    parser.add_argument("--endpoint-url", help="another server that speaks Kinesis")
     parser.add_argument("--topic", required=True)
     parser.add_argument("--events", type=int)
     parser.add_argument("--seed", type=int, default=0)
@@ -97,9 +109,12 @@ def main() -> None:
             seed=options.seed, events=options.events or 10**12, bad_ratio=options.bad_ratio, **times
         )
         chunks = generator.batches(min(_CHUNK, max(1, int((options.rate or 1e9) / 10))))
-    done = asyncio.run(
-        feed(KafkaConnection(options.bootstrap, embedded=True), options.topic, chunks, options.rate)
-    )
+    connection: Connection
+    if options.region is not None:
+        connection = KinesisConnection(options.region, options.endpoint_url)
+    else:
+        connection = KafkaConnection(options.bootstrap, embedded=True)
+    done = asyncio.run(feed(connection, options.topic, chunks, options.rate))
     say(produced=done, done=True)
 
 

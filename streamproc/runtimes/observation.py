@@ -103,6 +103,7 @@ class Observation:
         buffers = {"epoch": worker.pipeline.buffered_bytes}
         if worker.source is not None:
             buffers["fetched"] = worker.source.buffered_bytes
+        behind = worker.source.behind if worker.source is not None else {}
         return WorkerState(
             stream=worker.topology.name,
             not_ready=self.not_ready(),
@@ -111,6 +112,7 @@ class Observation:
                     committed,
                     self._newest_of(partition),
                     None if clock is None else (clock - disorder) / 1e6,
+                    behind.get(partition),
                 )
                 for partition, (committed, clock) in worker.pipeline.committed.items()
             },
@@ -135,6 +137,7 @@ class Observation:
                 "committed": each.committed,
                 "newest": each.newest,
                 "lag": each.lag,
+                "behind_seconds": each.behind,
                 "watermark": each.watermark,
                 "stuck_seconds": self._stuck.get(partition),
             }

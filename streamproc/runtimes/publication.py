@@ -17,6 +17,7 @@ from streamproc.runtimes.endpoints import Endpoints
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.outbox import KINDS, Backlog, Outbox
 from streamproc.sources.kafka_produce import KafkaProducer
+from streamproc.sources.opening import kafka_only
 from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,7 @@ class Publication:
         assert endpoints.broker is not None
         # A connection of its own: a note is locked while it is published, and commits need theirs.
         self._database = Database(endpoints.ledger, f"streamproc {worker} publication", size=1)
-        self._producer = KafkaProducer(endpoints.broker)
+        self._producer = KafkaProducer(kafka_only(endpoints.broker, "topics are published"))
         self._connected = False
         self._backlog = Backlog(0, 0.0)
         self._problem: str | None = None

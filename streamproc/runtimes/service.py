@@ -22,7 +22,7 @@ from streamproc.ops.watch import LoopWatchdog
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.worker import Worker
 from streamproc.settings import Settings
-from streamproc.sources.kafka_admin import admin
+from streamproc.sources.opening import admin
 from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)

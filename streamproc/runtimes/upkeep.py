@@ -95,10 +95,14 @@ class Upkeep:
 
     async def expire(self) -> None:
         """Delete summary rows beyond their table's retention, and state no event can change any more."""
+        shards = await self._ledger.shards()
+        over = {partition for partition, shard in shards.items() if shard.followed}
         clocks = [
             status.clock_us
             for status in await self._ledger.status()
-            if status.clock_us is not None and self._goes_on(status.partition)
+            if status.clock_us is not None
+            and status.partition not in over
+            and self._goes_on(status.partition)
         ]
         if not clocks:
             return
@@ -109,7 +113,7 @@ class Upkeep:
 
     def _goes_on(self, partition: Partition) -> bool:
         """Whether the partition can get events: its clock would otherwise hold back everything for ever."""
-        return partition.source == self._topology.topic.name and self._broker.number(partition.id) is not None
+        return partition.source == self._topology.topic.name and self._broker.serves(partition.id)
 
     async def _every(self, seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -25,6 +25,7 @@ from streamproc import failpoints
 from streamproc.epoch import Epoch
 from streamproc.errors import DependencyError, Fenced
 from streamproc.ledger import Ledger
+from streamproc.ledger.shards import Shards
 from streamproc.model import Partition, RecordBatch
 from streamproc.pipeline import Limits, Pipeline
 from streamproc.runtimes.agents import UserAgents
@@ -36,7 +37,8 @@ from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
 from streamproc.sinks.summaries import Summaries
-from streamproc.sources.kafka import KafkaOptions, KafkaSource
+from streamproc.sources import Source
+from streamproc.sources.opening import kafka_only, open_source
 from streamproc.topology import Topology
 from streamproc.transform import Resources, Transform
 from streamproc.transform.pool import TransformPool
@@ -86,7 +88,13 @@ class Worker:
             Publication(topology, self._lake, endpoints, settings.worker) if self._publishes else None
         )
         self._agents = (
-            UserAgents(agents, topology, endpoints.broker, settings.group, settings.data_dir)
+            UserAgents(
+                agents,
+                topology,
+                kafka_only(endpoints.broker, "agents run"),
+                settings.group,
+                settings.data_dir,
+            )
             if agents
             else None
         )
@@ -110,7 +118,7 @@ class Worker:
         self.observation = Observation(self)
         failpoints.watch(lambda: self.pipeline.uncommitted)
         self.upkeep = Upkeep(topology, self.ledger, self._store, self._summaries, endpoints)
-        self._source: KafkaSource | None = None
+        self._source: Source | None = None
         self._failure: BaseException | None = None
         self._fenced = False
         self._ended = asyncio.Event()
@@ -274,17 +282,21 @@ class Worker:
             await self._channel.send(value=(self.pipeline.generation, batches))
 
     async def _start_source(self) -> None:
-        options = KafkaOptions(
-            group=f"{self.settings.group}-{self.topology.name}",
-            start=self.settings.start,
-            session_timeout=None if self._broker.embedded else self.settings.kafka.session_timeout,
-            rebalance_timeout=self.settings.drain_deadline + 15.0,
-        )
-        self._source = KafkaSource(
-            self._broker, self.topology.topic.name, options, self.pipeline, self._waiting_for_broker
+        self._source = open_source(
+            self._broker,
+            self.settings,
+            self.topology,
+            self.pipeline,
+            leases=self._leases,
+            waiting=self._waiting_for_broker,
         )
         self.state = "waiting for the broker"
         await self._source.start()
+
+    def _leases(self) -> Shards:
+        topic, settings = self.topology.topic.name, self.settings
+        timeout = settings.kinesis.lease_timeout
+        return Shards(self.ledger.database, self.topology.name, topic, settings.worker, timeout)
 
     def _waiting_for_broker(self, error: DependencyError) -> None:
         log.warning(
@@ -317,7 +329,7 @@ class Worker:
         )
 
     @property
-    def source(self) -> KafkaSource | None:
+    def source(self) -> Source | None:
         """What the records come from; ``None`` until everything else is there."""
         return self._source
 

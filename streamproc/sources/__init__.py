@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from streamproc.errors import SourceError
 from streamproc.model import Partition, RecordBatch
@@ -97,3 +98,23 @@ class Source(Protocol):
     @property
     def rebalances(self) -> int:
         """How often this worker was assigned partitions."""
+
+
+class Producer(Protocol):
+    """Writes records, many at a time. Connected between enter and exit."""
+
+    async def __aenter__(self) -> Self:
+        """Connect. Raises :class:`DependencyError` when nobody answers."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnect."""
+
+    async def send(
+        self, topic: str, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None = None
+    ) -> None:
+        """Queue records; returns when they are on their way, or as soon as there is room for that."""
+
+    async def flush(self) -> None:
+        """Wait until everything that was sent is there. Raises :class:`DependencyError` if some is not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -18,75 +18,25 @@ from aiokafka.errors import (
     for_code,
 )
 
-from streamproc.errors import ConfigError, DependencyError, Mistake
+from streamproc.errors import ConfigError, DependencyError
+from streamproc.sources.administration import Difference, TopicState, retention_ms
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.topology import Topic
 
 #: ``config_source`` of an override that was set on the topic itself (DescribeConfigs, version 1 and later).
 _SET_ON_TOPIC = 1
 
-_FOREVER = "-1"
-
 _VISIBLE_DEADLINE = 15.0
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One way in which a topic is not as its page says.
-
-    ``what``: ``topic``, ``partitions``, ``replication`` or ``retention.ms``. ``actual`` is ``None`` where
-    there is nothing yet. ``obstacle``: why :func:`apply` cannot change it; empty when it can.
-    """
-
-    topic: str
-    what: str
-    wanted: str
-    actual: str | None
-    obstacle: str = ""
-
-    def __str__(self) -> str:
-        obstacle = f" ({self.obstacle})" if self.obstacle else ""
-        return f"{self.topic}: {self._change}{obstacle}"
-
-    @property
-    def _change(self) -> str:
-        return f"{self.what} is {self.actual or 'missing'}, should be {self.wanted}"
-
-    def as_mistake(self) -> Mistake:
-        """The difference as something for a person to put right."""
-        return Mistake(
-            f"topic {self.topic}", f"{self._change}: {self.obstacle}", "Change the page, or the topic"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class TopicState:
-    """A topic as the broker has it. ``overrides``: configuration set on the topic itself.
-
-    Its configuration is empty when we are not allowed to see it.
-    """
-
-    name: str
-    partitions: int
-    replication: int
-    retention_ms: str | None
-    cleanup_policy: str | None
-    overrides: dict[str, str]
-
-    @property
-    def compacted(self) -> bool:
-        """Whether the broker may drop single records out of the middle; if in doubt, yes."""
-        return self.cleanup_policy is None or "compact" in self.cleanup_policy
-
-
 @asynccontextmanager
-async def admin(connection: KafkaConnection) -> AsyncIterator[Admin]:
-    """A connected :class:`Admin`. Raises :class:`DependencyError` when no broker answers."""
+async def admin(connection: KafkaConnection) -> AsyncIterator[KafkaAdmin]:
+    """A connected :class:`KafkaAdmin`. Raises :class:`DependencyError` when no broker answers."""
     client = AIOKafkaAdminClient(**connection.client_options(), request_timeout_ms=15_000)
     try:
         with _as_dependency_error(connection):
             await client.start()
-            yield Admin(client)
+            yield KafkaAdmin(client)
     finally:
         await client.close()
 
@@ -99,7 +49,7 @@ def _as_dependency_error(connection: KafkaConnection) -> Iterator[None]:
         raise DependencyError(str(connection), str(error) or type(error).__name__) from error
 
 
-class Admin:
+class KafkaAdmin:
     """Reads and changes topics. Made by :func:`admin`."""
 
     def __init__(self, client: AIOKafkaAdminClient) -> None:
@@ -180,7 +130,7 @@ class Admin:
                 await self._set_retention(topic)
 
     async def _create(self, topic: Topic) -> None:
-        configs = {"retention.ms": _retention_ms(topic), "cleanup.policy": "delete"}
+        configs = {"retention.ms": retention_ms(topic), "cleanup.policy": "delete"}
         new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=configs)
         answer = await self._client.create_topics([new])
         ((_, code, message),) = answer.topic_errors
@@ -190,7 +140,7 @@ class Admin:
     async def _set_retention(self, topic: Topic) -> None:
         # AlterConfigs replaces all overrides of the topic, so those that are there go with it.
         state = await self.describe(topic.name)
-        overrides = {**(state.overrides if state else {}), "retention.ms": _retention_ms(topic)}
+        overrides = {**(state.overrides if state else {}), "retention.ms": retention_ms(topic)}
         resource = ConfigResource(ConfigResourceType.TOPIC, topic.name, overrides)
         (answer,) = await self._client.alter_configs([resource])
         ((code, message, *_),) = answer.resources
@@ -210,12 +160,8 @@ def _differences(topic: Topic, state: TopicState) -> Iterator[Difference]:
         obstacle = "moving replicas is a task for Kafka's own tools"
         wanted, actual = str(topic.replication), str(state.replication)
         yield Difference(topic.name, "replication", wanted, actual, obstacle)
-    if state.retention_ms != _retention_ms(topic):
-        yield Difference(topic.name, "retention.ms", _retention_ms(topic), state.retention_ms)
-
-
-def _retention_ms(topic: Topic) -> str:
-    return _FOREVER if topic.retention is None else str(topic.retention // 1000)
+    if state.retention_ms != retention_ms(topic):
+        yield Difference(topic.name, "retention.ms", retention_ms(topic), state.retention_ms)
 
 
 def _check(code: int, message: str | None = None) -> None:

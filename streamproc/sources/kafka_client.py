@@ -84,6 +84,10 @@ class KafkaConnection:
         mine = partition_id.startswith(self._prefix) and number.isascii() and number.isdecimal()
         return int(number) if mine else None
 
+    def serves(self, partition_id: str) -> bool:
+        """Whether the partition is one of this broker's, and not of another broker's life."""
+        return self.number(partition_id) is not None
+
     @property
     def _prefix(self) -> str:
         return "" if self.incarnation is None else f"{self.incarnation[:_INCARNATION_DIGITS]}."

@@ -78,6 +78,10 @@ class KinesisConnection:
         """The shard of the stream ``topic`` with this id, or this number."""
         return Partition(topic, shard if isinstance(shard, str) else f"shardId-{shard:012d}")
 
+    def serves(self, partition_id: str) -> bool:
+        """Always: a stream made anew cannot be told from the one before by its shards' names."""
+        return True
+
 
 class Shard(NamedTuple):
     """A shard of a stream. ``closed``: it gets no more records."""

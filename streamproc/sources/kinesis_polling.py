@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -71,10 +72,8 @@ class Polling:
         while iterator is not None:
             begin = loop.time()
             try:
-                at = iterator
-                page = await persistently(
-                    lambda: self._client.page(at, LIMIT), self._pace, _EXPIRED | _UNKNOWN_PLACE
-                )  # noqa: B023 - awaited here
+                ask = partial(self._client.page, iterator, LIMIT)
+                page = await persistently(ask, self._pace, _EXPIRED | _UNKNOWN_PLACE)
             except KinesisError as error:
                 if error.code not in _EXPIRED:
                     raise

@@ -31,6 +31,7 @@ from streamproc.sinks.lake import Lake
 from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
 from streamproc.sinks.summaries import Summaries
 from streamproc.sources.kafka import KafkaOptions, KafkaSource
+from streamproc.sources.opening import kafka_only
 from streamproc.topology import Topology
 from streamproc.transform import Resources, Transform
 from streamproc.transform.pool import TransformPool
@@ -165,7 +166,7 @@ class ReplayWorker:
         assert endpoints.broker is not None
         self.settings = settings
         self.topology = page_of(page, replay)
-        self._broker = endpoints.broker
+        self._broker = kafka_only(endpoints.broker, "replays run")
         self._store = store_of(settings)
         self._ledger = ReplayLedger(endpoints.ledger, replay, worker)
         self._replays = Replays(self._ledger.database, replay.stream)

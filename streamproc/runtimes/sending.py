@@ -1,0 +1,30 @@
+"""Sends records to a topic that a URL names: for ``streamproc generate --to``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from streamproc.errors import ConfigError, Mistake
+from streamproc.settings import read_settings
+from streamproc.sources.opening import connection_of, producer
+
+Keyed = tuple[bytes | None, bytes | None]
+
+
+async def send(url: str, chunks: Iterable[Sequence[Keyed]]) -> int:
+    """Send all keyed values to ``kinesis://REGION/STREAM`` or ``kafka://HOST:PORT/TOPIC``; returns how many.
+
+    Raises :class:`ConfigError` for another URL, :class:`DependencyError` when the records are not taken.
+    """
+    broker, _, topic = url.rpartition("/")
+    if not topic or broker.partition("://")[0] not in {"kafka", "kinesis"} or broker.endswith(":/"):
+        fix = "Write kinesis://REGION/STREAM or kafka://HOST:PORT/TOPIC"
+        raise ConfigError([Mistake("--to", "names no broker and topic", fix)])
+    settings = read_settings(overrides={"broker": broker})
+    sent = 0
+    async with producer(connection_of(settings)) as out:
+        for chunk in chunks:
+            await out.send(topic, [value for _, value in chunk], [key for key, _ in chunk])
+            sent += len(chunk)
+        await out.flush()
+    return sent

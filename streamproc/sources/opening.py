@@ -1,0 +1,92 @@
+"""The one place that knows which kinds of source there are. A new one adds its case to each function here.
+
+What a kind cannot do is refused with a :class:`ConfigError` that says so, never by an attribute that is
+missing somewhere deep inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TypeAlias
+
+from streamproc.errors import ConfigError, DependencyError, Mistake
+from streamproc.leases import LeaseStore
+from streamproc.settings import Settings
+from streamproc.sources import Listener, Producer, Source
+from streamproc.sources.administration import Admin
+from streamproc.sources.kafka import KafkaOptions, KafkaSource
+from streamproc.sources.kafka_admin import admin as kafka_admin
+from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.sources.kafka_produce import KafkaProducer
+from streamproc.sources.kinesis import KinesisOptions, KinesisSource
+from streamproc.sources.kinesis_admin import admin as kinesis_admin
+from streamproc.sources.kinesis_client import KinesisConnection
+from streamproc.sources.kinesis_produce import KinesisProducer
+from streamproc.topology import Topology
+
+Connection: TypeAlias = KafkaConnection | KinesisConnection
+
+
+def connection_of(settings: Settings) -> Connection:
+    """How to reach the settings' broker. Not for an embedded one: whoever started it knows where it is."""
+    match settings.broker.scheme:
+        case "kafka":
+            return KafkaConnection.of(settings.broker, settings.kafka)
+        case "kinesis":
+            return KinesisConnection.of(settings.broker, settings.kinesis)
+        case scheme:
+            raise AssertionError(f"no source is known for {scheme}:")
+
+
+def open_source(
+    connection: Connection,
+    settings: Settings,
+    page: Topology,
+    listener: Listener,
+    *,
+    leases: Callable[[], LeaseStore],
+    waiting: Callable[[DependencyError], None] | None = None,
+) -> Source:
+    """The page's topic as a source that is not started yet.
+
+    ``leases``: where workers agree on who reads what, for sources that have no groups. ``waiting`` is called
+    with each :class:`DependencyError` that is being waited out.
+    """
+    if isinstance(connection, KafkaConnection):
+        kafka = KafkaOptions(
+            group=f"{settings.group}-{page.name}",
+            start=settings.start,
+            session_timeout=None if connection.embedded else settings.kafka.session_timeout,
+            rebalance_timeout=settings.drain_deadline + 15.0,
+        )
+        return KafkaSource(connection, page.topic.name, kafka, listener, waiting)
+    since_ms = settings.kinesis.start_timestamp
+    kinesis = KinesisOptions(
+        start=settings.start if since_ms is None else "timestamp",
+        since_ms=since_ms,
+        poll_interval=settings.kinesis.poll_interval,
+    )
+    return KinesisSource(connection, page.topic.name, kinesis, listener, leases(), waiting=waiting)
+
+
+def admin(connection: Connection) -> AbstractAsyncContextManager[Admin]:
+    """Reads and changes topics. Entering raises :class:`DependencyError` when nobody answers."""
+    if isinstance(connection, KafkaConnection):
+        return kafka_admin(connection)
+    return kinesis_admin(connection)
+
+
+def producer(connection: Connection) -> Producer:
+    """Writes records, many at a time; not started yet."""
+    if isinstance(connection, KafkaConnection):
+        return KafkaProducer(connection)
+    return KinesisProducer(connection)
+
+
+def kafka_only(connection: Connection, what: str) -> KafkaConnection:
+    """The connection if it is Kafka's; ConfigError says that ``what`` needs Kafka otherwise."""
+    if isinstance(connection, KafkaConnection):
+        return connection
+    problem = f"is {connection}, and {what} only with Kafka as yet"
+    raise ConfigError([Mistake("broker", problem, "See docs/kinesis.md for what is there")])
