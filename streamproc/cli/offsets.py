@@ -21,15 +21,19 @@ from streamproc.cli.streams import (
     topic_argument,
 )
 from streamproc.errors import ConfigError, DependencyError, Mistake
+from streamproc.leases import Mark
 from streamproc.ledger import Ledger, NewPosition, PositionChange
 from streamproc.ledger.reading import Owner, owner
 from streamproc.model import Partition
+from streamproc.ops.shard_positions import place
 from streamproc.ops.status import StatusReader, StreamReport
 from streamproc.quantities import Invalid
 from streamproc.runtimes.attach import running_broker
 from streamproc.settings import Settings
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_positions import Span, first_since, spans
+from streamproc.sources.kinesis_client import KinesisConnection
+from streamproc.sources.opening import Connection
 
 
 @click.group(name="offsets")
@@ -143,19 +147,25 @@ async def _set(settings: Settings, topic: str, change: Change, *, yes: bool) -> 
         page, ledger = stream.page, stream.ledger
         partition = _partition(broker, page.topic.name, change.partition)
         _refuse_owned(partition, await owner(ledger.database, page.name, partition), force=change.force)
-        span = await _span(broker, partition)
-        if span is None:
-            click.echo("The embedded broker is not running: the topic's positions are unknown.", err=True)
-        position = await _position(change.where, partition, broker, span)
-        _refuse_outside(partition, position, span)
         before = await _committed(ledger, partition)
+        mark: Mark | None = None
+        if isinstance(broker, KinesisConnection):
+            asked = _place(change.where)
+            position, mark, last = await place(broker, ledger.database, page.name, partition, asked)
+            span: Span | None = Span(0, max(last, position))
+        else:
+            span = await _span(broker, partition)
+            if span is None:
+                click.echo("The embedded broker is not running: the topic's positions are unknown.", err=True)
+            position = await _position(change.where, partition, broker, span)
+        _refuse_outside(partition, position, span)
         skipped, repeated = effect(before, position, span)
         _refuse_unaccepted(change, skipped, repeated)
         if not yes and not click.confirm(_question(partition, before, position, skipped, repeated), err=True):
             raise click.Abort
         # The ledger does not know where a topic begins that was never read.
         accept_gap = change.accept_gap or (before is None and not skipped)
-        new = NewPosition(partition, position, accept_gap, change.accept_repeat, change.note)
+        new = NewPosition(partition, position, accept_gap, change.accept_repeat, change.note, mark)
         # Should a worker have moved on meanwhile, what was accepted is judged again, in the transaction.
         before = await ledger.set_position(new)
     return {
@@ -169,6 +179,15 @@ async def _set(settings: Settings, topic: str, change: Change, *, yes: bool) -> 
     }
 
 
+def _place(where: str) -> int | str | Mark:
+    """What :func:`place` takes."""
+    if where.removeprefix("-").isdecimal():
+        return int(where)
+    if where in {"earliest", "latest"}:
+        return where
+    return Mark(0, since_ms=_milliseconds(where))
+
+
 def effect(before: int | None, position: int, span: Span | None) -> tuple[int, int]:
     """Positions that would be skipped, and that would be read again. Compaction may have left fewer records.
 
@@ -178,7 +197,7 @@ def effect(before: int | None, position: int, span: Span | None) -> tuple[int, i
     return max(0, position - start), max(0, start - position)
 
 
-def _partition(broker: KafkaConnection | None, topic: str, named: str) -> Partition:
+def _partition(broker: Connection | None, topic: str, named: str) -> Partition:
     """The partition of this id; of the embedded broker's the number is enough."""
     if broker is not None and named.isascii() and named.isdecimal():
         return broker.partition(topic, int(named))
@@ -212,12 +231,7 @@ async def _position(
     """The position that ``where`` means: the one before the record to be read next."""
     if where.removeprefix("-").isdecimal():
         return int(where)
-    if where not in {"earliest", "latest"}:
-        try:
-            moment = read_time(where)
-        except Invalid as error:
-            fix = "Write a position, earliest, latest, or a time"
-            raise ConfigError([Mistake(where, error.problem, fix)]) from error
+    milliseconds = 0 if where in {"earliest", "latest"} else _milliseconds(where)
     if broker is None or span is None:
         hint = "give the position as a number"
         raise DependencyError("embedded broker", f"is not running, so {where} is not known", hint)
@@ -225,9 +239,17 @@ async def _position(
         return span.first - 1
     if where == "latest":
         return span.last
-    milliseconds = -(-(microseconds(moment) or 0) // 1000)  # up: Kafka's timestamps are whole ones
     found = (await first_since(broker, partition.source, milliseconds))[partition]
     return span.last if found is None else found - 1
+
+
+def _milliseconds(where: str) -> int:
+    """A time as Unix milliseconds, rounded up: the brokers' timestamps are whole ones."""
+    try:
+        return -(-(microseconds(read_time(where)) or 0) // 1000)
+    except Invalid as error:
+        fix = "Write a position, earliest, latest, or a time"
+        raise ConfigError([Mistake(where, error.problem, fix)]) from error
 
 
 def _refuse_outside(partition: Partition, position: int, span: Span | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from streamproc.errors import LedgerError
+from streamproc.leases import Mark
 from streamproc.ledger import claims as claiming
 from streamproc.model import Partition
 
@@ -25,6 +26,22 @@ _NOTE_CHANGE = """
             %(note)s)
 """
 
+_FREE = """
+    UPDATE streamproc.shards SET holder = NULL, wanted_by = NULL, lease = lease + 1, last_position = NULL
+    WHERE stream = %(stream)s AND source = %(source)s AND partition = %(partition)s
+"""
+
+_ADD_MARK = """
+    INSERT INTO streamproc.shard_marks
+        (stream, source, partition, position, sequence, inclusive, since_ms, marked_at)
+    SELECT %(stream)s, %(source)s, %(partition)s, %(position)s, %(sequence)s, %(inclusive)s, %(since_ms)s,
+           clock_timestamp()
+    WHERE NOT EXISTS (
+        SELECT FROM streamproc.shard_marks
+        WHERE stream = %(stream)s AND source = %(source)s AND partition = %(partition)s
+          AND position >= %(position)s)
+"""
+
 _CHANGES = """
     SELECT source, partition, changed_at, from_position, to_position, worker, note
     FROM streamproc.position_changes WHERE stream = %s ORDER BY changed_at, source, partition
@@ -37,7 +54,8 @@ class NewPosition:
 
     ``position``: committed through here; ``None`` is the beginning. ``accept_gap``: the records between
     the old and the new position are never read. ``accept_repeat``: those between the new and the old one are
-    read again, and stand twice in the lake and the tables. ``note`` says why.
+    read again, and stand twice in the lake and the tables. ``note`` says why. ``mark``: where in a shard the
+    record after ``position`` is, if the position is a new one, beyond all that are known.
     """
 
     partition: Partition
@@ -45,6 +63,7 @@ class NewPosition:
     accept_gap: bool = False
     accept_repeat: bool = False
     note: str = ""
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +98,7 @@ async def set_position(conn: AsyncConnection[Any], stream: str, worker: str, new
             f"{partition}: from {before} back to {new.position} would count records twice; "
             "accept the repetition to do it"
         )
-    names = {
+    names: dict[str, object] = {
         "stream": stream,
         "source": partition.source,
         "partition": partition.id,
@@ -88,9 +107,20 @@ async def set_position(conn: AsyncConnection[Any], stream: str, worker: str, new
         "worker": worker,
         "note": new.note,
     }
+    await _free_shard(conn, names, new.mark)
     await conn.execute(_SET_POSITION, names)
     await conn.execute(_NOTE_CHANGE, names)
     return before
+
+
+async def _free_shard(conn: AsyncConnection[Any], names: dict[str, object], mark: Mark | None) -> None:
+    """Take the shard's lease from its holder, whose counting ends here, and add the mark."""
+    await conn.execute(_FREE, names)
+    if mark is None:
+        return
+    asked = {**names, "sequence": mark.sequence, "inclusive": mark.inclusive, "since_ms": mark.since_ms}
+    if (await conn.execute(_ADD_MARK, asked)).rowcount != 1:
+        raise LedgerError(f"{names['partition']}: its reader has got further meanwhile; try again")
 
 
 async def _refuse_promoting(conn: AsyncConnection[Any], stream: str) -> None:

@@ -1,0 +1,71 @@
+"""Where an operator may put the position of a shard, and what that would skip or repeat.
+
+A shard's records have the numbers that were counted when they were read. Going back is going to one of those.
+Going on to records that were never counted is going to a new number, beyond all that are known, which is
+bound to the first of those records.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from streamproc.database import Database
+from streamproc.errors import ConfigError, DependencyError, Mistake
+from streamproc.leases import Mark
+from streamproc.ledger.shards import Shards
+from streamproc.model import Partition
+from streamproc.sources.kinesis_client import KinesisConnection, connected
+from streamproc.sources.kinesis_positions import first_sequence, number_before
+
+
+class Place(NamedTuple):
+    """A position, with the mark that it needs if it is a new number. ``last``: the newest known number."""
+
+    position: int
+    mark: Mark | None
+    last: int
+
+
+async def place(
+    connection: KinesisConnection,
+    database: Database,
+    stream: str,
+    partition: Partition,
+    where: Mark | int | str,
+) -> Place:
+    """What ``where`` means: a position, ``earliest``, ``latest``, or the place of a mark (a time).
+
+    ``earliest`` is the oldest record kept, to go past a gap. Raises :class:`ConfigError` for a shard that is
+    not there, or an ``earliest`` that would not be past a gap.
+    """
+    shards = Shards(database, stream, partition.source, "operator", 0.0)
+    newest = await shards.newest(partition.id)
+    if newest is None:
+        problem, fix = (
+            "nobody has ever read such a shard",
+            "Ask `streamproc offsets show` for those there are",
+        )
+        raise ConfigError([Mistake(str(partition), problem, fix)])
+    last = newest.position
+    if isinstance(where, int):
+        return Place(where, None, last)
+    fresh = last + 1
+    async with connected(connection) as client:
+        listed = (await client.shards(partition.source)).get(partition.id)
+        if listed is None or where == "latest":
+            # Of a shard that the stream has forgotten nothing is left: its end is here.
+            return Place(fresh, Mark(fresh, None, True, await shards.now_ms()), last)
+        mark = where if isinstance(where, Mark) else Mark(fresh)
+        sequence = await first_sequence(client, partition.source, partition.id, mark)
+        if sequence is None:
+            return Place(fresh, mark._replace(position=fresh, inclusive=True), last)
+        if newest.sequence is None or sequence > newest.sequence:
+            return Place(fresh, Mark(fresh, sequence, True), last)
+        if where == "earliest":
+            problem = "what was read last is still there, so no record is missing"
+            raise ConfigError([Mistake(str(partition), problem, "Give a position, or a time, to read again")])
+        since = await shards.before(partition.id, sequence)
+        if since is None:
+            hint = "no mark is kept that is old enough; give a position"
+            raise DependencyError("ledger", f"{partition}: the number of that record is not known", hint)
+        return Place(await number_before(client, partition.source, listed, sequence, since), None, last)

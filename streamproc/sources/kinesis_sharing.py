@@ -1,0 +1,269 @@
+"""Which shards of a stream are ours: heartbeats, the board of leases, and the moves that follow from it.
+
+Heartbeats go on whatever a claim or a drain waits for: those are moves, and a move runs in a task of its own,
+one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from streamproc.errors import DependencyError, SourceError
+from streamproc.failpoints import failpoint
+from streamproc.leases import Board, LeaseStore, Report, ShardInfo, balance
+from streamproc.model import Partition
+from streamproc.sources import Listener
+from streamproc.sources.kinesis_client import KinesisClient, Shard
+from streamproc.sources.kinesis_polling import Pace, Polling, persistently
+from streamproc.sources.kinesis_reader import ShardReader, Surroundings
+from streamproc.sources.kinesis_records import ALL_KEYS
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between two looks at the list of shards while nothing tells of a change.
+_LIST_EVERY = 30.0
+
+#: Heartbeats within the time for which a lease holds.
+_BEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a stream that was never read begins: ``earliest``, ``latest``, or ``timestamp`` (``since_ms``)."""
+
+    at: str = "earliest"
+    since_ms: int | None = None
+
+
+class Sharing:
+    """A worker's part in sharing a stream. ``room``: whether the readers may fetch more.
+
+    :attr:`arrived` is set whenever there is something to hand out, or a :attr:`failure` to raise.
+    """
+
+    def __init__(
+        self,
+        client: KinesisClient,
+        stream: str,
+        listener: Listener,
+        store: LeaseStore,
+        *,
+        start: Start,
+        pace: Pace,
+        room: Callable[[], bool],
+    ) -> None:
+        self.readers: dict[str, ShardReader] = {}
+        self.stopped: dict[Partition, SourceError] = {}
+        self.leases: dict[str, int] = {}
+        self.arrived = asyncio.Event()
+        self.failure: Exception | None = None
+        #: How often shards came or went.
+        self.rebalances = 0
+        self._client = client
+        self._stream = stream
+        self._listener = listener
+        self._store = store
+        self._start = start
+        self._pace = pace
+        self._room = room
+        self._shards: dict[str, Shard] = {}
+        self._committed: dict[str, int] = {}
+        self._kept = 0.0
+        self._hurry = asyncio.Event()
+        self._coordinating: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Look at the shards, as long as it takes to see them, then share them from now on."""
+        await persistently(self._list, self._pace)
+        self._coordinating = asyncio.create_task(self._coordinate(), name="share the shards")
+
+    async def end(self) -> None:
+        """Give up the leases. Nobody is asked to let go: drain first."""
+        for task in (self._coordinating, self._moving):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+        self._coordinating = self._moving = None
+        try:
+            await self._tell()
+            await self._store.leave(self.leases)
+        except DependencyError as error:  # then they expire
+            log.warning("leases_not_released", on=error.what, problem=error.problem)
+        await self._stop_reading()
+        self.leases.clear()
+
+    async def again(self) -> None:
+        """Claim everything that is ours once more; returns when that is done."""
+        if self._moving is not None:
+            await asyncio.wait({self._moving})
+        await self._stop_reading()
+        await asyncio.wait({self._begin_move(self._open(list(self.leases)))})
+
+    def committed(self, partition: Partition, through: int) -> None:
+        """That is in the ledger. It decides when a shard is finished, and which of its marks are of use."""
+        self._committed[partition.id] = through
+        reader = self.readers.get(partition.id)
+        if reader is not None and reader.last_position == through:
+            self._hurry.set()  # what follows the shard can begin
+
+    def stop(self, reader: ShardReader, error: SourceError) -> None:
+        """Hand out nothing more of a shard; the others go on. Its lease is kept: it is nobody's fault."""
+        if reader.partition not in self.stopped:
+            log.error("partition_stopped", partition=str(reader.partition), why=str(error))
+            self.stopped[reader.partition] = error
+        reader.paused = True
+
+    async def _list(self) -> None:
+        """Learn of new shards."""
+        summary = await self._client.summary(self._stream)
+        self._kept = float(summary.kept)
+        self._shards = await self._client.shards(self._stream)
+        listed = [shard.info for shard in self._shards.values()]
+        if await self._store.found(listed, self._start.at, self._start.since_ms):
+            log.info("shards_found", stream=self._stream, shards=len(listed))
+
+    async def _coordinate(self) -> None:
+        """Heartbeat, look at the board, move; again and again. A failure is raised by :meth:`next`."""
+        loop = asyncio.get_running_loop()
+        listed = loop.time()
+        while True:
+            try:
+                board = await self._tell()
+                changed = any(shard.finished and shard.id in self.leases for shard in board.shards)
+                if changed or loop.time() - listed > _LIST_EVERY:
+                    await self._list()
+                    await self._store.thin(self._kept)
+                    listed = loop.time()
+                if await self._decide(board):
+                    continue
+            except DependencyError as error:
+                log.warning("waiting", on=error.what, problem=error.problem, hint=error.hint)
+                if self._pace.waiting is not None:
+                    self._pace.waiting(error)
+            except Exception as error:
+                self._fail(error)
+                return
+            try:
+                async with asyncio.timeout(self._store.timeout / _BEATS):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+            self._hurry.clear()
+
+    async def _tell(self) -> Board:
+        reports = {
+            shard: reader.report(self.leases[shard], self._committed.get(shard))
+            for shard, reader in self.readers.items()
+            if shard in self.leases
+        }
+        opening = {shard: Report(lease) for shard, lease in self.leases.items() if shard not in reports}
+        board = await self._store.beat(reports | opening)
+        for shard, report in reports.items():
+            if (reader := self.readers.get(shard)) is not None:
+                reader.reported(report)
+        return board
+
+    async def _decide(self, board: Board) -> bool:
+        """One step towards what the board should look like; whether to look again at once."""
+        if self._moving is not None and not self._moving.done():
+            return False
+        held = board.held_by(self._store.worker)
+        rows = {shard.id: shard for shard in board.shards}
+        finished = [shard for shard in self.leases if shard in held and rows[shard].finished]
+        if finished:
+            await self._finish(finished)
+            return True
+        lost = [shard for shard, lease in self.leases.items() if held.get(shard) != lease]
+        asked = [shard for shard in self.leases if shard not in lost and rows[shard].wanted_by is not None]
+        if lost or asked:
+            self._begin_move(self._give_up(lost, asked))
+        elif new := [shard for shard in held if shard not in self.leases]:
+            if not self._shards.keys() >= set(new):
+                await self._list()
+            self.leases |= {shard: held[shard] for shard in new}
+            self._begin_move(self._open(new))
+        else:
+            move = balance(board, self._store.worker)
+            if move.take:
+                await self._store.take(move.take)
+                return True
+            if move.ask:
+                await self._store.ask(move.ask)
+        return False
+
+    async def _finish(self, shards: Collection[str]) -> None:
+        """Let go of shards that are committed to their ends."""
+        log.info("shards_finished", shards=sorted(shards))
+        for shard in shards:
+            if (reader := self.readers.pop(shard, None)) is not None:
+                await reader.stop()
+        await self._store.hand_over({shard: self.leases.pop(shard) for shard in shards})
+
+    def _begin_move(self, move: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        async def guarded() -> None:
+            try:
+                await move
+            except Exception as error:
+                self._fail(error)
+            self._hurry.set()
+
+        self._moving = asyncio.create_task(guarded(), name="move shards")
+        return self._moving
+
+    async def _give_up(self, lost: Collection[str], asked: Collection[str]) -> None:
+        """Let the listener finish everything, hand over what was asked for, and go on with the rest.
+
+        All shards are drained, as Kafka's eager rebalance does: the listener's buffers hold them together.
+        """
+        log.info("shards_going", lost=sorted(lost), asked=sorted(asked))
+        partitions = [Partition(self._stream, shard) for shard in self.leases]
+        for reader in self.readers.values():
+            reader.paused = True
+        await self._listener.revoked(partitions)
+        try:
+            await self._tell()  # the marks of what was handed out last
+            await self._store.hand_over({shard: self.leases[shard] for shard in asked})
+        except DependencyError as error:  # then they expire
+            log.warning("leases_not_released", on=error.what, problem=error.problem)
+        await self._stop_reading()
+        for shard in (*lost, *asked):
+            self.leases.pop(shard, None)
+        if self.leases:
+            await self._open(list(self.leases))
+
+    async def _open(self, shards: Sequence[str]) -> None:
+        """Claim these shards and begin to read behind what is committed."""
+        self.rebalances += 1
+        partitions = {shard: Partition(self._stream, shard) for shard in sorted(shards)}
+        positions = await self._listener.assigned(list(partitions.values()))
+        around = Surroundings(self._store, self._room, self.arrived, self._hurry, self._kept)
+        for shard, partition in partitions.items():
+            position = positions[partition]
+            found = await persistently(partial(self._store.find, shard, position), self._pace)
+            pages = Polling(self._client, self._stream, shard, self._pace)
+            # One that is not listed any more will say so itself, when it is asked for records.
+            listed = self._shards.get(shard, Shard(ShardInfo(shard), ALL_KEYS, closed=True))
+            reader = ShardReader(partition, listed, position, found, pages=pages, around=around)
+            if position is not None:
+                self._committed[shard] = position
+            self.readers[shard] = reader
+            reader.start()
+        failpoint("seek.done")
+        log.info("claimed", partitions=[str(partition) for partition in partitions.values()])
+
+    async def _stop_reading(self) -> None:
+        readers = list(self.readers.values())
+        self.readers.clear()
+        self.stopped.clear()
+        for reader in readers:
+            await reader.stop()
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        self.arrived.set()
