@@ -24,6 +24,7 @@ from streamproc.embedded.postgres import EmbeddedPostgres, start_postgres
 from streamproc.sources.kafka_client import KafkaConnection
 from tests.support.apache_kafka import ApacheKafka, KafkaUnavailable
 from tests.support.installed_postgres import InstalledPostgres
+from tests.support.kinesis_local import KinesisLocal, KinesisUnavailable
 
 #: Sample data that is not part of the project (access logs, naughty strings): see ``shared_data``.
 SHARED_DATA = Path(os.environ.get("STREAMPROC_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -179,3 +180,16 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"sample data not found at {SHARED_DATA}; set STREAMPROC_TEST_DATA")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def kinesis_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KinesisLocal]:
+    """npm's ``kinesis-local``, for everything about shards; skips where Node is missing."""
+    try:
+        server = KinesisLocal(tmp_path_factory.mktemp("kinesis-local"))
+    except KinesisUnavailable as reason:
+        pytest.skip(str(reason))
+    with server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
