@@ -17,13 +17,14 @@ class Mark(NamedTuple):
 
     Reading begins at ``sequence`` (with the record itself if ``inclusive``, else behind it); without one, at
     the first record that arrived at ``since_ms`` (Unix milliseconds) or later; without that, at the oldest
-    record there is.
+    record there is. ``arrived_ms``: when the record with that sequence number did, where that is known.
     """
 
     position: int
     sequence: int | None = None
     inclusive: bool = False
     since_ms: int | None = None
+    arrived_ms: int | None = None
 
 
 class ShardInfo(NamedTuple):
@@ -83,9 +84,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where to begin reading. ``complete_for``: seconds since everything that had arrived was committed."""
+    """Where to begin reading. ``age``: seconds since the record of the mark arrived.
+
+    ``complete_for``: seconds since everything that had arrived was committed. Both ``None`` when not known.
+    """
 
     mark: Mark
+    age: float | None
     complete_for: float | None
 
 

@@ -23,16 +23,18 @@ NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 #: A mark says the same whoever makes it, so one that is there already has to be equal.
 _MARK = """
     INSERT INTO streamproc.shard_marks AS m
-        (stream, source, partition, position, sequence, inclusive, marked_at)
-    SELECT %(stream)s, %(source)s, partition, position, sequence, inclusive, clock_timestamp()
-    FROM unnest(%(shards)s::text[], %(positions)s::numeric[], %(sequences)s::numeric[], %(inclusive)s::bool[])
-         AS made (partition, position, sequence, inclusive)
+        (stream, source, partition, position, sequence, inclusive, arrived_ms, marked_at)
+    SELECT %(stream)s, %(source)s, partition, position, sequence, inclusive, arrived_ms, clock_timestamp()
+    FROM unnest(%(shards)s::text[], %(positions)s::numeric[], %(sequences)s::numeric[], %(inclusive)s::bool[],
+                %(arrived)s::bigint[])
+         AS made (partition, position, sequence, inclusive, arrived_ms)
     ON CONFLICT (stream, source, partition, position) DO UPDATE SET marked_at = m.marked_at
     WHERE m.sequence = excluded.sequence AND m.inclusive = excluded.inclusive
 """
 
 _FIND = """
-    SELECT m.position, m.sequence, m.inclusive, m.since_ms,
+    SELECT m.position, m.sequence, m.inclusive, m.since_ms, m.arrived_ms,
+           extract(epoch FROM clock_timestamp())::float8 - m.arrived_ms / 1000.0::float8,
            extract(epoch FROM clock_timestamp() - s.complete_at)::float8
     FROM streamproc.shard_marks AS m JOIN streamproc.shards AS s USING (stream, source, partition)
     WHERE m.stream = %(stream)s AND m.source = %(source)s AND m.partition = %(shard)s
@@ -41,13 +43,13 @@ _FIND = """
 """
 
 _NEWEST = """
-    SELECT position, sequence, inclusive, since_ms FROM streamproc.shard_marks
+    SELECT position, sequence, inclusive, since_ms, arrived_ms FROM streamproc.shard_marks
     WHERE stream = %(stream)s AND source = %(source)s AND partition = %(shard)s
     ORDER BY position DESC LIMIT 1
 """
 
 _BEFORE = """
-    SELECT position, sequence, inclusive, since_ms FROM streamproc.shard_marks
+    SELECT position, sequence, inclusive, since_ms, arrived_ms FROM streamproc.shard_marks
     WHERE stream = %(stream)s AND source = %(source)s AND partition = %(shard)s
       AND (sequence < %(sequence)s OR sequence = %(sequence)s AND inclusive)
     ORDER BY position DESC LIMIT 1
@@ -92,9 +94,8 @@ class Marks:
             row = await (await conn.execute(_FIND, names)).fetchone()
         if row is None:
             raise Inconsistent(f"{Partition(self.source, shard)}: no mark leads to position {position}")
-        at, sequence, inclusive, since_ms, complete_for = row
-        mark = Mark(int(at), None if sequence is None else int(sequence), inclusive, since_ms)
-        return Found(mark, complete_for)
+        *mark, age, complete_for = row
+        return Found(_mark(*mark), age, complete_for)
 
     async def newest(self, shard: str) -> Mark | None:
         """The mark with the highest position, ``None`` for a shard that nobody knows."""
@@ -139,6 +140,7 @@ class Marks:
             "positions": [mark.position for mark in marks.values()],
             "sequences": [mark.sequence for mark in marks.values()],
             "inclusive": [mark.inclusive for mark in marks.values()],
+            "arrived": [mark.arrived_ms for mark in marks.values()],
         }
         if (await conn.execute(_MARK, names)).rowcount != len(marks):
             raise Inconsistent(f"{self.source}: records of a shard were counted differently before: {marks}")
@@ -146,10 +148,12 @@ class Marks:
     async def _one_mark(self, query: str, names: Mapping[str, object]) -> Mark | None:
         async with self._database.connection("look for a mark") as conn:
             row = await (await conn.execute(query.encode(), {**self._names, **names})).fetchone()
-        if row is None:
-            return None
-        return Mark(int(row[0]), None if row[1] is None else int(row[1]), *row[2:])
+        return None if row is None else _mark(*row)
 
     async def _change(self, doing: str, query: str, names: Mapping[str, object]) -> None:
         async with self._database.connection(doing) as conn:
             await conn.execute(query.encode(), {**self._names, **names})
+
+
+def _mark(position: Any, sequence: Any, *rest: Any) -> Mark:
+    return Mark(int(position), None if sequence is None else int(sequence), *rest)

@@ -73,6 +73,8 @@ class ShardReader:
         self._around = around
         self._where = found.mark
         self._skip = self.fetched - found.mark.position
+        #: How long ago the record to begin with arrived, as far as that is known.
+        self._age = found.age
         #: When all that had arrived was read, on the loop's clock, and the position that was.
         self._complete_at: float | None = None
         self._complete_position = self.fetched
@@ -107,7 +109,7 @@ class ShardReader:
             batch, sequence = self._queue.popleft()
             self.queued_bytes -= batch.size
             self.handed_out = batch.through
-            self._mark = Mark(batch.through, sequence)
+            self._mark = Mark(batch.through, sequence, arrived_ms=batch.received_ms)
             return batch
         if self.failure is not None:
             raise self.failure
@@ -175,6 +177,7 @@ class ShardReader:
         if self._where.sequence is None:  # the origin is decided by whoever gets there first
             self._where = await self._around.store.settle(self._shard.info.id, self._where.position, first)
         if first == self._where.sequence:
+            self._age = None
             return (page if self._where.inclusive else page.since(1)), True
         self._lost(f"record {self._where.sequence} is gone, the oldest kept is {first}")
         return page, True
@@ -182,8 +185,14 @@ class ShardReader:
     def _lost(self, how: str, *, everything: bool = False) -> None:
         """The place to begin at is gone. Raises :class:`Gap` unless nothing can have gone with it.
 
-        ``everything``: so is all that was behind it.
+        ``everything``: so is all that was behind it. Raises :class:`UnexpectedPosition` when the record is too
+        young to be gone.
         """
+        if self._age is not None and self._age + _MARGIN < self._around.kept:
+            raise UnexpectedPosition(
+                f"{self.partition}: everything through position {self.fetched} is read; {how}, though it is kept "
+                f"for {self._around.kept / 3600:.0f} hours: the stream was made anew"
+            )
         if self._complete_at is not None and (everything or not self._skip):
             known_for = asyncio.get_running_loop().time() - self._complete_at
             if known_for + _MARGIN < self._around.kept:

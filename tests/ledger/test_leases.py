@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.errors import Inconsistent, LedgerError
+from streamproc.leases import Board, Mark, Report, ShardInfo, ShardRow, balance
 from streamproc.ledger import NewPosition
 from streamproc.ledger.shards import Shards
-from streamproc.leases import Board, Mark, Report, ShardInfo, ShardRow, balance
 from streamproc.model import Partition
 
 STREAM = "s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 
@@ -112,7 +113,9 @@ def test_what_is_no_answer_is_refused():
 
 
 arrivals = st.floats(1.7e9, 1.7e9 + 5)
-kinesis_records = st.lists(st.tuples(st.one_of(values, st.lists(pairs, min_size=1).map(pack)), arrivals), max_size=30)
+kinesis_records = st.lists(
+    st.tuples(st.one_of(values, st.lists(pairs, min_size=1).map(pack)), arrivals), max_size=30
+)
 
 
 @given(kinesis_records, st.lists(st.integers(0, 30), max_size=4))
@@ -126,7 +129,7 @@ def test_values_and_arrivals_do_not_depend_on_how_a_shard_is_cut_into_pages(reco
         return [(value, run.arrived_ms) for run in runs(page, ALL_KEYS) for value in run.values]
 
     borders = [0, *sorted(min(cut, len(records)) for cut in cuts), len(records)]
-    cut = [each for a, b in zip(borders, borders[1:], strict=False) for each in read(records[a:b], a)]
+    cut = [each for a, b in itertools.pairwise(borders) for each in read(records[a:b], a)]
     # One record after the other, as slowly as can be.
     expected = [
         (value, math.ceil(arrival * 1000 / 1000) * 1000)

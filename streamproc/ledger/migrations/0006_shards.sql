@@ -37,9 +37,11 @@ CREATE TABLE streamproc.shard_marks (
     sequence   numeric(58, 0),
     inclusive  boolean NOT NULL,
     since_ms   bigint,
+    arrived_ms bigint,
     marked_at  timestamptz NOT NULL,
     PRIMARY KEY (stream, source, partition, position)
 );
 COMMENT ON TABLE streamproc.shard_marks IS 'A sparse index from positions to sequence numbers: the record after position is the first one found there. What lies between two marks is counted';
 COMMENT ON COLUMN streamproc.shard_marks.inclusive IS 'Whether the record with this sequence number is itself the one after position, or the one behind it is';
+COMMENT ON COLUMN streamproc.shard_marks.arrived_ms IS 'When the record with the sequence number arrived: as long as it is young it has to be there';
 COMMENT ON COLUMN streamproc.shard_marks.since_ms IS 'Without a sequence number: the first record that arrived then or later; null as well: the oldest record there is';

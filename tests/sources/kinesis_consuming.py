@@ -1,0 +1,181 @@
+"""A stream of a Kinesis server, workers that share it by a real ledger, and what they read."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from streamproc.ledger import Ledger
+from streamproc.ledger.shards import Shards
+from streamproc.model import Partition, RecordBatch
+from streamproc.sources.kinesis import KinesisOptions, KinesisSource
+from streamproc.sources.kinesis_client import KinesisConnection
+
+#: Short, so that a worker that is gone is noticed soon.
+LEASE_TIMEOUT = 2.0
+
+REGION = "us-east-1"
+
+
+class Member:
+    """A worker: claims in the ledger, keeps what it is given, commits when it is told to or has to let go."""
+
+    def __init__(self, ledger: Ledger, connection: KinesisConnection, stream: str, **options: Any) -> None:
+        self.events: list[tuple[str, frozenset[str]]] = []
+        self.batches: list[RecordBatch] = []
+        self.ledger = ledger
+        self._uncommitted: list[RecordBatch] = []
+        timeout = options.pop("lease_timeout", LEASE_TIMEOUT)
+        waiting = options.pop("waiting", None)
+        self.store = Shards(ledger.database, ledger.stream, stream, ledger.worker, timeout)
+        made = KinesisOptions(**{"poll_interval": 0.2, **options})
+        self.source = KinesisSource(connection, stream, made, self, self.store, waiting=waiting)
+
+    async def assigned(self, partitions: Sequence[Partition]) -> Mapping[Partition, int | None]:
+        self.events.append(("assigned", frozenset(partition.id for partition in partitions)))
+        claims = await self.ledger.claim(partitions)
+        return {partition: claim.position for partition, claim in claims.items()}
+
+    async def revoked(self, partitions: Sequence[Partition]) -> None:
+        await self.commit()
+        self.events.append(("revoked", frozenset(partition.id for partition in partitions)))
+
+    async def take(self, max_wait: float = 0.2, max_records: int = 1000) -> list[RecordBatch]:
+        batches = await self.source.next(max_records, max_wait)
+        self.batches += batches
+        self._uncommitted += batches
+        return batches
+
+    async def commit(self) -> None:
+        """Set the positions behind everything taken, as the pipeline's commit does."""
+        ends = {batch.partition: batch.through for batch in self._uncommitted}
+        self._uncommitted.clear()
+        async with self.ledger.database.connection("commit") as conn:
+            for partition, through in ends.items():
+                await conn.execute(
+                    "UPDATE streamproc.partitions SET position = %s WHERE (stream, source, partition) = (%s, %s, %s)",
+                    [through, self.ledger.stream, partition.source, partition.id],
+                )
+        await self.source.copy_commit(ends)
+
+    def drop(self) -> None:
+        """Forget what is not committed, as a crash does."""
+        for batch in self._uncommitted:
+            self.batches.remove(batch)
+        self._uncommitted.clear()
+
+
+@asynccontextmanager
+async def member(
+    postgres: str, url: str, stream: str, *, name: str = "w1", **options: Any
+) -> AsyncIterator[Member]:
+    """A started worker, gone in good order at the end."""
+    async with Ledger(postgres, "clicks", name) as ledger:
+        await ledger.migrate()
+        one = Member(ledger, KinesisConnection(REGION, url), stream, **options)
+        await one.source.start()
+        try:
+            yield one
+        finally:
+            await one.source.close()
+
+
+async def read_until(
+    holds: Callable[[], object], *members: Member, seconds: float = 60, committing: bool = False
+) -> None:
+    """Let the members read, in turn, until it holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, [(len(records(each.batches)), each.events) for each in members]
+        for each in members:
+            await each.take()
+            if committing:
+                await each.commit()
+
+
+def records(*batches: Sequence[RecordBatch]) -> list[tuple[str, int, bytes]]:
+    """Shard, position and value of every record."""
+    return [
+        (batch.partition.id, position, value or b"")
+        for some in batches
+        for batch in some
+        for position, value in zip(batch.positions, batch.values, strict=True)
+    ]
+
+
+def assert_seamless(batches: Sequence[RecordBatch], begin: int = -1) -> None:
+    """Each shard's batches follow each other without a gap or an overlap, numbered one by one."""
+    through: dict[Partition, int] = {}
+    for batch in batches:
+        assert batch.after == through.get(batch.partition, begin)
+        assert list(batch.positions) == list(range(batch.after + 1, batch.through + 1))
+        assert len(batch.positions) == len(batch.values) > 0
+        through[batch.partition] = batch.through
+
+
+class Stream:
+    """A stream of a server, filled and resharded with Amazon's own client."""
+
+    def __init__(self, url: str, shards: int) -> None:
+        import boto3
+
+        self.name = f"s-{uuid.uuid4().hex[:12]}"
+        self._shards = shards
+        self._client = boto3.client("kinesis", endpoint_url=url, region_name=REGION)
+        #: What was put, by shard, in order.
+        self.put_by_shard: dict[str, list[bytes]] = {}
+
+    async def _call(self, operation: str, **arguments: Any) -> Any:
+        return await asyncio.to_thread(getattr(self._client, operation), StreamName=self.name, **arguments)
+
+    async def create(self) -> None:
+        await self._call("create_stream", ShardCount=self._shards)
+        await self._until_active()
+
+    async def _until_active(self) -> None:
+        async with asyncio.timeout(60):
+            while True:
+                found = await self._call("describe_stream_summary")
+                if found["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE":
+                    return
+                await asyncio.sleep(0.05)
+
+    async def put(self, values: Sequence[bytes], keys: Sequence[str] | None = None) -> None:
+        """Put records, one partition key each unless given."""
+        keys = keys or [value.decode("latin-1")[:100] or "-" for value in values]
+        for first in range(0, len(values), 500):
+            some = list(zip(values, keys, strict=True))[first : first + 500]
+            entries = [{"Data": value, "PartitionKey": key} for value, key in some]
+            answer = await self._call("put_records", Records=entries)
+            assert answer["FailedRecordCount"] == 0
+            for (value, _), done in zip(some, answer["Records"], strict=True):
+                self.put_by_shard.setdefault(done["ShardId"], []).append(value)
+
+    async def open_shards(self) -> dict[str, tuple[int, int]]:
+        shards = (await self._call("list_shards"))["Shards"]
+        return {
+            shard["ShardId"]: (
+                int(shard["HashKeyRange"]["StartingHashKey"]),
+                int(shard["HashKeyRange"]["EndingHashKey"]),
+            )
+            for shard in shards
+            if "EndingSequenceNumber" not in shard["SequenceNumberRange"]
+        }
+
+    async def split(self, shard: str) -> None:
+        """In the middle."""
+        first, last = (await self.open_shards())[shard]
+        await self._call("split_shard", ShardToSplit=shard, NewStartingHashKey=str((first + last) // 2 + 1))
+        await self._until_active()
+
+    async def merge(self, shard: str, adjacent: str) -> None:
+        await self._call("merge_shards", ShardToMerge=shard, AdjacentShardToMerge=adjacent)
+        await self._until_active()
+
+    def close(self) -> None:
+        self._client.delete_stream(StreamName=self.name)
+        self._client.close()

@@ -1,0 +1,231 @@
+"""How a shard is read when the service limits, refuses, forgets or is late: a stub does it on demand."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from streamproc.errors import Gap, UnexpectedPosition
+from streamproc.ledger import NewPosition
+from streamproc.model import Partition
+from streamproc.ops.shard_positions import place
+from streamproc.sources.kinesis_client import KinesisConnection
+from tests.sources.kinesis_consuming import REGION, assert_seamless, member, read_until, records
+from tests.support.kinesis_stub import SHARD, KinesisStub
+
+HOUR = 3600.0
+PARTITION = Partition("s", SHARD)
+
+
+@pytest.fixture
+async def stub(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KinesisStub]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    async with KinesisStub() as stub:
+        yield stub
+
+
+def numbered(count: int) -> list[bytes]:
+    return [b"%d" % n for n in range(count)]
+
+
+async def committed(postgres: str, stub: KinesisStub, count: int) -> None:
+    """A worker reads and commits that many records and goes."""
+    async with member(postgres, stub.url, "s", name="before") as one:
+        await read_until(lambda: len(records(one.batches)) >= count, one, committing=True)
+        await read_until(lambda: one.source.behind == {PARTITION: 0.0}, one)
+
+
+async def forget_completeness(postgres: str) -> None:
+    """As if nobody had been there for two days."""
+    import psycopg
+
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as conn:
+        await conn.execute("UPDATE streamproc.shards SET complete_at = complete_at - interval '2 days'")
+        await conn.execute("UPDATE streamproc.shard_marks SET arrived_ms = arrived_ms - 172800000")
+
+
+# -- limits ------------------------------------------------------------------------------------------------
+
+
+async def test_a_shard_is_read_five_times_a_second_at_most(stub, postgres):
+    stub.limit = 10
+    stub.put(*numbered(100))
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: len(records(one.batches)) >= 100, one)
+    times = [at for at, _ in stub.reads]
+    assert min(b - a for a, b in itertools.pairwise(times)) > 0.18
+    assert_seamless(one.batches)
+
+
+async def test_a_shard_is_not_asked_for_more_than_two_megabytes_a_second(stub, postgres):
+    stub.limit = 5
+    stub.put(*[b"x" * 2**17] * 20)  # a read gives 640 KiB
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: len(records(one.batches)) >= 20, one)
+    pauses = [b[0] - a[0] for a, b in itertools.pairwise(stub.reads) if a[1]]
+    assert min(pauses) > 0.3
+
+
+async def test_refusals_are_waited_out_longer_and_longer_and_cost_nothing(stub, postgres):
+    stub.put(*numbered(10))
+    stub.errors.extend(["ProvisionedThroughputExceededException"] * 4 + ["InternalFailure"])
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: len(records(one.batches)) >= 10, one)
+        assert [value for _, _, value in records(one.batches)] == numbered(10)
+    times = [at for at, _ in stub.reads[:6]]
+    pauses = [b - a for a, b in itertools.pairwise(times)]
+    assert pauses[0] > 0.12 and pauses[3] > 0.9
+    assert sum(1 for operation, _ in stub.requests if operation == "GetShardIterator") == 1
+
+
+async def test_an_expired_iterator_is_renewed_behind_the_record_that_was_read_last(stub, postgres):
+    stub.limit, stub.iterators_last = 5, 2
+    stub.put(*numbered(40))
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: len(records(one.batches)) >= 40, one)
+        assert [value for _, _, value in records(one.batches)] == numbered(40)
+        assert_seamless(one.batches)
+    assert sum(1 for operation, _ in stub.requests if operation == "GetShardIterator") > 4
+
+
+async def test_fetching_stops_while_too_much_is_waiting(stub, postgres):
+    stub.limit = 10
+    stub.put(*[b"x" * 1000] * 100)
+    async with member(postgres, stub.url, "s", prefetch=15_000) as one:
+        await one.take(5.0, max_records=1)
+        reads = len(stub.reads)
+        assert one.source.buffered_bytes < 30_000
+        await read_until(lambda: len(records(one.batches)) >= 100, one)
+    assert len(stub.reads) > reads
+
+
+async def test_a_paused_shard_gives_nothing_until_it_is_resumed(stub, postgres):
+    stub.put(*numbered(5))
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: len(records(one.batches)) >= 5, one)
+        one.source.pause([PARTITION])
+        stub.put(b"later")
+        assert await one.take(1.0) == []
+        one.source.resume([PARTITION])
+        await read_until(lambda: len(records(one.batches)) >= 6, one)
+
+
+# -- lag ---------------------------------------------------------------------------------------------------
+
+
+async def test_lag_is_the_streams_millis_behind_latest(stub, postgres):
+    stub.behind_ms = 12_500
+    stub.put(*numbered(5))
+    async with member(postgres, stub.url, "s", lease_timeout=1.0) as one:
+        await read_until(lambda: len(records(one.batches)) >= 5, one)
+        assert one.source.behind == {PARTITION: 12.5}
+        assert await one.source.end_positions() == {PARTITION: 5}, "there is one more at least"
+        await one.take(0.8)
+        assert (await one.ledger.shards())[PARTITION].behind_ms == 12_500
+        stub.behind_ms = 0
+        await read_until(lambda: one.source.behind == {PARTITION: 0.0}, one)
+        assert await one.source.end_positions() == {PARTITION: 4}
+
+
+# -- retention ---------------------------------------------------------------------------------------------
+
+
+async def test_a_gap_behind_the_position_stops_the_shard_and_says_so(stub, postgres):
+    stub.put(*numbered(10))
+    await committed(postgres, stub, 10)
+    await forget_completeness(postgres)
+    stub.put(*numbered(10))
+    stub.trimmed = 15
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: one.source.stopped, one)
+        error = one.source.stopped[PARTITION]
+        assert isinstance(error, Gap)
+        assert "position 9" in str(error) and "--accept-gap" in str(error)
+        assert one.batches == []
+
+
+async def test_that_everything_is_gone_after_a_long_absence_may_be_a_gap(stub, postgres):
+    stub.put(*numbered(10))
+    await committed(postgres, stub, 10)
+    await forget_completeness(postgres)
+    stub.trimmed = 10
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: one.source.stopped, one)
+        assert isinstance(one.source.stopped[PARTITION], Gap)
+
+
+@pytest.mark.parametrize("later", [0, 3])
+async def test_an_idle_shard_whose_last_record_ran_out_has_no_gap(stub, postgres, later):
+    """All that arrived was committed within the retention, so nothing else can be gone."""
+    stub.put(*numbered(10), arrived=time.time() - 30 * HOUR)
+    await committed(postgres, stub, 10)
+    stub.trimmed = 10
+    stub.put(*[b"later"] * later)
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: len(records(one.batches)) >= later and one.source.behind, one)
+        stub.put(b"new")
+        await read_until(lambda: len(records(one.batches)) > later, one)
+        assert one.source.stopped == {}
+        assert [position for _, position, _ in records(one.batches)] == list(range(10, 11 + later))
+
+
+async def test_a_record_too_young_to_be_gone_means_another_stream(stub, postgres):
+    stub.put(*numbered(10))
+    await committed(postgres, stub, 10)
+    stub.trimmed = 10
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: one.source.stopped, one)
+        assert isinstance(one.source.stopped[PARTITION], UnexpectedPosition)
+
+
+async def test_an_operator_goes_past_a_gap_to_the_oldest_record_kept(stub, postgres):
+    stub.put(*numbered(10))
+    await committed(postgres, stub, 10)
+    await forget_completeness(postgres)
+    stub.put(*numbered(10))
+    stub.trimmed = 15
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: one.source.stopped, one)
+        connection = KinesisConnection(REGION, stub.url)
+        found = await place(connection, one.ledger.database, "clicks", PARTITION, "earliest")
+        change = NewPosition(PARTITION, found.position, accept_gap=True, note="gap", mark=found.mark)
+        assert await one.ledger.set_position(change) == 9
+        await read_until(lambda: len(records(one.batches)) >= 5, one)
+        assert [value for _, _, value in records(one.batches)] == numbered(10)[5:]
+        (made,) = await one.ledger.position_changes()
+        assert made.before == 9 and made.after == found.position > 9
+
+
+# -- ends --------------------------------------------------------------------------------------------------
+
+
+async def test_an_empty_closed_shard_is_finished_at_once(stub, postgres):
+    stub.closed = True
+    async with member(postgres, stub.url, "s", lease_timeout=1.0) as one:
+        await read_until(lambda: one.source.rebalances and not one.source.assignment, one)
+        assert (await one.ledger.shards())[PARTITION].finished
+
+
+async def test_a_closed_shard_is_finished_when_its_last_record_is_committed(stub, postgres):
+    stub.closed = True
+    stub.put(*numbered(5))
+    async with member(postgres, stub.url, "s", lease_timeout=1.0) as one:
+        await read_until(lambda: len(records(one.batches)) >= 5, one)
+        await one.take(1.0)
+        assert not (await one.ledger.shards())[PARTITION].finished
+        await one.commit()
+        await read_until(lambda: not one.source.assignment, one)
+        assert (await one.ledger.shards())[PARTITION].finished
+
+
+async def test_credentials_that_are_refused_are_waited_for_and_named(stub, postgres):
+    said = []
+    stub.errors.append("AccessDeniedException")
+    stub.put(*numbered(1))
+    async with member(postgres, stub.url, "s", waiting=said.append) as one:
+        await read_until(lambda: one.batches, one)
+    assert "kinesis:ListShards" in said[0].hint
