@@ -93,6 +93,11 @@ test-simulation: $(VENV)/.installed-dev ## The simulation's first 2,000 seeds, a
 simulate: $(VENV)/.installed-dev ## More seeds, or one in detail (ARGS="--seeds 100000 --log runs.jsonl" or ARGS="--trace 7")
 	$(BIN)/python -m tests.simulation $(ARGS)
 
+# Its tests are part of the other suites and skip with a reason without it; this only fills the cache.
+.PHONY: kinesis-local
+kinesis-local: $(VENV)/.installed-dev ## Install the local Kinesis for the tests (Node 18 and npm)
+	$(BIN)/python -m tests.support.kinesis_local
+
 .PHONY: test-kafka
 test-kafka: $(VENV)/.installed-dev ## The broker's tests on a real Apache Kafka (Java 17 and Maven)
 	STREAMPROC_TEST_BROKER=kafka $(PYTEST) -m "kafka or broker" $(ARGS)

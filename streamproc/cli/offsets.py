@@ -25,14 +25,13 @@ from streamproc.leases import Mark
 from streamproc.ledger import Ledger, NewPosition, PositionChange
 from streamproc.ledger.reading import Owner, owner
 from streamproc.model import Partition
-from streamproc.ops.shard_positions import place
 from streamproc.ops.status import StatusReader, StreamReport
 from streamproc.quantities import Invalid
 from streamproc.runtimes.attach import running_broker
 from streamproc.settings import Settings
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_positions import Span, first_since, spans
-from streamproc.sources.kinesis_client import KinesisConnection
+from streamproc.sources.kinesis_connection import KinesisConnection
 from streamproc.sources.opening import Connection
 
 
@@ -150,6 +149,8 @@ async def _set(settings: Settings, topic: str, change: Change, *, yes: bool) -> 
         before = await _committed(ledger, partition)
         mark: Mark | None = None
         if isinstance(broker, KinesisConnection):
+            from streamproc.ops.shard_positions import place  # noqa: PLC0415 - imports Kinesis' client
+
             asked = _place(change.where)
             position, mark, last = await place(broker, ledger.database, page.name, partition, asked)
             span: Span | None = Span(0, max(last, position))

@@ -14,7 +14,8 @@ from streamproc.errors import ConfigError, DependencyError, Mistake
 from streamproc.leases import Mark
 from streamproc.ledger.shards import Shards
 from streamproc.model import Partition
-from streamproc.sources.kinesis_client import KinesisConnection, connected
+from streamproc.sources.kinesis_client import connected
+from streamproc.sources.kinesis_connection import KinesisConnection
 from streamproc.sources.kinesis_positions import first_sequence, number_before
 
 

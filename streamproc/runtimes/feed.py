@@ -17,7 +17,7 @@ from pathlib import Path
 
 from streamproc.generator import Generator
 from streamproc.sources.kafka_client import KafkaConnection
-from streamproc.sources.kinesis_client import KinesisConnection
+from streamproc.sources.kinesis_connection import KinesisConnection
 from streamproc.sources.opening import Connection, producer
 
 #: Records handed to the producer at a time.

@@ -3,7 +3,7 @@
 Kinesis has no groups: which worker reads which shard is agreed on by leases in the ledger's database
 (:mod:`streamproc.leases`), and a shard is only begun when those it was split or merged from are committed to
 their ends. Positions are running numbers of a shard's records, see
-``docs/decisions/0011-kinesis-positions.md``.
+``docs/decisions/0015-kinesis-positions.md``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from streamproc.errors import DependencyError, SourceError
 from streamproc.leases import LeaseStore
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources import Listener
-from streamproc.sources.kinesis_client import KinesisConnection, connected
+from streamproc.sources.kinesis_client import connected
+from streamproc.sources.kinesis_connection import KinesisConnection
 from streamproc.sources.kinesis_polling import Pace
 from streamproc.sources.kinesis_reader import ShardReader
 from streamproc.sources.kinesis_sharing import Sharing, Start

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from streamproc.errors import ConfigError, DependencyError
 from streamproc.sources.administration import FOREVER, Difference, TopicState, retention_ms
-from streamproc.sources.kinesis_client import KinesisClient, KinesisConnection, KinesisError, connected
+from streamproc.sources.kinesis_client import KinesisClient, KinesisError, connected
+from streamproc.sources.kinesis_connection import KinesisConnection
 from streamproc.topology import Topic
 
 #: Kinesis keeps records for a day to a year

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import msgspec
 from aiobotocore.config import AioConfig
@@ -15,9 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from streamproc.errors import DependencyError
 from streamproc.leases import Mark, ShardInfo
-from streamproc.model import Partition
-from streamproc.redaction import Url
-from streamproc.settings import Kinesis
+from streamproc.sources.kinesis_connection import KinesisConnection
 from streamproc.sources.kinesis_records import HashRange, Page, decode_page
 
 #: What to look at, by error code.
@@ -52,35 +49,6 @@ class KinesisError(DependencyError):
     def __init__(self, code: str, what: str, problem: str) -> None:
         super().__init__(what, problem, _HINTS.get(code, ""))
         self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class KinesisConnection:
-    """A region's Kinesis, or another server that speaks it. Credentials come as AWS tools find them."""
-
-    region: str
-    endpoint_url: str | None = None
-
-    @classmethod
-    def of(cls, broker: Url, kinesis: Kinesis) -> Self:
-        """The connection that the settings ``broker`` (``kinesis://REGION``) and ``kinesis.*`` describe."""
-        return cls(broker.rest.strip("/"), kinesis.endpoint_url)
-
-    def __str__(self) -> str:
-        return f"Kinesis in {self.region}" + (f" at {self.endpoint_url}" if self.endpoint_url else "")
-
-    @property
-    def embedded(self) -> bool:
-        """Never: the client has no server in it."""
-        return False
-
-    def partition(self, topic: str, shard: int | str) -> Partition:
-        """The shard of the stream ``topic`` with this id, or this number."""
-        return Partition(topic, shard if isinstance(shard, str) else f"shardId-{shard:012d}")
-
-    def serves(self, partition_id: str) -> bool:
-        """Always: a stream made anew cannot be told from the one before by its shards' names."""
-        return True
 
 
 class Shard(NamedTuple):

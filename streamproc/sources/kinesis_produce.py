@@ -10,7 +10,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from streamproc.sources.kinesis_client import KinesisClient, KinesisConnection, Shard, connected
+from streamproc.sources.kinesis_client import KinesisClient, Shard, connected
+from streamproc.sources.kinesis_connection import KinesisConnection
 from streamproc.sources.kinesis_polling import Pace, persistently
 from streamproc.sources.kinesis_records import hash_key, pack
 

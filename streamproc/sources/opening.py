@@ -19,12 +19,10 @@ from streamproc.sources.kafka import KafkaOptions, KafkaSource
 from streamproc.sources.kafka_admin import admin as kafka_admin
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_produce import KafkaProducer
-from streamproc.sources.kinesis import KinesisOptions, KinesisSource
-from streamproc.sources.kinesis_admin import admin as kinesis_admin
-from streamproc.sources.kinesis_client import KinesisConnection
-from streamproc.sources.kinesis_produce import KinesisProducer
+from streamproc.sources.kinesis_connection import KinesisConnection
 from streamproc.topology import Topology
 
+# What needs Kinesis' client is imported where it is used: that takes as long as everything else together.
 Connection: TypeAlias = KafkaConnection | KinesisConnection
 
 
@@ -61,6 +59,8 @@ def open_source(
             rebalance_timeout=settings.drain_deadline + 15.0,
         )
         return KafkaSource(connection, page.topic.name, kafka, listener, waiting)
+    from streamproc.sources.kinesis import KinesisOptions, KinesisSource  # noqa: PLC0415 - see above
+
     since_ms = settings.kinesis.start_timestamp
     kinesis = KinesisOptions(
         start=settings.start if since_ms is None else "timestamp",
@@ -74,6 +74,8 @@ def admin(connection: Connection) -> AbstractAsyncContextManager[Admin]:
     """Reads and changes topics. Entering raises :class:`DependencyError` when nobody answers."""
     if isinstance(connection, KafkaConnection):
         return kafka_admin(connection)
+    from streamproc.sources.kinesis_admin import admin as kinesis_admin  # noqa: PLC0415 - see above
+
     return kinesis_admin(connection)
 
 
@@ -81,6 +83,8 @@ def producer(connection: Connection) -> Producer:
     """Writes records, many at a time; not started yet."""
     if isinstance(connection, KafkaConnection):
         return KafkaProducer(connection)
+    from streamproc.sources.kinesis_produce import KinesisProducer  # noqa: PLC0415 - see above
+
     return KinesisProducer(connection)
 
 

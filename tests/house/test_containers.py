@@ -13,11 +13,12 @@ import yaml
 
 from streamproc.settings import declared, variable
 from tests.house.documents import ROOT
+from tests.support import kinesis_local
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-ONCE = {"bucket", "topics"}
+ONCE = {"bucket", "topics", "streams"}
 SETTINGS = {variable(key) for key, _ in declared()} | {
     f"{variable(key)}_FILE" for key, setting in declared() if setting.secret
 }
@@ -88,7 +89,7 @@ def test_two_workers_share_the_work() -> None:
 
 
 def test_our_containers_are_read_only_without_capabilities() -> None:
-    for name in ("worker", *ONCE):
+    for name in ("worker", "kinesis-worker", *ONCE):
         assert SERVICES[name]["read_only"] is True
         assert SERVICES[name]["cap_drop"] == ["ALL"]
         assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
@@ -140,3 +141,12 @@ def test_docker_compose_accepts_the_file() -> None:
     command = ["docker", "compose", "--file", "docker-compose.yml", "config", "--quiet"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_local_kinesis_is_the_one_that_the_tests_use() -> None:
+    assert f"kinesis-local@{kinesis_local.VERSION}" in " ".join(SERVICES["kinesis"]["command"])
+
+
+def test_kinesis_is_started_only_when_asked_for() -> None:
+    with_profile = {name for name, service in SERVICES.items() if service.get("profiles") == ["kinesis"]}
+    assert with_profile == {"kinesis", "streams", "kinesis-worker"}

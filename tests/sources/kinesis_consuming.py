@@ -13,7 +13,7 @@ from streamproc.ledger import Ledger
 from streamproc.ledger.shards import Shards
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources.kinesis import KinesisOptions, KinesisSource
-from streamproc.sources.kinesis_client import KinesisConnection
+from streamproc.sources.kinesis_connection import KinesisConnection
 
 #: Short, so that a worker that is gone is noticed soon.
 LEASE_TIMEOUT = 2.0

@@ -14,7 +14,7 @@ from streamproc.leases import Mark
 from streamproc.ledger import NewPosition
 from streamproc.model import Partition
 from streamproc.ops.shard_positions import place
-from streamproc.sources.kinesis_client import KinesisConnection
+from streamproc.sources.kinesis_connection import KinesisConnection
 from streamproc.sources.kinesis_records import pack
 from tests.sources.consuming import until
 from tests.sources.kinesis_consuming import (

@@ -1,0 +1,126 @@
+"""Kinesis end to end: what docs/kinesis.md tells people to type, and what does not work on it says so."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.e2e.harness import REPOSITORY, Site, check_everything, committed_records, until
+from tests.support.kinesis_local import VERSION
+from tests.support.kinesis_reader import read_stream
+
+pytestmark = pytest.mark.timeout(600)
+
+PAGE = (REPOSITORY / "docs" / "kinesis.md").read_text()
+DEMO, SERVICE = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+
+EVENTS = 1000
+
+
+@pytest.fixture
+def site(tmp_path: Path, kinesis_local, postgres: str) -> Site:
+    """The shipped clickstream page on a local Kinesis; the stream is still to be made."""
+    pages = tmp_path / "topics"
+    pages.mkdir()
+    page = (REPOSITORY / "topics" / "clickstream.toml").read_text()
+    stream = f"clicks-{tmp_path.name}"
+    page, replaced = re.subn(r'(?m)(?<=^\[topic\]\n)name = "clickstream"', f'name = "{stream}"', page)
+    assert replaced == 1
+    (pages / "clickstream.toml").write_text(page)
+    return Site(
+        directory=tmp_path,
+        broker=kinesis_local.url,
+        broker_url="kinesis://us-east-1",
+        ledger=postgres,
+        topics=pages,
+        topic=stream,
+        extra={**kinesis_local.environment, "STREAMPROC_KINESIS_ENDPOINT_URL": kinesis_local.url},
+    )
+
+
+def shell(lines: str, site: Site) -> subprocess.CompletedProcess[str]:
+    """The lines as a reader would type them, with ``streamproc`` on the PATH and the test's own stream."""
+    environment = site.environment()
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    del environment["STREAMPROC_LOG_FORMAT"]
+    script = lines.replace("us-east-1/clickstream", f"us-east-1/{site.topic}")
+    return subprocess.run(
+        ["bash", "-euc", script],
+        env=environment,
+        cwd=site.directory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_quick_start_runs_the_demo_through_kinesis(site: Site):
+    install, serve, export, demo = DEMO.splitlines()
+    assert f"kinesis-local@{VERSION}" in install and "node main.js" in serve
+    assert "STREAMPROC_KINESIS_ENDPOINT_URL" in export
+    done = shell(demo.replace("--events 5000", f"--events {EVENTS}"), site)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert report["produced"] == EVENTS
+    assert sum(report[name] for name in ("accepted", "filtered", "rejected", "duplicate")) == EVENTS
+    assert report["lake_rows"] == report["warehouse_rows"] == report["accepted"] > 0
+    assert len(read_stream(site.broker, site.topic)) == EVENTS
+
+
+async def test_the_quick_starts_service_reads_what_was_generated_exactly_once(site: Site):
+    *before, run = SERVICE.splitlines()
+    assert run == "streamproc run"
+    done = shell("\n".join(before), site)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"1000 records sent to kinesis://us-east-1/{site.topic}" in done.stderr
+    worker = site.worker("w1", "clickstream")
+    try:
+        await until(lambda: committed_records(site.ledger) == 1000, "all committed", 240, [worker])
+        status = json.loads(site.run("status", "--json").stdout)
+        (stream,) = status["streams"]
+        assert {partition["behind_seconds"] for partition in stream["partitions"]} == {0.0}
+        assert "seconds behind" in site.run("status").stdout
+        shown = json.loads(site.run("offsets", "show", "--json").stdout)
+        assert (
+            sum(p["position"] + 1 for p in shown["streams"][0]["partitions"] if p["position"] is not None)
+            == 1000
+        )
+        await until(lambda: _loaded(site) > 0, "the warehouse is loaded", 60, [worker])
+        assert worker.stop(90) == 0
+    finally:
+        if worker.process.poll() is None:
+            worker.kill()
+    topic = {at: record.value for at, record in read_stream(site.broker, site.topic).items()}
+    check_everything(site, topic)
+
+
+def _loaded(site: Site) -> int:
+    with psycopg.connect(site.ledger) as db:
+        return db.execute("select count(*) from warehouse.clickstream").fetchone()[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("replay", "--topic", "clickstream", "--from", "earliest"),
+            "replays run only with Kafka",
+        ),
+        (("rejects", "redrive", "clickstream"), "rejects are sent again only with Kafka"),
+    ],
+)
+async def test_what_kinesis_has_not_yet_is_refused_in_words(site: Site, arguments, said):
+    from streamproc.ledger import Ledger
+
+    async with Ledger(site.ledger, "clickstream", "test") as ledger:
+        await ledger.migrate()
+    done = site.run(*arguments, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
