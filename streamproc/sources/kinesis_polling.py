@@ -59,7 +59,7 @@ class Polling:
         self._client = client
         self._stream = stream
         self._shard = shard
-        self._pace = pace
+        self.pace = pace
 
     async def pages(self, where: Mark) -> AsyncIterator[Page]:
         """Pages from the mark's place on, with the record of its sequence number first if that is kept.
@@ -73,7 +73,7 @@ class Polling:
             begin = loop.time()
             try:
                 ask = partial(self._client.page, iterator, LIMIT)
-                page = await persistently(ask, self._pace, _EXPIRED | _UNKNOWN_PLACE)
+                page = await persistently(ask, self.pace, _EXPIRED | _UNKNOWN_PLACE)
             except KinesisError as error:
                 if error.code not in _EXPIRED:
                     raise
@@ -82,7 +82,7 @@ class Polling:
             yield page
             iterator = page.iterator
             if iterator is not None:
-                least = FASTEST if len(page) or page.behind_ms else self._pace.idle
+                least = FASTEST if len(page) or page.behind_ms else self.pace.idle
                 due = begin + max(least, page.size / BYTES_A_SECOND)
                 await asyncio.sleep(max(0.0, due - loop.time()))
 
@@ -91,11 +91,11 @@ class Polling:
             return self._client.iterator(self._stream, self._shard, place)
 
         try:
-            return await persistently(lambda: ask(where), self._pace, _UNKNOWN_PLACE)
+            return await persistently(lambda: ask(where), self.pace, _UNKNOWN_PLACE)
         except KinesisError:
             if where.sequence is None:
                 raise
-            return await persistently(lambda: ask(Mark(where.position)), self._pace, _UNKNOWN_PLACE)
+            return await persistently(lambda: ask(Mark(where.position)), self.pace, _UNKNOWN_PLACE)
 
 
 async def persistently(

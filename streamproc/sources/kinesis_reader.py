@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -18,7 +19,7 @@ from streamproc.errors import Gap, SourceError, UnexpectedPosition
 from streamproc.leases import Found, LeaseStore, Mark, Report
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources.kinesis_client import KinesisError, Shard
-from streamproc.sources.kinesis_polling import Polling
+from streamproc.sources.kinesis_polling import Polling, persistently
 from streamproc.sources.kinesis_records import Page, runs
 
 log = structlog.get_logger(__name__)
@@ -175,7 +176,8 @@ class ShardReader:
             return page, False
         first = int(page.sequences[0])
         if self._where.sequence is None:  # the origin is decided by whoever gets there first
-            self._where = await self._around.store.settle(self._shard.info.id, self._where.position, first)
+            settle = partial(self._around.store.settle, self._shard.info.id, self._where.position, first)
+            self._where = await persistently(settle, self._pages.pace)
         if first == self._where.sequence:
             self._age = None
             return (page if self._where.inclusive else page.since(1)), True
