@@ -67,6 +67,10 @@ bench-stages: $(VENV)/.installed-dev ## CPU of each stage of the shipped page (A
 replay-show: $(VENV)/.installed-dev ## Replay 2,000,000 events beside live traffic, checked by an oracle (ARGS=--help)
 	$(BIN)/python -m tests.e2e.replay_show $(ARGS)
 
+.PHONY: bench-kinesis
+bench-kinesis: $(VENV)/.installed-dev ## What reading Kinesis costs, on a local server (ARGS="decode", "local --events 50000")
+	$(BIN)/python -m benchmarks.kinesis $(ARGS)
+
 # Checking ----------------------------------------------------------------------------------------------------
 
 .PHONY: test

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from streamproc.cli.demo import demo_command
 from streamproc.cli.generate import generate_command
+from streamproc.errors import ConfigError
 from streamproc.generator import Generator
 
 COMMAND = [sys.executable, "-m", "streamproc", "generate"]
@@ -61,3 +64,25 @@ def test_a_reader_that_leaves_early_is_no_failure() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("url", ["kinesis://eu-central-1", "sqs://eu-central-1/clicks", "clicks", "kafka://"])
+def test_a_place_to_send_to_names_a_broker_and_a_topic(url: str) -> None:
+    done = CliRunner().invoke(generate_command, ["--events", "1", "--to", url])
+    assert done.exit_code != 0
+    assert isinstance(done.exception, ConfigError)
+    assert "kinesis://REGION/STREAM" in str(done.exception)
+
+
+def test_a_region_that_is_none_is_a_mistake_of_the_settings() -> None:
+    done = CliRunner().invoke(generate_command, ["--events", "1", "--to", "kinesis://somewhere/clicks"])
+    assert isinstance(done.exception, ConfigError)
+    assert "names no AWS region" in str(done.exception)
+
+
+def test_the_demo_sends_to_kinesis_only(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        demo_command, ["--to", "kafka://localhost:9092", "--dir", str(tmp_path / "demo")]
+    )
+    assert isinstance(done.exception, ConfigError)
+    assert "kinesis://REGION" in str(done.exception)

@@ -98,6 +98,35 @@ async def test_the_quick_starts_service_reads_what_was_generated_exactly_once(si
             worker.kill()
     topic = {at: record.value for at, record in read_stream(site.broker, site.topic).items()}
     check_everything(site, topic)
+    _set_by_hand(site, topic)
+
+
+def _set_by_hand(site: Site, topic: dict[tuple[str, int], bytes]) -> None:
+    """``streamproc offsets set`` knows the numbers that were counted, and makes a new one beyond them."""
+    shard, last = max(topic)
+
+    def change(where: str, *accepted: str) -> subprocess.CompletedProcess[str]:
+        arguments = (
+            "offsets",
+            "set",
+            "clickstream",
+            shard,
+            where,
+            *accepted,
+            "--note",
+            "test",
+            "--yes",
+            "--json",
+        )
+        return site.run(*arguments, check=False)
+
+    back = json.loads(change("10", "--accept-repeat").stdout)
+    assert (back["before"], back["position"], back["repeated"]) == (last, 10, last - 10)
+    assert "would be skipped" in change("latest").stderr
+    on = json.loads(change("latest", "--accept-gap").stdout)
+    assert on["position"] == last + 1
+    assert "is not in the topic" in change(str(last + 9), "--accept-gap").stderr
+    assert "no record is missing" in change("earliest", "--accept-gap").stderr
 
 
 def _loaded(site: Site) -> int:

@@ -18,7 +18,7 @@ RULES = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text())["gr
 
 def exposed() -> set[str]:
     """Names of all samples of a worker that is at work."""
-    partition = {Partition("clicks", "0"): PartitionState(1, 2, 3.0)}
+    partition = {Partition("clicks", "0"): PartitionState(1, 2, 3.0, 4.0)}
     metrics = Metrics(lambda: [WorkerState("clickstream", None, partition, {"epoch": 1}, last_commit=1.0)])
     metrics.committed("clickstream", Committed(), 0.1, now=2_000.0)
     families = text_string_to_metric_families(metrics.render("")[0].decode())
