@@ -152,8 +152,8 @@ async def _set(settings: Settings, topic: str, change: Change, *, yes: bool) -> 
             from streamproc.ops.shard_positions import place  # noqa: PLC0415 - imports Kinesis' client
 
             asked = _place(change.where)
-            position, mark, last = await place(broker, ledger.database, page.name, partition, asked)
-            span: Span | None = Span(0, max(last, position))
+            position, mark, last = await place(broker, ledger, partition, before, asked)
+            span: Span | None = Span(0, last if mark is None else position)
         else:
             span = await _span(broker, partition)
             if span is None:

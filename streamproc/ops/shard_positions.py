@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from streamproc.database import Database
 from streamproc.errors import ConfigError, DependencyError, Mistake
 from streamproc.leases import Mark
+from streamproc.ledger import Ledger
 from streamproc.ledger.shards import Shards
 from streamproc.model import Partition
 from streamproc.sources.kinesis_client import connected
@@ -29,17 +29,17 @@ class Place(NamedTuple):
 
 async def place(
     connection: KinesisConnection,
-    database: Database,
-    stream: str,
+    ledger: Ledger,
     partition: Partition,
+    committed: int | None,
     where: Mark | int | str,
 ) -> Place:
     """What ``where`` means: a position, ``earliest``, ``latest``, or the place of a mark (a time).
 
-    ``earliest`` is the oldest record kept, to go past a gap. Raises :class:`ConfigError` for a shard that is
-    not there, or an ``earliest`` that would not be past a gap.
+    ``committed``: where the shard stands. ``earliest`` is the oldest record kept, to go past a gap. Raises
+    :class:`ConfigError` for a shard that is not there, or an ``earliest`` that would not be past a gap.
     """
-    shards = Shards(database, stream, partition.source, "operator", 0.0)
+    shards = Shards(ledger.database, ledger.stream, partition.source, ledger.worker, 0.0)
     newest = await shards.newest(partition.id)
     if newest is None:
         problem, fix = (
@@ -47,7 +47,8 @@ async def place(
             "Ask `streamproc offsets show` for those there are",
         )
         raise ConfigError([Mistake(str(partition), problem, fix)])
-    last = newest.position
+    # Marks come a little later than commits.
+    last = max(newest.position, -1 if committed is None else committed)
     if isinstance(where, int):
         return Place(where, None, last)
     fresh = last + 1
@@ -60,13 +61,16 @@ async def place(
         sequence = await first_sequence(client, partition.source, partition.id, mark)
         if sequence is None:
             return Place(fresh, mark._replace(position=fresh, inclusive=True), last)
-        if newest.sequence is None or sequence > newest.sequence:
-            return Place(fresh, Mark(fresh, sequence, True), last)
-        if where == "earliest":
+        unread = newest.sequence is None or sequence > newest.sequence
+        if where == "earliest" and not unread:
             problem = "what was read last is still there, so no record is missing"
             raise ConfigError([Mistake(str(partition), problem, "Give a position, or a time, to read again")])
-        since = await shards.before(partition.id, sequence)
+        since = newest if unread else await shards.before(partition.id, sequence)
         if since is None:
             hint = "no mark is kept that is old enough; give a position"
             raise DependencyError("ledger", f"{partition}: the number of that record is not known", hint)
-        return Place(await number_before(client, partition.source, listed, sequence, since), None, last)
+        if where != "earliest" and (not unread or newest.position < last):
+            counted = await number_before(client, partition.source, listed, sequence, since)
+            if counted <= last:
+                return Place(counted, None, last)
+        return Place(fresh, Mark(fresh, sequence, True), last)

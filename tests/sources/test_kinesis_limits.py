@@ -192,7 +192,7 @@ async def test_an_operator_goes_past_a_gap_to_the_oldest_record_kept(stub, postg
     async with member(postgres, stub.url, "s") as one:
         await read_until(lambda: one.source.stopped, one)
         connection = KinesisConnection(REGION, stub.url)
-        found = await place(connection, one.ledger.database, "clicks", PARTITION, "earliest")
+        found = await place(connection, one.ledger, PARTITION, 9, "earliest")
         change = NewPosition(PARTITION, found.position, accept_gap=True, note="gap", mark=found.mark)
         assert await one.ledger.set_position(change) == 9
         await read_until(lambda: len(records(one.batches)) >= 5, one)

@@ -254,9 +254,15 @@ async def test_a_time_before_the_position_is_the_number_that_was_counted_then(st
     async with member(postgres, url, stream.name) as one:
         await one.source.close()
         connection = KinesisConnection(REGION, url)
-        database = one.ledger.database
-        found = await place(connection, database, "clicks", partition, Mark(0, since_ms=border))
+        found = await place(connection, one.ledger, partition, 49, Mark(0, since_ms=border))
         assert (found.position, found.mark, found.last) == (29, None, 49)
-        latest = await place(connection, database, "clicks", partition, "latest")
-        assert latest.position == 50 and latest.mark is not None
-        assert (await place(connection, database, "clicks", partition, 17)).position == 17
+        latest = await place(connection, one.ledger, partition, 49, "latest")
+        assert latest.position == 50
+        assert latest.mark is not None
+        assert (await place(connection, one.ledger, partition, 49, 17)).position == 17
+        # As if a worker had died between its last commit and its next heartbeat.
+        async with one.ledger.database.connection("test") as conn:
+            await conn.execute("DELETE FROM streamproc.shard_marks WHERE position > 0")
+        found = await place(connection, one.ledger, partition, 49, Mark(0, since_ms=border))
+        assert (found.position, found.mark, found.last) == (29, None, 49)
+        assert (await place(connection, one.ledger, partition, 49, "latest")).position == 50
