@@ -29,3 +29,14 @@ async def each(
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     return [task.result() for task in tasks]
+
+
+def end_if_cancelled(error: Exception) -> None:
+    """Raise :class:`asyncio.CancelledError` when the running task was cancelled; ``error`` is what it met.
+
+    A database that is asked to give up a query can answer with an error in the place of the cancellation.
+    Whoever catches errors to try again has to ask, or nobody can end it.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError from error

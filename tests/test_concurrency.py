@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from streamproc.concurrency import each
+from streamproc.concurrency import each, end_if_cancelled
 
 
 async def test_results_stand_in_the_items_order_and_no_more_than_allowed_are_under_way() -> None:
@@ -53,3 +53,33 @@ async def test_cancelling_the_caller_cancels_the_work() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_task_that_tries_again_can_be_ended_though_its_cancellation_became_an_error() -> None:
+    tries = 0
+
+    async def query() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            raise OSError("the server gave up the query") from None
+
+    async def stubborn() -> None:
+        nonlocal tries
+        while True:
+            tries += 1
+            try:
+                await query()
+            except OSError as error:
+                end_if_cancelled(error)
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert tries == 1
+
+
+async def test_an_error_of_a_task_that_nobody_cancelled_is_its_own() -> None:
+    end_if_cancelled(OSError("unreachable"))

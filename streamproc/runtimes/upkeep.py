@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import StreamprocError
 from streamproc.ledger import Ledger
 from streamproc.model import Partition
@@ -120,5 +121,6 @@ class Upkeep:
             try:
                 await work()
             except StreamprocError as error:
+                end_if_cancelled(error)
                 log.warning("upkeep_failed", work=name, problem=str(error))
             await asyncio.sleep(seconds)

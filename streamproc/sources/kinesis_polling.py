@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import structlog
 
+from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import DependencyError
 from streamproc.leases import Mark
 from streamproc.sources.kinesis_client import THROTTLES, KinesisClient, KinesisError
@@ -107,6 +108,7 @@ async def persistently(
         try:
             return await call()
         except DependencyError as error:
+            end_if_cancelled(error)
             code = error.code if isinstance(error, KinesisError) else ""
             if code in final:
                 raise

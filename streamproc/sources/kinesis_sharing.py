@@ -13,6 +13,7 @@ from functools import partial
 
 import structlog
 
+from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import DependencyError, SourceError
 from streamproc.failpoints import failpoint
 from streamproc.leases import Board, LeaseStore, Report, ShardInfo, balance
@@ -143,6 +144,7 @@ class Sharing:
                 if await self._decide(board):
                     continue
             except DependencyError as error:
+                end_if_cancelled(error)
                 log.warning("waiting", on=error.what, problem=error.problem, hint=error.hint)
                 if self._pace.waiting is not None:
                     self._pace.waiting(error)
