@@ -12,17 +12,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import struct
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import psutil
 import psycopg
-from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +36,8 @@ from streamproc.model import REJECT_SCHEMA, Claim, Partition, RecordBatch, Trans
 from streamproc.progress import PartitionProgress, RecentIds
 from streamproc.sinks.lake import encode, lake_schema
 from streamproc.sinks.summaries import Summaries
+from streamproc.sources.kafka_fetch import Fetched
+from streamproc.sources.kafka_partition import PartitionReader
 from streamproc.tables.fold import TableFold
 from streamproc.topic_pages import load_page
 from streamproc.transform import Resources, Transform
@@ -43,6 +48,8 @@ _EPOCH = 200_000
 _FOLD = 25_000
 _KAFKA_BATCH = 2_000
 _PARTITION = Partition("clicks", "0")
+#: The broker's clock: after all events, so that none is from the future.
+_RECEIVED_MS = 1_950_000_000_000
 
 
 class Stages:
@@ -58,18 +65,24 @@ class Stages:
         self.epochs[-1][stage] += time.process_time() - begin
 
 
-def compress(values: list[bytes]) -> list[bytes]:
-    """lz4 record batches as a producer sends them."""
-    out = []
+def fetched(values: list[bytes], base: int) -> Fetched:
+    """A fetch's answer: the values in lz4 record batches as a producer sends them, from offset ``base`` on."""
+    stored = bytearray()
     for start in range(0, len(values), _KAFKA_BATCH):
         builder = DefaultRecordBatchBuilder(
             magic=2, compression_type=3, is_transactional=False, producer_id=-1, producer_epoch=-1,
             base_sequence=-1, batch_size=2**30,
         )  # fmt: skip
         for offset, value in enumerate(values[start : start + _KAFKA_BATCH]):
-            builder.append(offset, 1_750_000_000_000, b"visitor", value, [])
-        out.append(bytes(builder.build()))
-    return out
+            builder.append(offset, _RECEIVED_MS, b"visitor", value, [])
+        batch = builder.build()
+        struct.pack_into(">q", batch, 0, base + start)  # what a broker writes into it
+        stored += batch
+    records = MemoryRecords(bytes(stored))
+    batches: deque[Any] = deque()
+    while records.has_next():
+        batches.append(records.next_batch())
+    return Fetched(batches, [], records.size_in_bytes())
 
 
 async def measure(events: int, rate: int, bad_ratio: float) -> Stages:
@@ -88,29 +101,25 @@ async def measure(events: int, rate: int, bad_ratio: float) -> Stages:
         server = psutil.Process(connection.info.backend_pid)
         summaries = Summaries(page.tables, page.name)
         await summaries.ensure(connection)
-        position = -1
+        reader = PartitionReader(_PARTITION, -1, compacted=False)
         for epoch in generator:
             stages.epochs.append(defaultdict(float))
             values = [value for _, value in epoch if value is not None]
-            stored = compress(values)
-            with stages.measure("fetch (decompress, walk)"):
-                walked = [record.value for batch in stored for record in DefaultRecordBatch(batch)]
+            reader.add(fetched(values, reader.after + 1))
             kept, refused, unfolded, partials = [], [], [], {name: [] for name in folds}
-            for start in range(0, len(walked), _FOLD):
-                part = walked[start : start + _FOLD]
-                batch = RecordBatch(
-                    _PARTITION, position, position + len(part), part,
-                    range(position + 1, position + 1 + len(part)), 1_950_000_000_000, sum(map(len, part)),
-                )  # fmt: skip
-                position += len(part)
+            while reader.queued_bytes:
+                batches: list[RecordBatch] = []
+                with stages.measure("fetch (check, decompress, walk)"):
+                    while sum(map(len, batches)) < _FOLD and (batch := reader.next()) is not None:
+                        batches.append(batch)
                 with stages.measure("decode"):
-                    decode([batch], page.contract)
+                    decode(batches, page.contract)
                 with stages.measure("decode, enrich, filter"):
-                    out: Transformed = transform([batch])
+                    out: Transformed = transform(batches)
                 with stages.measure("duplicates, watermark"):
                     rows, _ = progress.accept(out.events, "event_id", page.contract.event_time.disorder)
                 unfolded.append(rows)
-                if sum(map(len, unfolded)) >= FOLD_AT or start + _FOLD >= len(walked):
+                if sum(map(len, unfolded)) >= FOLD_AT or not reader.queued_bytes:
                     with stages.measure("fold"):
                         together, unfolded = pl.concat(unfolded), []
                         for name, fold in folds.items():
