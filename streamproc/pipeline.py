@@ -49,7 +49,7 @@ _AHEAD = 2
 
 #: An epoch is this many times older when it is committed, as long as more is waiting than can be taken. Nobody waits
 #: for what is that late, and a row of a table that several epochs touch is written by each: the shipped page costs
-#: PostgreSQL half as much an event in epochs of 600,000 records as of 200,000.
+#: PostgreSQL and the client of it a third less an event in epochs of 600,000 records than in those of 200,000.
 _PATIENCE = 5
 
 #: Stands for the position before the first.

@@ -54,14 +54,15 @@ async def run_all(faults: Sequence[Fault], directory: Path) -> list[Run]:
             seed, fault = waiting.pop(0)
             done.append(await run(bench, fault, seed))
 
-    async with Bench.open(directory) as bench, asyncio.TaskGroup() as group:
+    # What is checked is what becomes of the data: a busy machine may take its time.
+    async with Bench.open(directory, patience=2.0) as bench, asyncio.TaskGroup() as group:
         for _ in range(PARALLEL):
             group.create_task(work(bench))
     return done
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 async def test_whatever_happens_nothing_is_lost_doubled_or_wrong():
     with tempfile.TemporaryDirectory(prefix="streamproc-", ignore_cleanup_errors=True) as directory:
         runs = await run_all([fault for fault in FAULTS if fault.name in CHOSEN], Path(directory))
