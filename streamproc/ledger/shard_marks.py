@@ -48,6 +48,11 @@ _NEWEST = """
     ORDER BY position DESC LIMIT 1
 """
 
+_FURTHEST = """
+    SELECT max(sequence) FROM streamproc.shard_marks
+    WHERE stream = %(stream)s AND source = %(source)s AND partition = %(shard)s
+"""
+
 _BEFORE = """
     SELECT position, sequence, inclusive, since_ms, arrived_ms FROM streamproc.shard_marks
     WHERE stream = %(stream)s AND source = %(source)s AND partition = %(shard)s
@@ -100,6 +105,12 @@ class Marks:
     async def newest(self, shard: str) -> Mark | None:
         """The mark with the highest position, ``None`` for a shard that nobody knows."""
         return await self._one_mark(_NEWEST, {"shard": shard})
+
+    async def furthest(self, shard: str) -> int | None:
+        """The highest sequence number of a mark: records beyond it were not read when it was made."""
+        async with self._database.connection("look for a mark") as conn:
+            row = await (await conn.execute(_FURTHEST, {**self._names, "shard": shard})).fetchone()
+        return None if row is None or row[0] is None else int(row[0])
 
     async def before(self, shard: str, sequence: int) -> Mark | None:
         """The newest mark from which the record ``sequence`` is reached; ``None``: none is that old."""

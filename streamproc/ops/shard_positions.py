@@ -61,7 +61,8 @@ async def place(
         sequence = await first_sequence(client, partition.source, partition.id, mark)
         if sequence is None:
             return Place(fresh, mark._replace(position=fresh, inclusive=True), last)
-        unread = newest.sequence is None or sequence > newest.sequence
+        furthest = await shards.furthest(partition.id)
+        unread = furthest is None or sequence > furthest
         if where == "earliest" and not unread:
             problem = "what was read last is still there, so no record is missing"
             raise ConfigError([Mistake(str(partition), problem, "Give a position, or a time, to read again")])

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from streamproc.errors import Gap, UnexpectedPosition
+from streamproc.errors import ConfigError, Gap, UnexpectedPosition
 from streamproc.ledger import NewPosition
 from streamproc.model import Partition
 from streamproc.ops.shard_positions import place
@@ -199,6 +199,20 @@ async def test_an_operator_goes_past_a_gap_to_the_oldest_record_kept(stub, postg
         assert [value for _, _, value in records(one.batches)] == numbered(10)[5:]
         (made,) = await one.ledger.position_changes()
         assert made.before == 9 and made.after == found.position > 9
+
+
+async def test_earliest_does_not_read_again_what_was_read(stub, postgres):
+    """Also where the newest mark is a place in time and no record: after an operator skipped to the latest."""
+    stub.put(*numbered(10))
+    await committed(postgres, stub, 10)
+    connection = KinesisConnection(REGION, stub.url)
+    async with member(postgres, stub.url, "s") as one:
+        await one.source.close()
+        latest = await place(connection, one.ledger, PARTITION, 9, "latest")
+        change = NewPosition(PARTITION, latest.position, accept_gap=True, note="skip", mark=latest.mark)
+        await one.ledger.set_position(change)
+        with pytest.raises(ConfigError, match="no record is missing"):
+            await place(connection, one.ledger, PARTITION, latest.position, "earliest")
 
 
 # -- ends --------------------------------------------------------------------------------------------------
