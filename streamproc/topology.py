@@ -91,10 +91,11 @@ class Duplicates:
 class Contract:
     """What a record of the stream looks like.
 
-    ``decoder``: ``json``, or ``combined`` for web-server log lines (its fields are fixed, see
-    :mod:`streamproc.transform.weblog`). ``duplicate_keys``: ``reject`` records in which a contract key
-    stands twice, or take the ``first``. ``max_record_bytes``: a larger record is a reject. ``site``: scheme and
-    host (``https://example.com``) of the paths in log lines; of no use to the other decoder.
+    ``decoder``: ``json``, or a format of web-server logs, whose fields are fixed (see
+    :mod:`streamproc.transform.weblog_formats`); ``log_format``: what some of those are told. ``duplicate_keys``:
+    ``reject`` records in which a contract key stands twice, or take the ``first``. ``max_record_bytes``: a
+    larger record is a reject. ``site``: scheme and host (``https://example.com``) of the paths in log lines; of
+    no use to ``json``.
     """
 
     fields: tuple[Field, ...]
@@ -105,6 +106,7 @@ class Contract:
     duplicate_keys: str = "reject"
     max_record_bytes: int = 1_048_576
     site: str | None = None
+    log_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 
 from streamproc.model import SYSTEM_COLUMNS
@@ -21,7 +23,7 @@ from streamproc.topology import (
     FieldType,
     Topic,
 )
-from streamproc.transform.weblog import FIELDS as WEBLOG_FIELDS
+from streamproc.transform.weblog_formats import FORMATTED, PARSERS, check_format, fields_of
 
 #: Deeper contracts are a sign of a path written wrongly, and each level costs decoding time.
 DEEPEST_PATH = 16
@@ -48,7 +50,7 @@ def read_topic(table: Reader, stream: str) -> Topic:
 
 def read_contract(table: Reader) -> tuple[Contract, Columns]:
     """``[contract]``, and the columns a decoded frame has."""
-    decoder = table.optional("decoder", reader.one_of(("json", "combined"), "decoder"), "json")
+    decoder = table.optional("decoder", reader.one_of(("json", *PARSERS), "decoder"), "json")
     fields, complete = _read_fields(table, decoder)
     by_name = {field.name: field for field in fields}
     columns = Columns({field.name: field.type.polars for field in fields}, complete)
@@ -63,6 +65,8 @@ def read_contract(table: Reader) -> tuple[Contract, Columns]:
             "duplicate_keys", reader.one_of(("reject", "first"), "way to treat duplicate keys"), "reject"
         ),
         max_record_bytes=table.optional("max_record_bytes", reader.size(1024, 2**28), 2**20),
+        site=_read_site(table, decoder),
+        log_format=_read_log_format(table, decoder),
     )
     table.finish()
     columns.types["event_time"] = pl.Datetime("us", "UTC")
@@ -70,14 +74,38 @@ def read_contract(table: Reader) -> tuple[Contract, Columns]:
     return contract, columns
 
 
+def _read_site(table: Reader, decoder: str) -> str | None:
+    if "site" in table and decoder not in PARSERS:
+        table.mistake("site", f"is of no use to the decoder {decoder!r}", "Remove it")
+    return table.optional("site", _site, None)
+
+
+def _site(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/?#@]+/?", value):
+        raise Invalid(f"{shown(value)} is not a site", 'Write scheme and host: "https://www.example.com"')
+    return value
+
+
+def _read_log_format(table: Reader, decoder: str) -> str | None:
+    if "log_format" not in table:
+        if decoder == "log_format":
+            table.mistake("log_format", "is missing", "Copy the format from the server's configuration")
+        return None
+    if decoder not in FORMATTED:
+        table.mistake("log_format", f"is of no use to the decoder {decoder!r}", "Remove it")
+    elif isinstance(table.raw["log_format"], str):
+        return table.optional("log_format", lambda value: check_format(decoder, str(value)), None)
+    return table.optional("log_format", reader.text, None)
+
+
 def _read_fields(table: Reader, decoder: str) -> tuple[tuple[Field, ...], bool]:
     """The fields, and whether names and types of all of them could be read."""
-    if decoder == "combined":
+    if decoder in PARSERS:
         if "fields" in table:
             fix = "Remove [contract.fields]: docs/topic-files.md lists the fields of a log line"
             table.optional("fields", lambda value: value, None)
-            table.mistake("fields", 'the decoder "combined" brings its own fields', fix)
-        return WEBLOG_FIELDS, True
+            table.mistake("fields", f'the decoder "{decoder}" brings its own fields', fix)
+        return fields_of(decoder), True
     if "fields" not in table:
         table.mistake("fields", "is missing", "Describe at least the event's time, below [contract.fields]")
     section = table.table("fields")

@@ -20,7 +20,7 @@ from streamproc.transform.decode_batch import Batch
 from streamproc.transform.decode_fields import FieldChecks
 from streamproc.transform.decode_json import JsonParser
 from streamproc.transform.decode_rejects import Problem, Reason, reject_frame
-from streamproc.transform.weblog import LineParser
+from streamproc.transform.weblog_formats import PARSERS as LOG_PARSERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Parser(Protocol):
         """The contract's columns for the records it leaves in the batch; the others it drops."""
 
 
-_PARSERS: Mapping[str, Callable[[Contract], Parser]] = {"json": JsonParser, "combined": LineParser}
+_PARSERS: Mapping[str, Callable[[Contract], Parser]] = {"json": JsonParser, **LOG_PARSERS}
 
 
 @functools.lru_cache(maxsize=64)

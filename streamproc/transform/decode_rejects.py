@@ -44,7 +44,7 @@ class Reason(enum.StrEnum):
     TOO_LONG = "too_long", "A text is longer than the contract's max_length"
     BAD_EVENT_TIME = "bad_event_time", "The event time cannot be read, or is not in the years 1970 to 9999"
     FUTURE_EVENT = "future_event", "The event time is further ahead of the broker's clock than future_skew"
-    BAD_LOG_LINE = "bad_log_line", "The line is not in the combined log format"
+    BAD_LOG_LINE = "bad_log_line", "The line is not in the log format that the page names"
 
 
 class Problem(NamedTuple):
