@@ -43,6 +43,13 @@ class Partition(NamedTuple):
         return f"{self.source}/{self.id}"
 
 
+class Damage(NamedTuple):
+    """Why nothing can be read behind a record: a reason that a reject can carry, and a sentence for a person."""
+
+    reason: str
+    detail: str
+
+
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
     """Raw records of one partition, in order.
@@ -52,6 +59,7 @@ class RecordBatch:
     no value are gaps the broker made itself (compaction, transaction markers).
     ``received_ms`` is the broker's newest timestamp in the batch, Unix milliseconds: a property of the
     stored batch, so a replay sees the same one. ``redriven``: by position, of which reject a record is the copy.
+    ``damage``: the last record is where the source broke off. It is what could be read of it, and a reject.
     """
 
     partition: Partition
@@ -62,6 +70,7 @@ class RecordBatch:
     received_ms: int
     size: int
     redriven: Mapping[int, int] = field(default_factory=dict)
+    damage: Damage | None = None
 
     def __len__(self) -> int:
         return len(self.values)

@@ -42,7 +42,7 @@ def decode(batches: Sequence[RecordBatch], contract: Contract) -> Decoded:
     Raises ValueError for a contract that reads two types from one key; a loaded topic page has none.
     """
     values = list(itertools.chain.from_iterable(batch.values for batch in batches))
-    decoded = _decoder(contract).decode(values, _system_columns(batches))
+    decoded = _decoder(contract).decode(values, _system_columns(batches), _damaged(batches))
     lost = len(values) - decoded.frame.height - decoded.rejects.height
     if lost:
         raise AssertionError(f"decoding lost {lost} of {len(values)} records")
@@ -72,10 +72,12 @@ class _Decoder:
         self._parser: Parser = _PARSERS[contract.decoder](contract)
         self._checks = FieldChecks(contract)
 
-    def decode(self, values: Sequence[bytes | None], system: pl.DataFrame) -> Decoded:
-        """``system``: the system columns of the records, ``values`` their bytes."""
+    def decode(
+        self, values: Sequence[bytes | None], system: pl.DataFrame, damaged: Mapping[int, Problem]
+    ) -> Decoded:
+        """``system``: the system columns of the records, ``values`` their bytes; ``damaged``: by row."""
         original = pl.Series("original", values, dtype=pl.Binary)
-        problems = self._unreadable(original)
+        problems = {**self._unreadable(original), **damaged}
         if problems:
             readable = _others(problems, len(original))
             batch = Batch(values, original.filter(readable), readable.arg_true())
@@ -101,6 +103,21 @@ class _Decoder:
         for row in (sizes > limit).arg_true():
             found[row] = Problem(Reason.TOO_LARGE, None, f"{sizes[row]} bytes, {limit} are allowed")
         return found
+
+
+_REASONS = {str(reason): reason for reason in Reason}
+
+
+def _damaged(batches: Sequence[RecordBatch]) -> dict[int, Problem]:
+    """The records at which a source broke off."""
+    if not any(batch.damage for batch in batches):
+        return {}
+    ends = itertools.accumulate(len(batch) for batch in batches)
+    return {
+        end - 1: Problem(_REASONS[batch.damage.reason], None, batch.damage.detail)
+        for batch, end in zip(batches, ends, strict=True)
+        if batch.damage is not None
+    }
 
 
 def _leave_out(frame: pl.DataFrame, rows: Collection[int]) -> pl.DataFrame:

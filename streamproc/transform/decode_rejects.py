@@ -44,6 +44,12 @@ class Reason(enum.StrEnum):
     TOO_LONG = "too_long", "A text is longer than the contract's max_length"
     BAD_EVENT_TIME = "bad_event_time", "The event time cannot be read, or is not in the years 1970 to 9999"
     FUTURE_EVENT = "future_event", "The event time is further ahead of the broker's clock than future_skew"
+    TRUNCATED_OBJECT = "truncated_object", "The object ends in the middle of its compressed data"
+    CORRUPT_OBJECT = (
+        "corrupt_object",
+        "The object's compressed data, or its header, cannot be read from here on",
+    )
+    OVERSIZED_OBJECT = "oversized_object", "The object holds more than logs.max_size or logs.max_ratio allow"
     BAD_LOG_LINE = "bad_log_line", "The line is not in the log format that the page names"
 
 

@@ -255,7 +255,7 @@ def test_a_record_that_begins_like_a_packed_file_does_not_speak_for_the_others(p
 
 
 def test_every_reason_can_occur_and_says_what_it_means() -> None:
-    web_log = {Reason.BAD_LOG_LINE}
+    web_log = {Reason.BAD_LOG_LINE, Reason.TRUNCATED_OBJECT, Reason.CORRUPT_OBJECT, Reason.OVERSIZED_OBJECT}
     assert {reason for reason, _ in REASONS.values()} == set(Reason) - web_log
     assert all(reason.meaning and reason == reason.value for reason in Reason)
 
