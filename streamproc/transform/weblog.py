@@ -24,6 +24,7 @@ from streamproc.transform.weblog_events import (
     DEFAULT_SITE,
     PER_SECOND,
     event_type,
+    moments,
     page_url,
     request_parts,
     text_problems,
@@ -86,7 +87,7 @@ class LineParser:
 
 def _parse(lines: pl.Series) -> pl.DataFrame:
     """The parts of each line, unescaped, and its ``second`` of Unix time; null when it is no such line."""
-    parts = lines.str.extract_groups(_LINE).struct.unnest()
+    parts = _taken_apart(lines)
     request = request_parts(parts["request"])
     parts = pl.concat([parts.drop("request"), request], how="horizontal")
     for name in ("target", "referrer", "user_agent", "remote_user"):
@@ -96,8 +97,63 @@ def _parse(lines: pl.Series) -> pl.DataFrame:
         *blank,
         status=pl.col("status").cast(pl.Int64),
         bytes=pl.col("bytes").replace("-", None).cast(pl.Int64),
-        second=pl.col("time").str.to_datetime(_TIME, time_unit="us", strict=False).dt.epoch("s"),
+        second=moments(parts["time"], _TIME) // 1_000_000,
     )
+
+
+def _taken_apart(lines: pl.Series) -> pl.DataFrame:
+    """The groups of ``_LINE``. Plain lines are cut at quotes and spaces, a third of the expression's time.
+
+    (2.7 against 0.9 µs a line; ``python -m benchmarks.logs --parse`` measures it with the rest.)
+    """
+    parts, plain = _cut(lines)
+    if plain.all():
+        return parts
+    rows = pl.int_range(len(lines), dtype=pl.UInt32, eager=True)
+    others = lines.filter(~plain).str.extract_groups(_LINE).struct.unnest()
+    order = pl.concat([rows.filter(plain), rows.filter(~plain)]).arg_sort()
+    return pl.concat([parts.filter(plain), others.select(parts.columns)])[order]
+
+
+def _cut(lines: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
+    """The groups of ``_LINE``, and for which lines they are right: those without escapes, virtual host and oddities."""
+    quoted = lines.str.split_exact('"', 6).struct.unnest()
+    frame = quoted.hstack(
+        [
+            column.alias(name)
+            for prefix, place, spaces in (("head", 0, 5), ("size", 2, 3))
+            for column in quoted[f"field_{place}"].str.split_exact(" ", spaces).struct.unnest()
+            for name in [f"{prefix}_{column.name[-1]}"]
+        ]
+    )
+    head = [pl.col(f"head_{place}") for place in range(6)]
+    plain = (
+        pl.all_horizontal(part != "" for part in head[:3])
+        # Nothing but `[time zone] ` behind the user.
+        & head[3].str.starts_with("[")
+        & head[4].str.ends_with("]")
+        & (head[5] == "")
+        & (pl.col("field_0").str.count_matches(r"[\[\]]") == 2)
+        & pl.col("field_0").str.ends_with(" ")
+        & pl.col("field_2").str.contains(r"^ [0-9]{3} (?:[0-9]{1,18}|-) $")
+        & (pl.col("field_4") == " ")
+        & (pl.col("field_6").is_in(["", "\r"]) | pl.col("field_6").str.starts_with(" "))
+    )
+    none = pl.lit(None, pl.String)
+    parts = frame.select(
+        vhost=none,
+        port=none,
+        ip=head[0],
+        remote_user=head[2],
+        time=pl.col("field_0").str.extract(r"\[([^\]]+)\]"),
+        request="field_1",
+        status="size_1",
+        bytes="size_2",
+        referrer="field_3",
+        user_agent="field_5",
+    )
+    odd = lines.str.contains(r"[\\\n]")
+    return parts, frame.select(plain.fill_null(value=False)).to_series() & ~odd.fill_null(value=True)
 
 
 def _problems(lines: pl.Series, parts: pl.DataFrame) -> Iterator[tuple[int, Problem]]:

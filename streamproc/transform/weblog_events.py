@@ -96,6 +96,18 @@ def request_parts(requests: pl.Series) -> pl.DataFrame:
     return requests.str.extract_groups(REQUEST).struct.unnest()
 
 
+def moments(times: pl.Series, form: str) -> pl.Series:
+    """Texts of strftime's form as microseconds of Unix time, null where one is not; without a zone it is UTC.
+
+    A log has many lines to a second: each distinct text is read once.
+    """
+    if times.null_count() == len(times):
+        return pl.Series(times.name, [None] * len(times), dtype=pl.Int64)
+    distinct = times.unique()
+    read = distinct.str.to_datetime(form, time_unit="us", strict=False).dt.epoch("us")
+    return times.replace_strict(distinct, read, return_dtype=pl.Int64)
+
+
 def client_and_host(parts: pl.DataFrame) -> pl.DataFrame:
     """The first address where ``ip`` is a list, as X-Forwarded-For is; ``vhost`` without its port.
 

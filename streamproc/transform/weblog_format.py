@@ -10,6 +10,7 @@ from streamproc.transform.weblog_events import (
     click_events,
     client_and_host,
     line_problems,
+    moments,
     request_parts,
     unescape,
 )
@@ -93,14 +94,7 @@ def microseconds(times: pl.Series, form: str) -> pl.Series:
     elif form in UNIX:
         found = times.cast(pl.Int64, strict=False) * UNIX[form]
     elif form == "iso8601":
-        found = _parsed(times.str.replace("Z$", "+00:00"), "%Y-%m-%dT%H:%M:%S%.f%:z")
+        found = moments(times.str.replace("Z$", "+00:00"), "%Y-%m-%dT%H:%M:%S%.f%:z")
     else:
-        found = _parsed(times, form)
+        found = moments(times, form)
     return found.alias("microsecond")
-
-
-def _parsed(times: pl.Series, form: str) -> pl.Series:
-    """A log's lines come many to a second: each distinct text is read once."""
-    distinct = times.unique()
-    read = distinct.str.to_datetime(form, time_unit="us", strict=False).dt.epoch("us")
-    return times.replace_strict(distinct, read, return_dtype=pl.Int64)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from streamproc.topology import Contract, EventTime
 from streamproc.transform.decode_batch import Batch
-from streamproc.transform.weblog import FIELDS, LineParser
+from streamproc.transform.weblog import _LINE, FIELDS, LineParser, _taken_apart
 
 CONTRACT = Contract(FIELDS, EventTime("event_time"), decoder="combined", site="http://semicomplete.com/")
 GOOD = (
@@ -213,3 +213,20 @@ def test_every_line_is_an_event_or_a_problem_whatever_it_holds(lines: list[bytes
     events, problems = parse(*lines)
     assert len(events) + len(problems) == len(lines)
     assert not problems.keys() & {row for row, line in enumerate(lines) if line == GOOD.encode()}
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(GOOD)), st.text('" []-\\\\\n\r1a', max_size=3), st.integers(0, 3)),
+        max_size=12,
+    ),
+    st.sampled_from(["", "a.example:80 "]),
+)
+@settings(max_examples=300, deadline=None)
+def test_lines_cut_at_quotes_have_the_parts_that_the_expression_finds(
+    changes: list[tuple[int, str, int]], prefix: str
+) -> None:
+    lines = [prefix + GOOD[:at] + text + GOOD[at + skipped :] for at, text, skipped in changes]
+    series = pl.Series([GOOD, *lines, None], dtype=pl.String)
+    expected = series.str.extract_groups(_LINE).struct.unnest()
+    assert _taken_apart(series).select(expected.columns).to_dicts() == expected.to_dicts()
