@@ -42,6 +42,11 @@ class Partition(NamedTuple):
     def __str__(self) -> str:
         return f"{self.source}/{self.id}"
 
+    @property
+    def passing(self) -> bool:
+        """Whether it is one of many with an end: a log, whose source is a URL. Nobody watches a single one."""
+        return "://" in self.source
+
 
 class Damage(NamedTuple):
     """Why nothing can be read behind a record: a reason that a reject can carry, and a sentence for a person."""

@@ -200,6 +200,13 @@ class Pipeline:
             log.warning("uncommitted_dropped", why=str(error) or "deadline", records=self._epoch.records)
         self.drop()
 
+    async def finished(self, partitions: Sequence[Partition]) -> None:
+        """Forget these: they are committed to their ends. Another claim begins with :meth:`assigned`."""
+        for partition in partitions:
+            progress = self._progress.get(partition)
+            if progress is not None and progress.claim.position == self._submitted[partition]:
+                del self._progress[partition], self._submitted[partition]
+
     async def drain(self) -> None:
         """Fold and commit everything taken so far."""
         await self._rotate()

@@ -32,6 +32,7 @@ from streamproc.settings import Settings
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_positions import Span, first_since, spans
 from streamproc.sources.kinesis_connection import KinesisConnection
+from streamproc.sources.log_store import LogConnection
 from streamproc.sources.opening import Connection
 
 
@@ -144,6 +145,9 @@ async def _show(settings: Settings, topic: str | None) -> list[tuple[StreamRepor
 async def _set(settings: Settings, topic: str, change: Change, *, yes: bool) -> dict[str, object]:
     async with opened_stream(settings, topic) as stream, running_broker(settings) as broker:
         page, ledger = stream.page, stream.ledger
+        if isinstance(broker, LogConnection):
+            fix = "Put what is to be read again under another name"
+            raise ConfigError([Mistake("broker", "is a place of logs, which are read once", fix)])
         partition = _partition(broker, page.topic.name, change.partition)
         _refuse_owned(partition, await owner(ledger.database, page.name, partition), force=change.force)
         before = await _committed(ledger, partition)

@@ -125,7 +125,8 @@ class Metrics:
         for partition, share in epoch.partitions.items():
             for outcome in ("accepted", "filtered", "rejected", "duplicate"):
                 # Also when it is 0, so that a rate is there before the first of them comes.
-                counter = self._records.labels(stream, partition.source, partition.id, outcome)
+                name = "logs" if partition.passing else partition.id
+                counter = self._records.labels(stream, partition.source, name, outcome)
                 counter.inc(getattr(share.counts, outcome))
         for reason, number in epoch.reasons.items():
             self._rejects.labels(stream, reason).inc(number)
@@ -198,6 +199,8 @@ class _States(Collector):
             for buffer, size in state.buffers.items():
                 buffers.add_metric([state.stream, buffer], size)
             for partition, facts in state.partitions.items():
+                if partition.passing:
+                    continue  # a million of them would be a million time series
                 labels = [state.stream, partition.source, partition.id]
                 for family, value in (
                     (position, facts.committed),

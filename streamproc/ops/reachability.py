@@ -82,12 +82,22 @@ async def _timed(what: str, url: Url, check: Callable[[], Awaitable[str]]) -> Fi
 
 async def _broker(settings: Settings) -> str:
     # Imported here: each check loads only the client it needs, so a broken one spoils no other.
+    from streamproc.sources.log_store import LogConnection  # noqa: PLC0415 - see above
+    from streamproc.sources.logs import open_log_store  # noqa: PLC0415 - see above
     from streamproc.sources.opening import admin, connection_of  # noqa: PLC0415 - see above
 
     if settings.broker.embedded:
         await asyncio.to_thread(_start_embedded_broker)
         return "starts on this machine"
-    async with admin(connection_of(settings)) as broker:
+    connection = connection_of(settings)
+    if isinstance(connection, LogConnection):
+        logs = open_log_store(connection)
+        try:
+            await logs.open()
+        finally:
+            await logs.close()
+        return "can be listed"
+    async with admin(connection) as broker:
         return f"{len(await broker.topics())} topics visible"
 
 

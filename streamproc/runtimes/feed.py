@@ -18,6 +18,7 @@ from pathlib import Path
 from streamproc.generator import Generator
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kinesis_connection import KinesisConnection
+from streamproc.sources.log_store import LogConnection
 from streamproc.sources.opening import Connection, producer
 
 #: Records handed to the producer at a time.
@@ -79,6 +80,7 @@ def say(**facts: object) -> None:
 
 def arguments(connection: Connection) -> list[str]:
     """The options that name this broker to a feeder: an embedded Kafka, or Kinesis."""
+    assert not isinstance(connection, LogConnection), "opening a producer refuses logs before this"
     if isinstance(connection, KafkaConnection):
         return ["--bootstrap", connection.bootstrap]
     endpoint = [] if connection.endpoint_url is None else ["--endpoint-url", connection.endpoint_url]

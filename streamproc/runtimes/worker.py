@@ -25,6 +25,7 @@ from streamproc import failpoints
 from streamproc.epoch import Epoch
 from streamproc.errors import DependencyError, Fenced
 from streamproc.ledger import Ledger
+from streamproc.ledger.logs import Logs
 from streamproc.ledger.shards import Shards
 from streamproc.model import Partition, RecordBatch
 from streamproc.pipeline import Limits, Pipeline
@@ -288,6 +289,7 @@ class Worker:
             self.topology,
             self.pipeline,
             leases=self._leases,
+            logs=self._logs,
             waiting=self._waiting_for_broker,
         )
         self.state = "waiting for the broker"
@@ -297,6 +299,12 @@ class Worker:
         topic, settings = self.topology.topic.name, self.settings
         timeout = settings.kinesis.lease_timeout
         return Shards(self.ledger.database, self.topology.name, topic, settings.worker, timeout)
+
+    def _logs(self) -> Logs:
+        source, settings = str(self._broker), self.settings
+        return Logs(
+            self.ledger.database, self.topology.name, source, settings.worker, settings.logs.lease_timeout
+        )
 
     def _waiting_for_broker(self, error: DependencyError) -> None:
         log.warning(

@@ -152,9 +152,14 @@ _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCI
 
 
 def broker(value: object, folder: Path) -> Url:
-    """``embedded:``, ``kafka://host:port,host:port`` or ``kinesis://region``."""
-    fix = 'Write "embedded:", "kafka://host:9092,other:9092" or "kinesis://eu-central-1"'
-    url = _url(value, folder, ("embedded", "kafka", "kinesis"), {}, fix)
+    """``embedded:``, ``kafka://host:port,host:port``, ``kinesis://region``, or where logs lie (:func:`lake`)."""
+    fix = (
+        'Write "embedded:", "kafka://host:9092,other:9092", "kinesis://eu-central-1", "s3://bucket/prefix" '
+        'or "file:///folder"'
+    )
+    url = _url(value, folder, ("embedded", "kafka", "kinesis", "s3", "file"), {}, fix)
+    if url.scheme in {"s3", "file"}:
+        return lake(value, folder)
     if url.scheme == "kinesis":
         region = url.rest.rstrip("/")
         if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-[0-9]{1,2}", region, re.ASCII):

@@ -113,6 +113,53 @@ class Kinesis:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Logs:
+    """How to read logs, when `broker` is a bucket or a folder."""
+
+    queue: Annotated[
+        str | None,
+        Setting(
+            parse.web_address,
+            None,
+            "URL of the SQS queue that gets the bucket's notifications (S3's own or EventBridge's)",
+        ),
+    ]
+    list_every: Annotated[
+        float | None,
+        Setting(
+            parse.duration("100ms", "1d"),
+            None,
+            "Time between two listings, which find what no notification told of",
+            computed="`5m` for a bucket, `1s` for a folder",
+        ),
+    ]
+    lease_timeout: Annotated[
+        float,
+        Setting(
+            parse.duration("1s", "5m"),
+            "30s",
+            "A worker that is not heard of this long loses the logs it reads to the others",
+        ),
+    ]
+    max_ratio: Annotated[
+        int,
+        Setting(
+            parse.count(10, 1_000_000),
+            "250",
+            "A log that unpacks to more than this many times its size (and 64 MiB) is not read on",
+        ),
+    ]
+    max_size: Annotated[
+        int,
+        Setting(
+            parse.size(1024, 2**50),
+            "64GiB",
+            "A packed log that unpacks to more bytes than this is not read on",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class S3:
     """How to talk to S3. Credentials come from the usual AWS places (environment, profile, role)."""
 
@@ -155,7 +202,8 @@ class Settings:
         Setting(
             parse.broker,
             "embedded:",
-            "Where records come from: `embedded:`, `kafka://host:port,…` or `kinesis://region`",
+            "Where records come from: `embedded:`, `kafka://host:port,…`, `kinesis://region`, or logs in "
+            "`s3://bucket/prefix` or `file:///folder`",
         ),
     ]
     ledger: Annotated[
@@ -262,6 +310,7 @@ class Settings:
     ]
     kafka: Kafka
     kinesis: Kinesis
+    logs: Logs
     s3: S3
     log: Log
 

@@ -36,6 +36,9 @@ class Listener(Protocol):
         called by :meth:`Source.close`.
         """
 
+    async def finished(self, partitions: Sequence[Partition]) -> None:
+        """These have an end, and are committed to it: they can be forgotten."""
+
 
 class Source(Protocol):
     """Ordered partitions of records, shared among the workers of a group. Positions are inclusive."""

@@ -116,6 +116,11 @@ def _format_of(head: bytes) -> _Format:
     return _Zstd() if head.startswith(b"\x28\xb5\x2f\xfd") else _Plain()
 
 
+def is_packed(head: bytes) -> bool:
+    """Whether the first bytes of a log say that it is packed."""
+    return not isinstance(_format_of(head), _Plain)
+
+
 class Unpacker:
     """Unpacks one log. After :attr:`damage` is set nothing more comes of it."""
 
@@ -146,6 +151,11 @@ class Unpacker:
                     return
         except (zlib.error, OSError, ValueError, EOFError, zstandard.ZstdError) as error:
             self.damage = Damage(Reason.CORRUPT_OBJECT, f"after {self._unpacked} bytes: {error}")
+
+    @property
+    def packed(self) -> bool:
+        """Whether the bytes so far are packed."""
+        return self._format is not None and not isinstance(self._format, _Plain)
 
     def finish(self) -> Iterator[bytes]:
         """There are no more bytes."""

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from streamproc.errors import ConfigError, DependencyError, Mistake
 from streamproc.leases import LeaseStore
+from streamproc.log_objects import LogLedger
 from streamproc.settings import Settings
 from streamproc.sources import Listener, Producer, Source
 from streamproc.sources.administration import Admin
@@ -20,10 +21,16 @@ from streamproc.sources.kafka_admin import admin as kafka_admin
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_produce import KafkaProducer
 from streamproc.sources.kinesis_connection import KinesisConnection
+from streamproc.sources.log_store import LogConnection
+from streamproc.sources.log_unpack import Caps
+from streamproc.sources.logs import LogSource
 from streamproc.topology import Topology
 
+#: Seconds between two listings. A bucket's are for what notifications missed, or for logs that nobody waits for.
+_LIST_BUCKET, _LIST_FOLDER = 300.0, 1.0
+
 # What needs Kinesis' client is imported where it is used: that takes as long as everything else together.
-Connection: TypeAlias = KafkaConnection | KinesisConnection
+Connection: TypeAlias = KafkaConnection | KinesisConnection | LogConnection
 
 
 def connection_of(settings: Settings) -> Connection:
@@ -33,8 +40,25 @@ def connection_of(settings: Settings) -> Connection:
             return KafkaConnection.of(settings.broker, settings.kafka)
         case "kinesis":
             return KinesisConnection.of(settings.broker, settings.kinesis)
+        case "s3" | "file":
+            return _logs_of(settings)
         case scheme:
             raise AssertionError(f"no source is known for {scheme}:")
+
+
+def _logs_of(settings: Settings) -> LogConnection:
+    logs, folder = settings.logs, settings.broker.scheme == "file"
+    listing = logs.list_every if logs.list_every is not None else (_LIST_FOLDER if folder else _LIST_BUCKET)
+    if folder and logs.queue is not None:
+        raise ConfigError([Mistake("logs.queue", "is of no use to a folder", "Remove it, or name a bucket")])
+    return LogConnection(
+        settings.broker.reveal(),
+        settings.s3.endpoint_url,
+        settings.s3.region,
+        logs.queue,
+        listing,
+        Caps(logs.max_ratio, logs.max_size),
+    )
 
 
 def open_source(
@@ -44,11 +68,12 @@ def open_source(
     listener: Listener,
     *,
     leases: Callable[[], LeaseStore],
+    logs: Callable[[], LogLedger],
     waiting: Callable[[DependencyError], None] | None = None,
 ) -> Source:
     """The page's topic as a source that is not started yet.
 
-    ``leases``: where workers agree on who reads what, for sources that have no groups. ``waiting`` is called
+    ``leases``, ``logs``: where workers agree on who reads what, for sources that have no groups. ``waiting`` is called
     with each :class:`DependencyError` that is being waited out.
     """
     if isinstance(connection, KafkaConnection):
@@ -59,6 +84,8 @@ def open_source(
             rebalance_timeout=settings.drain_deadline + 15.0,
         )
         return KafkaSource(connection, page.topic.name, kafka, listener, waiting)
+    if isinstance(connection, LogConnection):
+        return LogSource(connection, page.contract, listener, logs(), waiting=waiting)
     from streamproc.sources.kinesis import KinesisOptions, KinesisSource  # noqa: PLC0415 - see above
 
     since_ms = settings.kinesis.start_timestamp
@@ -74,6 +101,8 @@ def admin(connection: Connection) -> AbstractAsyncContextManager[Admin]:
     """Reads and changes topics. Entering raises :class:`DependencyError` when nobody answers."""
     if isinstance(connection, KafkaConnection):
         return kafka_admin(connection)
+    if isinstance(connection, LogConnection):
+        raise ConfigError([_no_topics(connection, "has no topics: nothing is to be created")])
     from streamproc.sources.kinesis_admin import admin as kinesis_admin  # noqa: PLC0415 - see above
 
     return kinesis_admin(connection)
@@ -83,9 +112,15 @@ def producer(connection: Connection) -> Producer:
     """Writes records, many at a time; not started yet."""
     if isinstance(connection, KafkaConnection):
         return KafkaProducer(connection)
+    if isinstance(connection, LogConnection):
+        raise ConfigError([_no_topics(connection, "is only read")])
     from streamproc.sources.kinesis_produce import KinesisProducer  # noqa: PLC0415 - see above
 
     return KinesisProducer(connection)
+
+
+def _no_topics(connection: LogConnection, why: str) -> Mistake:
+    return Mistake("broker", f"is {connection}, which {why}", "See docs/logs.md for what is there")
 
 
 def kafka_only(connection: Connection, what: str) -> KafkaConnection:
@@ -93,4 +128,4 @@ def kafka_only(connection: Connection, what: str) -> KafkaConnection:
     if isinstance(connection, KafkaConnection):
         return connection
     problem = f"is {connection}, and {what} only with Kafka as yet"
-    raise ConfigError([Mistake("broker", problem, "See docs/kinesis.md for what is there")])
+    raise ConfigError([Mistake("broker", problem, "See docs/kinesis.md and docs/logs.md for what is there")])

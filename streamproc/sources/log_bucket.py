@@ -1,0 +1,131 @@
+"""Logs under a prefix of an S3 bucket."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore.exceptions import BotoCoreError, ClientError
+
+from streamproc.errors import DependencyError
+from streamproc.log_objects import LogEntry
+from streamproc.sources.log_store import LogConnection, LogGone, log_id
+
+#: Bytes read at once.
+_CHUNK = 1 << 20
+
+_HINTS = {
+    "AccessDenied": "the role needs s3:ListBucket and s3:GetObject here",
+    "ExpiredToken": "the credentials have expired",
+    "NoSuchBucket": "is the name right?",
+    "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role",
+    "EndpointConnectionError": "is the endpoint reachable? Is s3.endpoint_url right?",
+    "NoRegionError": "set AWS_REGION",
+}
+
+_GONE = frozenset({"NoSuchKey", "404", "PreconditionFailed", "412", "InvalidObjectState"})
+
+
+class Bucket:
+    """A :class:`~streamproc.sources.log_store.LogStore` for ``s3://bucket/prefix``.
+
+    A content is told by key and ETag: listings and notifications both have those, and no version id is needed.
+    """
+
+    def __init__(self, connection: LogConnection) -> None:
+        self.name, _, self.prefix = connection.url.removeprefix("s3://").partition("/")
+        self._connection = connection
+        self._stack = AsyncExitStack()
+        self._client: Any = None
+
+    async def open(self) -> None:
+        """Connect, and see that the bucket is there."""
+        if self._client is None:
+            with speaking(self._connection.url, "open"):
+                self._client = await self._stack.enter_async_context(
+                    get_session().create_client(
+                        "s3",
+                        region_name=self._connection.region,
+                        endpoint_url=self._connection.endpoint_url,
+                        config=_config(self._connection.endpoint_url),
+                    )
+                )
+        with speaking(self._connection.url, "list"):
+            await self._client.list_objects_v2(Bucket=self.name, Prefix=self.prefix, MaxKeys=1)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self._client = None
+        await self._stack.aclose()
+
+    async def listing(self) -> AsyncIterator[list[LogEntry]]:
+        """Page by page, a thousand each. Folders' own objects and empty ones are no logs."""
+        with speaking(self._connection.url, "list"):
+            pages = self._client.get_paginator("list_objects_v2")
+            async for page in pages.paginate(Bucket=self.name, Prefix=self.prefix):
+                entries = [
+                    self.entry(
+                        found["Key"],
+                        found["ETag"],
+                        found["Size"],
+                        int(found["LastModified"].timestamp() * 1000),
+                    )
+                    for found in page.get("Contents", ())
+                ]
+                yield [entry for entry in entries if entry is not None]
+
+    def entry(self, key: str, etag: str, size: int, modified_ms: int) -> LogEntry | None:
+        """An object of the bucket as a log; ``None`` where it is none, or not under the prefix."""
+        if not key.startswith(self.prefix) or key.endswith("/") or not size:
+            return None
+        etag = etag.strip('"')
+        return LogEntry(log_id(key, key, etag), key, etag, size, modified_ms)
+
+    async def read(self, entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
+        """The object's bytes from an offset on, if it still has the entry's ETag."""
+        if offset >= entry.size:
+            return
+        place = f"s3://{self.name}/{entry.place}"
+        with speaking(place, "get"):
+            answer = await self._client.get_object(
+                Bucket=self.name, Key=entry.place, IfMatch=f'"{entry.version}"', Range=f"bytes={offset}-"
+            )
+            if answer["ETag"].strip('"') != entry.version:  # a server that does not know If-Match
+                raise LogGone(f"{place}: there is another content now")
+            async with answer["Body"] as body:
+                while chunk := await body.read(_CHUNK):
+                    yield chunk
+
+
+def _config(endpoint_url: str | None) -> AioConfig:
+    named = endpoint_url or any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
+    return AioConfig(
+        retries={"mode": "standard", "total_max_attempts": 6},
+        connect_timeout=10,
+        read_timeout=60,
+        max_pool_connections=64,
+        # Buckets as host names need a wildcard DNS entry, which S3 has and its stand-ins have not.
+        s3={"addressing_style": "path" if named else "auto"},
+    )
+
+
+@contextmanager
+def speaking(place: str, operation: str) -> Iterator[None]:
+    """Turn the client's exceptions into ours."""
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in _GONE:
+            raise LogGone(f"{place}: {operation}: {code}") from error
+        message = error.response.get("Error", {}).get("Message", "")
+        raise DependencyError(
+            place, f"{operation}: {code} {message}".rstrip(), _HINTS.get(code, "")
+        ) from error
+    except (BotoCoreError, OSError, TimeoutError) as error:
+        name = type(error).__name__
+        raise DependencyError(place, f"{operation}: {name}: {error}", _HINTS.get(name, "")) from error

@@ -1,0 +1,144 @@
+"""Logs in a folder of this machine: files that grow, are renamed, copied, truncated and packed.
+
+A file is known by its first line, unpacked: it stays the same whatever rotation does to name and inode. So
+a renamed, copied or packed file is the log that was read before, and a truncated one a new log. Of two files
+with one first line, the other one is a log of its own if they differ later on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import IO, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from streamproc.errors import DependencyError
+from streamproc.log_objects import PACKED, LogEntry
+from streamproc.sources.log_store import LogConnection, LogGone, log_id
+from streamproc.sources.log_unpack import Caps, Unpacker, is_packed
+
+_CHUNK = 1 << 20
+
+#: Bytes, packed, in which a first line has to be found.
+_HEAD = 256 << 10
+
+
+class _Seen(NamedTuple):
+    entry: LogEntry
+    inode: int
+    head: bytes
+
+
+class Folder:
+    """A :class:`~streamproc.sources.log_store.LogStore` for ``file:///folder``, with the folders below it.
+
+    Hidden files, empty ones, and those whose first line is not complete yet are passed over.
+    """
+
+    def __init__(self, connection: LogConnection) -> None:
+        self._root = Path(unquote(urlsplit(connection.url).path))
+        #: What a file was last seen as, by path: only what has changed is looked into again.
+        self._seen: dict[str, tuple[tuple[int, int, int], _Seen]] = {}
+
+    async def open(self) -> None:
+        """See that the folder is there."""
+        if not await asyncio.to_thread(self._root.is_dir):
+            raise DependencyError(str(self._root), "there is no such folder", "create it, or correct the URL")
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+    async def listing(self) -> AsyncIterator[list[LogEntry]]:
+        """All logs, in one go."""
+        yield await asyncio.to_thread(self._list)
+
+    async def read(self, entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
+        """The file's bytes from an offset on."""
+        file = await asyncio.to_thread(self._open, entry)
+        with file:
+            await asyncio.to_thread(file.seek, offset)
+            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                yield chunk
+
+    def _open(self, entry: LogEntry) -> IO[bytes]:
+        path = self._root / entry.place
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            raise LogGone(f"{path} is not there any more") from None
+        except OSError as error:
+            raise DependencyError(str(path), str(error), "may this process read it?") from error
+        if _first_line(_head(file)) != entry.version:
+            file.close()
+            raise LogGone(f"{path}: there is another log now")
+        return file
+
+    def _list(self) -> list[LogEntry]:
+        found: dict[str, _Seen] = {}
+        seen = {}
+        for path in sorted(self._paths()):
+            place = path.relative_to(self._root).as_posix()
+            try:
+                status = path.stat()
+                state = (status.st_ino, status.st_size, status.st_mtime_ns)
+                known = self._seen.get(place)
+                one = known[1] if known and known[0] == state else self._look(path, place, status)
+            except OSError:  # gone meanwhile, or not ours to read: the next listing tells
+                continue
+            seen[place] = (state, one)
+            if one.entry.version:
+                self._add(found, one)
+        self._seen = seen
+        return [one.entry for one in found.values()]
+
+    def _paths(self) -> list[Path]:
+        files = (Path(folder) / name for folder, _, names in os.walk(self._root) for name in names)
+        return [path for path in files if not path.name.startswith(".")]
+
+    @staticmethod
+    def _look(path: Path, place: str, status: os.stat_result) -> _Seen:
+        with path.open("rb") as file:
+            packed = is_packed(file.read(4))
+            file.seek(0)
+            head = _head(file)
+        line = _first_line(head)
+        size = status.st_size + (PACKED if packed else 0)
+        entry = LogEntry(log_id("", line), place, line, size, status.st_mtime_ns // 1_000_000)
+        return _Seen(entry, status.st_ino, head)
+
+    @staticmethod
+    def _add(found: dict[str, _Seen], one: _Seen) -> None:
+        """One of several files that begin alike: the longer content is the log, the other a copy in the making."""
+        other = found.get(one.entry.id)
+        if other is None or other.inode == one.inode:
+            found[one.entry.id] = one
+            return
+        length = min(len(one.head), len(other.head))
+        if one.head[:length] == other.head[:length]:
+            if len(one.head) > len(other.head):
+                found[one.entry.id] = one
+            return
+        twin = one.entry._replace(id=log_id("", one.entry.version, str(one.inode)))
+        found[twin.id] = one._replace(entry=twin)
+
+
+def _head(file: IO[bytes]) -> bytes:
+    """The beginning of a file, unpacked."""
+    unpacker = Unpacker(Caps())
+    pieces = []
+    for piece in unpacker.feed(file.read(_HEAD)):
+        pieces.append(piece)
+        if sum(map(len, pieces)) >= _HEAD:
+            break
+    return b"".join(pieces)[:_HEAD]
+
+
+def _first_line(head: bytes) -> str:
+    """A digest of the first line that is no header; empty while there is none."""
+    for line in head.split(b"\n")[:-1]:
+        if line.strip() and not line.startswith(b"#"):
+            return hashlib.blake2b(line, digest_size=16).hexdigest()
+    return ""

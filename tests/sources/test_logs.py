@@ -1,0 +1,548 @@
+"""Logs in a bucket and in a folder, read by workers over a real ledger: every row once, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psycopg
+import pytest
+
+from streamproc.ledger import Ledger
+from streamproc.ledger.logs import Logs
+from streamproc.log_objects import LogEntry, Period
+from streamproc.model import Partition, RecordBatch
+from streamproc.sources.log_bucket import Bucket
+from streamproc.sources.log_queue import Queue
+from streamproc.sources.log_store import LogConnection, LogGone
+from streamproc.sources.log_unpack import Caps
+from streamproc.sources.logs import LogSource
+from streamproc.topology import Contract, EventTime
+from tests.conftest import S3Server
+
+JSON = Contract((), EventTime("t"), max_record_bytes=1024)
+
+
+class Member:
+    """A worker: claims in the ledger, keeps what it is given, commits when it is told to."""
+
+    def __init__(self, ledger: Ledger, connection: LogConnection, contract: Contract, lease: float) -> None:
+        self.batches: list[RecordBatch] = []
+        self.ledger = ledger
+        self.gone: list[Partition] = []
+        self._uncommitted: list[RecordBatch] = []
+        self.logs = Logs(ledger.database, ledger.stream, connection.url, ledger.worker, lease)
+        self.source = LogSource(connection, contract, self, self.logs)
+
+    async def assigned(self, partitions: Sequence[Partition]) -> Mapping[Partition, int | None]:
+        claims = await self.ledger.claim(partitions)
+        return {partition: claim.position for partition, claim in claims.items()}
+
+    async def revoked(self, partitions: Sequence[Partition]) -> None:
+        raise AssertionError("nobody asks for logs")
+
+    async def finished(self, partitions: Sequence[Partition]) -> None:
+        self.gone += partitions
+
+    async def take(self) -> list[RecordBatch]:
+        batches = await self.source.next(1000, 0.05)
+        self.batches += batches
+        self._uncommitted += batches
+        return batches
+
+    async def commit(self) -> None:
+        """Set the positions behind everything taken, as the pipeline's commit does."""
+        ends = {batch.partition: batch.through for batch in self._uncommitted}
+        self._uncommitted.clear()
+        async with self.ledger.database.connection("commit") as conn:
+            for partition, through in ends.items():
+                await conn.execute(
+                    "UPDATE streamproc.partitions SET position = %s WHERE (stream, source, partition) = (%s, %s, %s)",
+                    [through, self.ledger.stream, partition.source, partition.id],
+                )
+        await self.source.copy_commit(ends)
+
+    def drop(self) -> None:
+        """Forget what is not committed, as a crash does."""
+        for batch in self._uncommitted:
+            self.batches.remove(batch)
+        self._uncommitted.clear()
+
+
+@asynccontextmanager
+async def member(
+    postgres: str,
+    url: str,
+    *,
+    name: str = "w1",
+    lease: float = 30,
+    contract: Contract = JSON,
+    **options: Any,
+) -> AsyncIterator[Member]:
+    async with Ledger(postgres, "logs", name) as ledger:
+        await ledger.migrate()
+        connection = LogConnection(url, **{"list_every": 0.1, **options})
+        one = Member(ledger, connection, contract, lease)
+        await one.source.start()
+        try:
+            yield one
+        finally:
+            await one.source.close()
+
+
+async def read_until(holds: Callable[[], object], *members: Member, committing: bool = True) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, [len(each.batches) for each in members]
+        for each in members:
+            await each.take()
+            if committing:
+                await each.commit()
+
+
+async def read_all(*members: Member) -> None:
+    """Until everything that is listed is read, of connections that end."""
+    await read_until(lambda: all(each.source.finished.is_set() for each in members), *members)
+
+
+def values(*members: Member) -> Counter[bytes]:
+    return Counter(value or b"" for each in members for batch in each.batches for value in batch.values)
+
+
+def assert_seamless(*members: Member) -> None:
+    through: dict[Partition, int] = {}
+    for each in members:
+        for batch in each.batches:
+            assert batch.after == through.get(batch.partition, -1)
+            assert len(batch.values) == len(batch.positions) > 0
+            through[batch.partition] = batch.through
+
+
+def lines(name: str, number: int) -> list[bytes]:
+    return [b'{"%s": %d}' % (name.encode(), n) for n in range(number)]
+
+
+class Objects:
+    def __init__(self, server: S3Server, bucket: str) -> None:
+        self.bucket = bucket
+        self.client = boto3.client("s3", endpoint_url=server.endpoint_url, region_name=server.region)
+
+    def put(self, key: str, body: bytes) -> None:
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=body)
+
+
+@pytest.fixture
+def objects(s3_server: S3Server, bucket: str) -> Objects:
+    return Objects(s3_server, bucket)
+
+
+# -- objects -----------------------------------------------------------------------------------------
+
+
+async def test_every_object_under_the_prefix_is_read_once_and_nothing_else(
+    postgres: str, objects: Objects
+) -> None:
+    expected: Counter[bytes] = Counter()
+    for number in range(23):
+        written = lines(f"o{number}", 300 + number)
+        expected.update(written)
+        objects.put(f"logs/2026/{number:02}.gz", gzip.compress(b"\n".join(written) + b"\n"))
+    objects.put("logs/last", b'{"no line feed": 1}')
+    expected[b'{"no line feed": 1}'] += 1
+    objects.put("logs/empty", b"")
+    objects.put("other/x.gz", gzip.compress(b"not ours\n"))
+    url = f"s3://{objects.bucket}/logs"
+    async with member(postgres, url, once=True) as one:
+        await read_all(one)
+        assert values(one) == expected
+        assert_seamless(one)
+        assert len(one.gone) == 24
+    async with member(postgres, url, once=True) as again:
+        await read_all(again)
+        assert not again.batches
+
+
+async def test_an_object_goes_on_behind_the_committed_row_after_a_crash(
+    postgres: str, objects: Objects
+) -> None:
+    written = lines("x", 55_000)
+    objects.put("big.gz", gzip.compress(b"\n".join(written)))
+    url = f"s3://{objects.bucket}/"
+    async with member(postgres, url) as first:
+        await read_until(lambda: len(first.batches) >= 2, first, committing=False)
+        await first.commit()
+        await first.take()
+        first.drop()
+        committed = sum(map(len, first.batches))
+    async with member(postgres, url, once=True, name="w2") as second:
+        await read_all(second)
+        assert second.batches[0].after == committed - 1 > 0
+        assert_seamless(first, second)
+        assert values(first, second) == Counter(written)
+
+
+async def test_an_object_that_changes_is_another_log_and_the_same_bytes_again_are_not(
+    postgres: str, objects: Objects
+) -> None:
+    async with member(postgres, f"s3://{objects.bucket}/") as one:
+        objects.put("a", b"1\n2\n")
+        await read_until(lambda: len(one.gone) == 1, one)
+        objects.put("a", b"1\n2\n")
+        objects.put("b", b"b\n")
+        await read_until(lambda: len(one.gone) == 2, one)
+        objects.put("a", b"3\n")
+        await read_until(lambda: len(one.gone) == 3, one)
+        assert values(one) == Counter([b"1", b"2", b"b", b"3"])
+
+
+async def test_workers_share_the_objects_and_one_that_is_gone_leaves_its_own_to_the_others(
+    postgres: str, objects: Objects
+) -> None:
+    expected: Counter[bytes] = Counter()
+    for number in range(40):
+        expected.update(written := lines(f"o{number}", 50))
+        objects.put(f"{number}", b"\n".join(written))
+    url = f"s3://{objects.bucket}/"
+    async with member(postgres, url, lease=1) as first:
+        await read_until(lambda: first.batches, first, committing=False)
+        for task in first.source._sharing._tasks:  # it hangs: no heartbeat, no commit
+            task.cancel()
+        first.drop()
+        async with (
+            member(postgres, url, name="w2", once=True) as second,
+            member(postgres, url, name="w3", once=True) as third,
+        ):
+            await read_all(second, third)
+            assert values(first, second, third) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "kept", "reason", "rest"),
+    [
+        (gzip.compress(b"1\n2\n" * 9000, mtime=0)[:-20], None, "truncated_object", None),
+        (gzip.compress(b"1\n2\n", mtime=0) + b"garbage", 2, "corrupt_object", b""),
+        (gzip.compress(b"1\n" + bytes(100 << 20), mtime=0), 1, "oversized_object", None),
+    ],
+    ids=["truncated", "corrupt", "bomb"],
+)
+async def test_what_can_be_read_of_a_broken_object_is_kept_and_its_end_is_a_reject(
+    postgres: str, objects: Objects, body: bytes, kept: int | None, reason: str, rest: bytes | None
+) -> None:
+    objects.put("broken", body)
+    objects.put("sound", b"sound\n")
+    async with member(postgres, f"s3://{objects.bucket}/", once=True) as one:
+        await read_all(one)
+        broken = [batch for batch in one.batches if batch.partition.id.startswith("broken")]
+        *sound, last = broken
+        assert last.damage is not None and last.damage.reason == reason
+        assert len(last) == 1 and not any(batch.damage for batch in sound)
+        rows = [value for batch in sound for value in batch.values]
+        assert rows == [b"1", b"2"] * (len(rows) // 2) + [b"1"] * (len(rows) % 2)
+        assert kept is None or len(rows) == kept
+        assert rest is None or last.values == [rest]
+        assert b"sound" in values(one)
+    async with member(postgres, f"s3://{objects.bucket}/", once=True) as again:
+        await read_all(again)
+        assert not again.batches
+
+
+async def test_header_lines_are_passed_over_and_other_fields_than_the_pages_end_the_object(
+    postgres: str, objects: Objects
+) -> None:
+    contract = Contract((), EventTime("t"), decoder="cloudfront", log_format="date time c-ip")
+    objects.put("right", b"#Version: 1.0\n#Fields: date time c-ip\n2026-01-01\t00:00:00\t::1\n")
+    objects.put("wrong", b"#Version: 1.0\n#Fields: time date c-ip\n2026-01-01\t00:00:00\t::1\n")
+    async with member(postgres, f"s3://{objects.bucket}/", once=True, contract=contract) as one:
+        await read_all(one)
+        (right,) = [batch for batch in one.batches if batch.partition.id.startswith("right")]
+        (wrong,) = [batch for batch in one.batches if batch.partition.id.startswith("wrong")]
+        assert (list(right.positions), right.damage) == ([2], None)
+        assert wrong.damage is not None and "time date c-ip" in wrong.damage.detail
+
+
+async def test_only_objects_of_the_period_are_read(postgres: str, objects: Objects) -> None:
+    objects.put("now", b"now\n")
+    for period, expected in (
+        (Period(until_ms=1_000), []),
+        (Period(since_ms=int(time.time() * 1000) + 3_600_000), []),
+        (Period(since_ms=1_000, until_ms=int(time.time() * 1000) + 3_600_000), [b"now"]),
+    ):
+        async with member(postgres, f"s3://{objects.bucket}/", once=True, period=period) as one:
+            await read_all(one)
+            assert list(values(one)) == expected
+
+
+async def test_finished_objects_are_folded_into_one_row_and_still_known(
+    postgres: str, objects: Objects
+) -> None:
+    for number in range(5):
+        objects.put(f"{number}", b"x\ny\n")
+    url = f"s3://{objects.bucket}/"
+    async with member(postgres, url, once=True) as one:
+        await read_all(one)
+        with psycopg.connect(postgres, autocommit=True) as db:
+            db.execute("UPDATE streamproc.partitions SET records = 2, accepted = 2, clock_us = 7")
+            assert await one.logs.compact(0) == 5
+            assert await one.logs.compact(0) == 0
+            rows = db.execute(
+                "SELECT partition, records, accepted, clock_us FROM streamproc.partitions"
+            ).fetchall()
+        assert rows == [("finished", 10, 10, 7)]
+    async with member(postgres, url, once=True) as again:
+        await read_all(again)
+        assert not again.batches
+
+
+async def test_a_claim_that_comes_after_the_log_was_finished_and_folded_reads_nothing(
+    postgres: str, objects: Objects
+) -> None:
+    """A worker takes a log, hangs, and claims it when another one has long finished it."""
+    objects.put("x", b"x\n")
+    url = f"s3://{objects.bucket}/"
+    async with member(postgres, url, once=True) as late:
+        claim, asked, go_on = late.ledger.claim, asyncio.Event(), asyncio.Event()
+
+        async def claim_late(partitions: Sequence[Partition]) -> Any:
+            asked.set()
+            await go_on.wait()
+            return await claim(partitions)
+
+        late.ledger.claim = claim_late  # type: ignore[method-assign]  # the pause that the test is about
+        await asked.wait()
+        with psycopg.connect(postgres, autocommit=True) as db:
+            db.execute("UPDATE streamproc.logs SET expires_at = now() - interval '1 s'")
+        async with member(postgres, url, once=True, name="w2") as other:
+            await read_all(other)
+            assert values(other) == Counter([b"x"])
+            await other.logs.compact(0)
+        go_on.set()
+        await read_all(late)
+        assert not late.batches
+
+
+async def test_what_one_worker_has_taken_another_does_not_get(postgres: str) -> None:
+    async with Ledger(postgres, "logs", "w") as ledger:
+        await ledger.migrate()
+        one, other = (Logs(ledger.database, "logs", "s3://b", "w", 30) for _ in range(2))
+        entries = [LogEntry(f"{number}", "place", "version", 1, number) for number in range(10)]
+        assert (await one.found(entries), await other.found(entries)) == (10, 0)
+        taken = await asyncio.gather(*(logs.take(4, Period()) for logs in (one, other, one, other)))
+        ids = [each.entry.id for some in taken for each in some]
+        assert sorted(ids, key=int) == [entry.id for entry in entries]
+        assert await one.renew(ids) | await other.renew(ids) == set(ids)
+        await one.release(ids)
+        again = await other.take(10, Period())
+        assert {each.entry.id for each in again} == {each.entry.id for each in taken[0] + taken[2]}
+
+
+# -- notifications -----------------------------------------------------------------------------------
+
+
+def s3_message(bucket: str, key: str, etag: str, size: int) -> str:
+    """As S3 documents it; keys are encoded as in a form."""
+    return json.dumps(
+        {
+            "Records": [
+                {
+                    "eventVersion": "2.1",
+                    "eventSource": "aws:s3",
+                    "eventTime": "1970-01-01T00:00:00.000Z",
+                    "eventName": "ObjectCreated:Put",
+                    "s3": {"bucket": {"name": bucket}, "object": {"key": key, "size": size, "eTag": etag}},
+                }
+            ]
+        }
+    )
+
+
+def eventbridge_message(bucket: str, key: str, etag: str, size: int) -> str:
+    """As EventBridge documents it; keys are not encoded."""
+    detail = {"bucket": {"name": bucket}, "object": {"key": key, "size": size, "etag": etag}}
+    return json.dumps({"detail-type": "Object Created", "time": "2021-11-12T00:00:00Z", "detail": detail})
+
+
+def test_every_kind_of_message_tells_of_the_same_object() -> None:
+    connection = LogConnection("s3://b/logs/", queue="http://q")
+    queue = Queue(connection, Bucket(connection))
+    plain = s3_message("b", "logs/a+b%C3%A9.gz", "e1", 7)
+    (entry,) = queue.entries(plain)
+    assert (entry.place, entry.version, entry.size) == ("logs/a bé.gz", "e1", 7)
+    (by_sns,) = queue.entries(json.dumps({"Type": "Notification", "Message": plain}))
+    (by_bridge,) = queue.entries(eventbridge_message("b", "logs/a bé.gz", "e1", 7))
+    listed = Bucket(connection).entry("logs/a bé.gz", '"e1"', 7, 0)
+    assert listed is not None
+    assert {entry.id, by_sns.id, by_bridge.id, listed.id} == {entry.id}
+    assert queue.entries(s3_message("other", "logs/a", "e", 7)) == []
+    assert queue.entries(s3_message("b", "elsewhere/a", "e", 7)) == []
+    assert queue.entries(json.dumps({"Event": "s3:TestEvent", "Bucket": "b"})) == []
+    assert queue.entries(plain.replace("ObjectCreated:Put", "ObjectRemoved:Delete")) == []
+
+
+async def test_an_object_notified_three_times_is_read_once_and_its_messages_are_deleted(
+    postgres: str, objects: Objects, s3_server: S3Server
+) -> None:
+    sqs = boto3.client("sqs", endpoint_url=s3_server.endpoint_url, region_name=s3_server.region)
+    queue = sqs.create_queue(QueueName=f"q-{objects.bucket}")["QueueUrl"]
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": "1"})
+    # The first listing sees nothing, the next one is in an hour: all that comes, comes by the queue.
+    async with member(postgres, f"s3://{objects.bucket}/", queue=queue, list_every=3600.0) as one:
+        await read_until(one.source._sharing.listed.is_set, one)
+        objects.put("a b.gz", gzip.compress(b"1\n2\n"))
+        etag = objects.client.head_object(Bucket=objects.bucket, Key="a b.gz")["ETag"].strip('"')
+        for body in (
+            s3_message(objects.bucket, "a+b.gz", etag, 24),
+            s3_message(objects.bucket, "a+b.gz", etag, 24),
+            eventbridge_message(objects.bucket, "a b.gz", etag, 24),
+            "nobody can read this",
+        ):
+            sqs.send_message(QueueUrl=queue, MessageBody=body)
+
+        def left() -> int:
+            names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+            found = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=names)["Attributes"]
+            return sum(map(int, found.values()))
+
+        await read_until(lambda: one.gone and left() == 1, one)
+        assert values(one) == Counter([b"1", b"2"])
+    sqs.close()
+
+
+# -- files -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "log files"
+    folder.mkdir()
+    return folder
+
+
+async def test_a_growing_file_is_followed_and_only_whole_lines_are_read(postgres: str, folder: Path) -> None:
+    log = folder / "access.log"
+    async with member(postgres, folder.as_uri()) as one:
+        with log.open("wb", buffering=0) as out:
+            out.write(b"first\nsec")
+            await read_until(lambda: one.gone, one)
+            assert values(one) == Counter([b"first"])
+            out.write(b"ond\nthird\nfou")
+            await read_until(lambda: values(one)[b"third"], one)
+            assert values(one) == Counter([b"first", b"second", b"third"])
+            assert_seamless(one)
+    with log.open("ab") as out:
+        out.write(b"rth\n")
+    async with member(postgres, folder.as_uri(), once=True, name="w2") as two:
+        await read_all(two)
+        assert values(two) == Counter([b"fourth"])
+        assert_seamless(one, two)
+
+
+@pytest.mark.parametrize("how", ["rename", "copytruncate"])
+async def test_rotation_loses_nothing_and_repeats_nothing(postgres: str, folder: Path, how: str) -> None:
+    log, old = folder / "access.log", folder / "access.log.1"
+    written: list[bytes] = []
+
+    def write(text: bytes) -> None:
+        with log.open("ab") as out:
+            out.write(text + b"\n")
+        written.append(text)
+
+    async with member(postgres, folder.as_uri()) as one:
+        for turn in range(3):
+            write(b"first of %d" % turn)
+            write(b"seen of %d" % turn)
+            await read_until(lambda: values(one) == Counter(written), one)
+            write(b"not seen of %d when it was rotated" % turn)
+            for number in range(turn, 0, -1):
+                packed = folder / f"access.log.{number}.gz"
+                if packed.exists():
+                    packed.rename(folder / f"access.log.{number + 1}.gz")
+            if old.exists():
+                (folder / "access.log.2.gz").write_bytes(gzip.compress(old.read_bytes()))
+                old.unlink()
+            if how == "rename":
+                log.rename(old)
+            else:
+                old.write_bytes(log.read_bytes())
+                log.write_bytes(b"")
+        write(b"the end")
+        await read_until(lambda: values(one)[b"the end"], one)
+        await read_until(lambda: values(one) == Counter(written), one)
+        listings = one.source._store
+        for _ in range(3):
+            async for _entries in listings.listing():
+                await one.take()
+                await one.commit()
+        assert values(one) == Counter(written)
+        assert_seamless(one)
+
+
+async def test_a_file_packed_before_it_was_read_to_its_end_is_read_on(postgres: str, folder: Path) -> None:
+    log = folder / "access.log"
+    rows = lines("row", 5000)
+    log.write_bytes(b"\n".join(rows[:100]) + b"\n")
+    async with member(postgres, folder.as_uri(), once=True) as one:
+        await read_all(one)
+    log.unlink()
+    (folder / "access.log.1.gz").write_bytes(gzip.compress(b"\n".join(rows) + b"\n"))
+    async with member(postgres, folder.as_uri(), once=True, name="w2") as two:
+        await read_all(two)
+        assert values(one, two) == Counter(rows)
+        assert_seamless(one, two)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_file_renamed_between_its_listing_and_its_reading_is_found_again(
+    postgres: str, folder: Path, packed: bool
+) -> None:
+    body = b"1\n2\n"
+    (folder / "access.log").write_bytes(gzip.compress(body) if packed else body)
+    async with member(postgres, folder.as_uri(), list_every=0.5) as one:
+        read, missed = one.source._store.read, asyncio.Event()
+
+        async def read_late(entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
+            if not missed.is_set():
+                missed.set()
+                raise LogGone("it was renamed meanwhile")
+            async for chunk in read(entry, offset):
+                yield chunk
+
+        one.source._store.read = read_late  # type: ignore[method-assign]  # the moment that the test is about
+        await read_until(lambda: len(one.gone) == 2, one)
+        assert values(one) == Counter([b"1", b"2"])
+
+
+async def test_two_logs_that_begin_with_the_same_line_are_two(postgres: str, folder: Path) -> None:
+    (folder / "a.log").write_bytes(b"same\na\n")
+    (folder / "b.log").write_bytes(b"same\nb\nb\n")
+    async with member(postgres, folder.as_uri(), once=True) as one:
+        await read_all(one)
+        assert values(one) == Counter([b"same", b"same", b"a", b"b", b"b"])
+
+
+async def test_a_huge_log_is_read_in_little_memory(postgres: str, folder: Path) -> None:
+    """The reader stops when enough is waiting, and goes on when that is taken."""
+    piece = b"".join(b"%0999d\n" % number for number in range(100))
+    with gzip.open(folder / "big.gz", "wb", compresslevel=1) as out:
+        for _ in range(2_000):
+            out.write(piece)
+    async with member(postgres, folder.as_uri(), once=True, caps=Caps(ratio=10_000)) as one:
+        deadline = time.monotonic() + 30
+        while one.source.buffered_bytes < 64 << 20:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+        seen = 0
+        while not one.source.finished.is_set():
+            assert one.source.buffered_bytes < 80 << 20
+            seen += sum(map(len, await one.take()))
+            await one.commit()
+            one.batches.clear()
+        assert seen == 200_000
