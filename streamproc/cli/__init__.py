@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("status", "status_command", "Show positions, lag, watermarks, owners and objects."),
     "offsets": ("offsets", "offsets_command", "Show and set committed positions."),
     "replay": ("replay", "replay_command", "Process a range again beside the live service."),
+    "backfill": ("backfill", "backfill_command", "Read the logs that lie in a bucket or a folder."),
     "rejects": ("rejects", "rejects_command", "Look at rejected records and send them again."),
     "lake": ("lake", "lake_command", "List the lake's committed objects."),
     "warehouse": ("warehouse", "warehouse_command", "Load the warehouse by hand."),
