@@ -31,11 +31,11 @@ async def each(
     return [task.result() for task in tasks]
 
 
-def end_if_cancelled(error: Exception) -> None:
+def end_if_cancelled(error: Exception | None = None) -> None:
     """Raise :class:`asyncio.CancelledError` when the running task was cancelled; ``error`` is what it met.
 
-    A database that is asked to give up a query can answer with an error in the place of the cancellation.
-    Whoever catches errors to try again has to ask, or nobody can end it.
+    A query that is given up for a cancellation can fail instead, or come to its end all the same. Whoever
+    does things again and again has to ask, or nobody can end it.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

@@ -121,6 +121,6 @@ class Upkeep:
             try:
                 await work()
             except StreamprocError as error:
-                end_if_cancelled(error)
                 log.warning("upkeep_failed", work=name, problem=str(error))
+            end_if_cancelled()
             await asyncio.sleep(seconds)

@@ -15,6 +15,7 @@ from functools import partial
 
 import structlog
 
+from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import Gap, SourceError, UnexpectedPosition
 from streamproc.leases import Found, LeaseStore, Mark, Report
 from streamproc.model import Partition, RecordBatch
@@ -161,6 +162,7 @@ class ShardReader:
                 raise SourceError(f"{self.partition}: cannot be read: {error.problem}") from error
 
     async def _until_room(self) -> None:
+        end_if_cancelled()
         while self.paused or not self._around.room():
             self._go.clear()
             await self._go.wait()

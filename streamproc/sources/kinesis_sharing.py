@@ -134,6 +134,7 @@ class Sharing:
         loop = asyncio.get_running_loop()
         listed = loop.time()
         while True:
+            end_if_cancelled()
             try:
                 board = await self._tell()
                 changed = any(shard.finished and shard.id in self.leases for shard in board.shards)
