@@ -206,7 +206,14 @@ class LogReader:
         size = sum(map(len, lines))
         self._queue.append(
             RecordBatch(
-                self.partition, after, through, lines, positions, self.entry.modified_ms, size, damage
+                self.partition,
+                after,
+                through,
+                lines,
+                positions,
+                self.entry.modified_ms,
+                size,
+                damage=damage,
             )
         )
         self._through = through

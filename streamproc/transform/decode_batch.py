@@ -48,6 +48,11 @@ class Batch:
         return cast(Sequence[bytes], list(map(self._records.__getitem__, rows.to_list())))
 
     @property
+    def text(self) -> pl.Series:
+        """The records still here as text, null where one is not UTF-8. Looked at anew each time."""
+        return as_text(self.series)
+
+    @property
     def lines(self) -> bytes:
         """The records one to a line. Built once: at this size a copy costs as much as a pass over it."""
         if self._lines is None:

@@ -88,7 +88,7 @@ class JsonLogParser:
 
     def _values(self, batch: Batch) -> pl.DataFrame:
         """The known keys' values as texts. Lines that are no JSON object are dropped with a problem."""
-        if batch.text.str.contains(r"^\s*\{").all() and not batch.has(b"\\u0000"):
+        if batch.text.str.contains(r"^\s*\{").all() and batch.holding(b"\\u0000") is None:
             try:
                 return batch.text.str.json_decode(self._type).struct.unnest()
             except pl.exceptions.ComputeError:
