@@ -71,6 +71,10 @@ replay-show: $(VENV)/.installed-dev ## Replay 2,000,000 events beside live traff
 bench-kinesis: $(VENV)/.installed-dev ## What reading Kinesis costs, on a local server (ARGS="decode", "local --events 50000")
 	$(BIN)/python -m benchmarks.kinesis $(ARGS)
 
+.PHONY: bench-logs
+bench-logs: $(VENV)/.installed-dev ## Backfill of web logs, or their decoder alone (ARGS="--mib 100", ARGS=--parse)
+	$(BIN)/python -m benchmarks.logs $(ARGS)
+
 # Checking ----------------------------------------------------------------------------------------------------
 
 .PHONY: test
