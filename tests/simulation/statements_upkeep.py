@@ -187,3 +187,8 @@ STATEMENTS[normal(objects._BY_CLOCK)] = _listing(
 @does(history._SHARDS)
 async def _shards(transaction: Transaction, values: Any, server: Server) -> Answer:
     return Answer([])  # the topic has partitions, not shards
+
+
+@does(positions._FREE)
+async def _free(transaction: Transaction, values: Any, server: Server) -> Answer:
+    return Answer(count=0)  # no shard, so none is held
