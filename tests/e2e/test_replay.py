@@ -271,7 +271,8 @@ async def test_killed_anywhere_it_goes_on(site, start):
 async def test_workers_that_are_killed_at_random_are_replaced_and_count_nothing_twice(site, start):
     chance = random.Random(9)
     correct = spoil(site)
-    site.extra["STREAMPROC_MAX_EPOCH_RECORDS"] = "1000"
+    # So many commits that none of them comes to the end before it is killed.
+    site.extra |= {"STREAMPROC_MAX_EPOCH_RECORDS": "500", "STREAMPROC_BATCH_RECORDS": "250"}
     live = start("live")
     sent = await produce(site.broker, site.topic, itertools.islice(records(1_000_000, seed=25), 30_000))
     await until(lambda: committed_records(site.ledger) == sent, "committed", 90, [live])
