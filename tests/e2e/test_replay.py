@@ -311,8 +311,11 @@ async def test_workers_that_are_killed_at_random_are_replaced_and_count_nothing_
 
 
 def is_worker(process):
-    """Not multiprocessing's own helper, which a killed worker leaves alone."""
-    return "spawn_main" in " ".join(process.cmdline())
+    """Not multiprocessing's own helper, which a killed worker leaves alone, and not one that has ended."""
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # a zombie too
+        return False
 
 
 async def _killed_and_promoted(site, promote, before):
