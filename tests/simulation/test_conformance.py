@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.ledger.test_any_order import run
 from tests.simulation.stand import SimulatedStand
 
@@ -11,12 +9,4 @@ from tests.simulation.stand import SimulatedStand
 def test_the_simulated_database_agrees_with_the_model() -> None:
     stand = SimulatedStand(1)
     with stand.on():
-        run(stand, 40)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_simulated_database_agrees_with_the_model_for_long() -> None:
-    stand = SimulatedStand(2)
-    with stand.on():
-        run(stand, 1_000)
+        run(stand, 40, always_the_same=True)
