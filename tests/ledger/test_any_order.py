@@ -26,7 +26,7 @@ def postgres_stand(postgres: str) -> Iterator[Stand]:
             runner.run(server.__aexit__(None, None, None))
 
 
-def run(stand: Stand, examples: int, *, always_the_same: bool = False) -> None:
+def run(stand: Stand, examples: int) -> None:
     numbers = itertools.count()
     run_state_machine_as_test(
         lambda: LedgerMachine(stand, f"stream_{next(numbers)}"),
@@ -34,7 +34,6 @@ def run(stand: Stand, examples: int, *, always_the_same: bool = False) -> None:
             max_examples=examples,
             stateful_step_count=30,
             deadline=None,
-            derandomize=always_the_same,
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )

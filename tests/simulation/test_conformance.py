@@ -9,4 +9,4 @@ from tests.simulation.stand import SimulatedStand
 def test_the_simulated_database_agrees_with_the_model() -> None:
     stand = SimulatedStand(1)
     with stand.on():
-        run(stand, 40, always_the_same=True)
+        run(stand, 10)
