@@ -46,4 +46,4 @@ def test_postgresql_agrees_with_the_model(postgres_stand: Stand) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_postgresql_agrees_with_the_model_for_long(postgres_stand: Stand) -> None:
-    run(postgres_stand, 300)
+    run(postgres_stand, 100)
