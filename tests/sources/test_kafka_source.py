@@ -252,15 +252,23 @@ async def test_a_topic_made_anew_and_filled_beyond_the_position_stops_the_partit
 async def test_a_topic_made_anew_while_a_worker_sleeps_stops_it(
     kafka: KafkaConnection, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not kafka.embedded:
+        pytest.skip(
+            "Apache Kafka takes the partitions away first; the claim after that looks, as in the test before"
+        )
+    memory = Memory()
     await publish(kafka, topic, [b"old"] * 3, 0)
-    async with consuming(kafka, topic, Memory()) as source:
+    async with consuming(kafka, topic, memory) as source:
         await read_records(source, 3)
+        memory.positions[Partition(topic, "0")] = 2
         source.pause([Partition(topic, "0")])
         await make_anew(kafka, topic)
         await publish(kafka, topic, [b"new"] * 6, 0)
-        monkeypatch.setattr(source, "_look_again", 0.0)
         source.resume([Partition(topic, "0")])
-        assert await source.next(100, 0.5) == []
+        async with asyncio.timeout(60):  # Apache Kafka's metadata is some moments behind
+            while not source.stopped:
+                monkeypatch.setattr(source, "_look_again", 0.0)
+                assert await source.next(100, 0.5) == []
         assert "of another topic" in str(source.stopped[Partition(topic, "0")])
 
 
@@ -274,6 +282,10 @@ async def make_anew(kafka: KafkaConnection, topic: str) -> None:
         while not made:  # until it is really gone
             answer = await client.create_topics([NewTopic(topic, 4, 1)])
             made = answer.topic_errors[0][1] == 0
+        there = False
+        while not there:  # until all of the broker knows it
+            (found,) = await client.describe_topics([topic])
+            there = found["error_code"] == 0 and len(found["partitions"]) == 4
     finally:
         await client.close()
 
