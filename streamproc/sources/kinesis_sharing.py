@@ -149,7 +149,7 @@ class Sharing:
                 log.warning("waiting", on=error.what, problem=error.problem, hint=error.hint)
                 if self._pace.waiting is not None:
                     self._pace.waiting(error)
-            except Exception as error:
+            except Exception as error:  # raised by next(): nothing else waits for this task
                 self._fail(error)
                 return
             try:
@@ -212,7 +212,7 @@ class Sharing:
         async def guarded() -> None:
             try:
                 await move
-            except Exception as error:
+            except Exception as error:  # raised by next(): nothing else waits for this task
                 self._fail(error)
             self._hurry.set()
 

@@ -14,6 +14,7 @@ from streamproc.ledger.shards import Shards
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources.kinesis import KinesisOptions, KinesisSource
 from streamproc.sources.kinesis_connection import KinesisConnection
+from tests.sources.taking import Taking
 
 #: Short, so that a worker that is gone is noticed soon.
 LEASE_TIMEOUT = 2.0
@@ -21,7 +22,7 @@ LEASE_TIMEOUT = 2.0
 REGION = "us-east-1"
 
 
-class Member:
+class Member(Taking):
     """A worker: claims in the ledger, keeps what it is given, commits when it is told to or has to let go."""
 
     def __init__(self, ledger: Ledger, connection: KinesisConnection, stream: str, **options: Any) -> None:
@@ -43,30 +44,6 @@ class Member:
     async def revoked(self, partitions: Sequence[Partition]) -> None:
         await self.commit()
         self.events.append(("revoked", frozenset(partition.id for partition in partitions)))
-
-    async def take(self, max_wait: float = 0.2, max_records: int = 1000) -> list[RecordBatch]:
-        batches = await self.source.next(max_records, max_wait)
-        self.batches += batches
-        self._uncommitted += batches
-        return batches
-
-    async def commit(self) -> None:
-        """Set the positions behind everything taken, as the pipeline's commit does."""
-        ends = {batch.partition: batch.through for batch in self._uncommitted}
-        self._uncommitted.clear()
-        async with self.ledger.database.connection("commit") as conn:
-            for partition, through in ends.items():
-                await conn.execute(
-                    "UPDATE streamproc.partitions SET position = %s WHERE (stream, source, partition) = (%s, %s, %s)",
-                    [through, self.ledger.stream, partition.source, partition.id],
-                )
-        await self.source.copy_commit(ends)
-
-    def drop(self) -> None:
-        """Forget what is not committed, as a crash does."""
-        for batch in self._uncommitted:
-            self.batches.remove(batch)
-        self._uncommitted.clear()
 
 
 @asynccontextmanager

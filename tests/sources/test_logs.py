@@ -27,11 +27,12 @@ from streamproc.sources.log_unpack import Caps
 from streamproc.sources.logs import LogSource
 from streamproc.topology import Contract, EventTime
 from tests.conftest import S3Server
+from tests.sources.taking import Taking
 
 JSON = Contract((), EventTime("t"), max_record_bytes=1024)
 
 
-class Member:
+class Member(Taking):
     """A worker: claims in the ledger, keeps what it is given, commits when it is told to."""
 
     def __init__(self, ledger: Ledger, connection: LogConnection, contract: Contract, lease: float) -> None:
@@ -51,30 +52,6 @@ class Member:
 
     async def finished(self, partitions: Sequence[Partition]) -> None:
         self.gone += partitions
-
-    async def take(self) -> list[RecordBatch]:
-        batches = await self.source.next(1000, 0.05)
-        self.batches += batches
-        self._uncommitted += batches
-        return batches
-
-    async def commit(self) -> None:
-        """Set the positions behind everything taken, as the pipeline's commit does."""
-        ends = {batch.partition: batch.through for batch in self._uncommitted}
-        self._uncommitted.clear()
-        async with self.ledger.database.connection("commit") as conn:
-            for partition, through in ends.items():
-                await conn.execute(
-                    "UPDATE streamproc.partitions SET position = %s WHERE (stream, source, partition) = (%s, %s, %s)",
-                    [through, self.ledger.stream, partition.source, partition.id],
-                )
-        await self.source.copy_commit(ends)
-
-    def drop(self) -> None:
-        """Forget what is not committed, as a crash does."""
-        for batch in self._uncommitted:
-            self.batches.remove(batch)
-        self._uncommitted.clear()
 
 
 @asynccontextmanager
