@@ -34,13 +34,14 @@ class Surroundings:
     """What the readers of a source share.
 
     ``room``: whether more may be fetched. ``arrived`` is set whenever there is something to hand out or to
-    raise; ``ended`` when a shard is read to its end. ``kept``: seconds for which the stream keeps records.
+    raise; ``news`` when there is something that the ledger is to hear before the next heartbeat is due.
+    ``kept``: seconds for which the stream keeps records.
     """
 
     store: LeaseStore
     room: Callable[[], bool]
     arrived: asyncio.Event
-    ended: asyncio.Event
+    news: asyncio.Event
     kept: float
 
 
@@ -232,6 +233,8 @@ class ShardReader:
             self._around.arrived.set()
 
     def _note(self, page: Page, asked: float, *, begun: bool) -> None:
+        if self.behind_ms is None:  # a report of the stream's lag has a hole until the ledger knows
+            self._around.news.set()
         self.behind_ms = page.behind_ms
         ended = page.iterator is None
         if (ended or page.behind_ms == 0) and (begun or self._where.sequence is None):
@@ -243,4 +246,4 @@ class ShardReader:
             self._complete_position, self._complete_at = self.fetched, asked
         if ended:
             self.last_position = self.fetched
-            self._around.ended.set()
+            self._around.news.set()

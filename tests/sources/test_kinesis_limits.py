@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from streamproc.ledger import NewPosition
 from streamproc.model import Partition
 from streamproc.ops.shard_positions import place
 from streamproc.sources.kinesis_connection import KinesisConnection
-from tests.sources.kinesis_consuming import REGION, assert_seamless, member, read_until, records
+from tests.sources.kinesis_consuming import REGION, Member, assert_seamless, member, read_until, records
 from tests.support.kinesis_stub import SHARD, KinesisStub
 
 HOUR = 3600.0
@@ -125,11 +126,26 @@ async def test_lag_is_the_streams_millis_behind_latest(stub, postgres):
         await read_until(lambda: len(records(one.batches)) >= 5, one)
         assert one.source.behind == {PARTITION: 12.5}
         assert await one.source.end_positions() == {PARTITION: 5}, "there is one more at least"
-        await one.take(0.8)
-        assert (await one.ledger.shards())[PARTITION].behind_ms == 12_500
+        await _until_told(one, 12_500)
         stub.behind_ms = 0
         await read_until(lambda: one.source.behind == {PARTITION: 0.0}, one)
         assert await one.source.end_positions() == {PARTITION: 4}
+
+
+async def test_the_lag_of_a_shard_is_in_the_ledger_after_its_first_read_whenever_heartbeats_are_due(
+    stub, postgres
+):
+    stub.behind_ms = 12_500
+    stub.put(*numbered(5))
+    async with member(postgres, stub.url, "s", lease_timeout=3600.0) as one:
+        await _until_told(one, 12_500)
+
+
+async def _until_told(one: Member, behind_ms: int) -> None:
+    """Let it read until the ledger says that its shard is that far behind."""
+    async with asyncio.timeout(60):
+        while (await one.ledger.shards())[PARTITION].behind_ms != behind_ms:
+            await one.take(0.05)
 
 
 # -- retention ---------------------------------------------------------------------------------------------
