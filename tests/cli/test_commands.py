@@ -6,7 +6,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -61,12 +60,8 @@ def test_help_lists_every_verb_and_imports_none() -> None:
         "heavy = {'polars', 'faust', 'aiokafka', 'psycopg', 'structlog'}; "
         "print('HEAVY', sorted({name.partition('.')[0] for name in sys.modules} & heavy))"
     )
-    started = time.perf_counter()
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert time.perf_counter() - started < 10, (
-        "generous: what makes it fast is that nothing heavy is imported"
     )
     assert "HEAVY []" in answer.stdout
     for verb, (_, _, help_) in COMMANDS.items():

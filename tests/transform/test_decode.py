@@ -379,9 +379,9 @@ def test_naughty_strings_are_rejected_as_records(shared_data: Path) -> None:
 
 def test_ten_megabytes_are_rejected_at_once() -> None:
     bombs = [b'{"zz":"' + b"x" * 10_000_000, b"[" * 10_000_000, b'{"a":' * 2_000_000, b"\xff" * 10_000_000]
-    started = time.perf_counter()
+    started = time.process_time()
     decoded = decode_values(event(), *bombs)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert decoded.rejects["reason"].unique().to_list() == ["too_large"]
     assert decoded.frame.height == 1
 
@@ -402,9 +402,9 @@ def test_ten_megabytes_are_rejected_at_once() -> None:
 )
 def test_large_records_made_to_hurt_are_rejected_soon(bomb: bytes) -> None:
     contract = replace(FLAT, max_record_bytes=1_048_576)
-    started = time.perf_counter()
+    started = time.process_time()
     decoded = decode_values(event(), bomb, contract=contract)
-    assert time.perf_counter() - started < 5, "no more than linear in the size"
+    assert time.process_time() - started < 5, "no more than linear in the size"
     assert decoded.frame.height == 1
     assert decoded.rejects.height == 1
 
