@@ -16,9 +16,10 @@ import structlog
 
 from streamproc.errors import DependencyError
 from tests.e2e.harness import REPOSITORY
-from tests.faults import report
+from tests.faults import kinesis_faults, report
 from tests.faults.bench import Bench
 from tests.faults.crashes import CRASHES, Crash
+from tests.faults.kinesis import KinesisBench
 from tests.faults.network import NETWORK
 from tests.faults.runner import Fault, run, series
 from tests.faults.topics import TOPICS
@@ -36,6 +37,9 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="also those that take minutes each")
     parser.add_argument("--series", type=int, default=1, help="crashes in one place, one after the other")
     parser.add_argument("--kafka", action="store_true", help="on Apache Kafka (Java 17, Maven)")
+    parser.add_argument(
+        "--kinesis", action="store_true", help="on a local Kinesis (Node 18, npm): other faults"
+    )
     parser.add_argument("--patience", type=float, default=1.0, help="multiplies deadlines, on a busy machine")
     parser.add_argument("--log", type=Path, help="file to append a line per run to")
     parser.add_argument("--list", action="store_true", help="name the faults")
@@ -43,13 +47,15 @@ def main() -> int:
         "--table", nargs="+", type=Path, metavar="LOG", help="the table of these logs, no runs"
     )
     parser.add_argument(
-        "--docs", action="store_true", help="put the table of the kept logs into docs/faults.md"
+        "--docs",
+        action="store_true",
+        help="put the tables of the kept logs into docs/faults.md and docs/kinesis.md",
     )
     parser.add_argument("--brief", action="store_true", help="a line per phase in the table, not per point")
     options = parser.parse_args()
     faults = [
         f
-        for f in FAULTS
+        for f in (kinesis_faults.FAULTS if options.kinesis else FAULTS)
         if any(fnmatch.fnmatch(f.name, p) for p in options.fault or "*")
         and (options.long or options.fault or not f.long)
     ]
@@ -58,7 +64,8 @@ def main() -> int:
             print(fault.name, f"({fault.missing})" if fault.missing else "")
         return 0
     if options.docs:
-        report.into(REPOSITORY / "docs" / "faults.md", report.read(sorted(report.RESULTS.glob("*.jsonl"))))
+        report.into(REPOSITORY / "docs" / "faults.md", report.kept())
+        report.into(REPOSITORY / "docs" / "kinesis.md", report.kept(kinesis=True))
         return 0
     if options.table:
         print(report.table(report.read(options.table), brief=options.brief))
@@ -122,7 +129,8 @@ async def _all(faults: list[Fault], options: argparse.Namespace) -> list[report.
                 print(f"not begun: {error}", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="streamproc-", ignore_cleanup_errors=True) as directory:
-        place = Bench.open(Path(directory), kafka=options.kafka, patience=options.patience)
+        bench_type = KinesisBench if options.kinesis else Bench
+        place = bench_type.open(Path(directory), kafka=options.kafka, patience=options.patience)
         async with place as bench, asyncio.TaskGroup() as group:
             for _ in range(options.parallel):
                 group.create_task(work(bench))

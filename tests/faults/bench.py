@@ -76,6 +76,16 @@ class Bench:
         """Servers of one's own."""
         return Bench.open(directory, kafka=kafka or self._kafka is not None, patience=self.patience)
 
+    async def create_topic(self, name: str) -> None:
+        """A run's topic."""
+        connection = KafkaConnection(self.broker, embedded=self.broker_url == "embedded:")
+        async with admin(connection) as broker:
+            await broker.apply(Topic(name, partitions=PARTITIONS))
+
+    def make_stage(self, site: Site, db: psycopg.Connection, records: list[Keyed]) -> Stage:
+        """A run's stage."""
+        return Stage(self, site, db, Feed(self.broker, site.topic, records), patience=self.patience)
+
     @property
     def s3(self) -> S3Server:
         """An S3 server, started when it is first asked for."""
@@ -127,9 +137,7 @@ class Bench:
         page, replaced = re.subn(r'(?m)(?<=^\[topic\]\n)name = "clickstream"', f'name = "{unique}"', page)
         assert replaced == 1
         (directory / "topics" / "clickstream.toml").write_text(page)
-        connection = KafkaConnection(self.broker, embedded=self.broker_url == "embedded:")
-        async with admin(connection) as broker:
-            await broker.apply(Topic(unique, partitions=PARTITIONS))
+        await self.create_topic(unique)
         database = f"run_{uuid.uuid4().hex[:12]}"
         await asyncio.to_thread(self._administer, f"create database {database}")
         ledger = self.postgres.database_url(database)
@@ -155,7 +163,7 @@ class Bench:
                         "STREAMPROC_KAFKA_SESSION_TIMEOUT": f"{SESSION_TIMEOUT:.0f}s",
                     },
                 )
-                stage = Stage(self, site, db, Feed(self.broker, unique, records), patience=self.patience)
+                stage = self.make_stage(site, db, records)
                 try:
                     yield stage
                 finally:

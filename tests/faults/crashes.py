@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from streamproc.failpoints import POINTS
 from tests.faults.bench import SESSION_TIMEOUT
-from tests.faults.stage import PARTITIONS, Firing, Stage
+from tests.faults.stage import Firing, Stage
 
 #: What cannot be done where: nothing is raised while COMMIT is on its way.
 _NOT_RAISED = {"commit.sent"}
@@ -73,7 +73,7 @@ class Crash:
         while len(stage.running) < 2:
             stage.start(stage.fresh("w"))
         begin = time.time()
-        await stage.until(lambda: len(stage.progressed_since(begin)) == PARTITIONS, "all partitions go on")
+        await stage.until(lambda: stage.all_go_on(begin), "all partitions go on")
         if self.point == "sweep.delete":
             await _orphans(stage, stage.fresh("early"), hit=1)
         later = self.point.startswith(("claim", "seek")) or self.point in _AT_START
@@ -111,10 +111,7 @@ class Killed(Crash):
             stage.start(stage.fresh("w"))
         begin = time.time()
         await stage.until(
-            lambda: (
-                all(stage.owned_by(worker.name) for worker in stage.running)
-                and len(stage.progressed_since(begin)) == PARTITIONS
-            ),
+            lambda: all(stage.owned_by(worker.name) for worker in stage.running) and stage.all_go_on(begin),
             "both have partitions and commit",
         )
         await asyncio.sleep(chance.uniform(0, 2))  # the fault itself: when

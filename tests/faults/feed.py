@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -40,17 +40,33 @@ class Feed:
     ahead: int = 0
     #: Whether all records are sent though nobody stopped it: what follows is not under way any more.
     at_end: bool = False
+    _producer: AIOKafkaProducer | None = None
     _task: asyncio.Task[None] | None = None
     _stopping: bool = False
 
     async def start(self, committed: Callable[[], int]) -> None:
         """Some records at once, then ``rate`` a second until :meth:`stop`. ``committed``: records so far."""
-        producer = AIOKafkaProducer(bootstrap_servers=self.broker, linger_ms=5, compression_type="lz4")
-        await producer.start()
+        await self.connect()
         self._stopping = False
-        self._task = asyncio.create_task(self._run(producer, committed))
+        self._task = asyncio.create_task(self._run(committed))
 
-    async def _run(self, producer: AIOKafkaProducer, committed: Callable[[], int]) -> None:
+    async def connect(self) -> None:
+        """Be ready to :meth:`send`."""
+        self._producer = AIOKafkaProducer(bootstrap_servers=self.broker, linger_ms=5, compression_type="lz4")
+        await self._producer.start()
+
+    async def send(self, records: Sequence[Keyed]) -> None:
+        """Returns when the broker has acknowledged them."""
+        assert self._producer is not None, "connect() first"
+        pending = [await self._producer.send(self.topic, value, key=key) for key, value in records]
+        await asyncio.gather(*pending)
+
+    async def disconnect(self) -> None:
+        """After the last."""
+        if self._producer is not None:
+            await self._producer.stop()
+
+    async def _run(self, committed: Callable[[], int]) -> None:
         due, before = float(self.sent + BACKLOG), time.monotonic()
         try:
             while self.sent < len(self.records):
@@ -60,18 +76,14 @@ class Feed:
                     due = min(due, committed() + self.ahead + BACKLOG + _LEAD * self.rate)
                 due = max(due, self.sent)
                 upto = min(len(self.records), int(due))
-                pending = [
-                    await producer.send(self.topic, value, key=key)
-                    for key, value in self.records[self.sent : upto]
-                ]
-                await asyncio.gather(*pending)  # sent is what the broker acknowledged
+                await self.send(self.records[self.sent : upto])
                 self.sent = upto
                 if self._stopping:
                     return
                 await asyncio.sleep(_TICK)
             self.at_end = True
         finally:
-            await producer.stop()
+            await self.disconnect()
 
     async def stop(self) -> None:
         """Send what is due, and no more."""

@@ -66,6 +66,12 @@ def read(paths: Iterable[Path]) -> list[Run]:
     ]
 
 
+def kept(*, kinesis: bool = False) -> list[Run]:
+    """The runs in the logs that are kept: those on Kafka, or those on Kinesis."""
+    logs = sorted(RESULTS.glob("*.jsonl"))
+    return read(log for log in logs if log.stem.endswith("-kinesis") == kinesis)
+
+
 def table(runs: Iterable[Run], *, brief: bool = False) -> str:
     """Runs by fault, with percentiles of the recovery, as Markdown.
 

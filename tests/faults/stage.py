@@ -221,10 +221,12 @@ class Stage(Observed):
 
     async def recovered(self, at: float, deadline: float = 90.0) -> float:
         """Wait until every partition was committed after ``at``; returns how long that took, in seconds."""
-        await self.until(
-            lambda: len(self.progressed_since(at)) >= PARTITIONS, "all partitions progress again", deadline
-        )
+        await self.until(lambda: self.all_go_on(at), "all partitions progress again", deadline)
         return max(self.progressed_since(at).values())
+
+    def all_go_on(self, at: float) -> bool:
+        """Whether every partition was committed after ``at`` (Unix time)."""
+        return len(self.progressed_since(at)) >= PARTITIONS
 
     # -- the end -----------------------------------------------------------------------------------------
 
@@ -240,12 +242,16 @@ class Stage(Observed):
     async def committed_all(self) -> Records:
         """No more is fed, and what there is is committed; returns the topic."""
         await self.stop_feeding()
-        found = self.kept | await read_records(self.site.broker, self.site.topic)
+        found = self.kept | await self.read()
         # More than were sent when a broker ended before its answer: such a record is there twice.
         if len(found) + len(self.gone) < self.sent:
             raise NotSettled(f"{len(found)} records are in the topic, {self.sent} were sent")
         await self.until(lambda: self.committed() >= len(found), f"all {len(found)} records committed", 90)
         return found
+
+    async def read(self) -> Records:
+        """All that is in the topic, by a plain consumer."""
+        return await read_records(self.site.broker, self.site.topic)
 
     def _named(self, topic: Records) -> Records:
         """Partitions as the ledger calls them."""
