@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -34,6 +35,11 @@ BROKER = os.environ.get("STREAMPROC_TEST_BROKER", "embedded")
 
 #: The folder of the programs of a PostgreSQL to test with instead of the embedded one.
 POSTGRES = os.environ.get("STREAMPROC_TEST_POSTGRES")
+
+
+# On a busy machine an example of a millisecond can take a second, and hypothesis calls that a failure.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

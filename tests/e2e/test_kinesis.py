@@ -83,14 +83,14 @@ async def test_the_quick_starts_service_reads_what_was_generated_exactly_once(si
     try:
         await until(lambda: committed_records(site.ledger) == 1000, "all committed", 240, [worker])
         # What a shard's last read said comes to the ledger with a heartbeat, the commit may be before it.
-        await until(lambda: _seconds_behind(site) == {0.0}, "the lag is told", 60, [worker])
+        await until(lambda: _seconds_behind(site) == {0.0}, "the lag is told", 240, [worker])
         assert "seconds behind" in site.run("status").stdout
         shown = json.loads(site.run("offsets", "show", "--json").stdout)
         assert (
             sum(p["position"] + 1 for p in shown["streams"][0]["partitions"] if p["position"] is not None)
             == 1000
         )
-        await until(lambda: _loaded(site) > 0, "the warehouse is loaded", 60, [worker])
+        await until(lambda: _loaded(site) > 0, "the warehouse is loaded", 240, [worker])
         assert worker.stop(90) == 0
     finally:
         if worker.process.poll() is None:

@@ -68,8 +68,8 @@ def test_shards_that_are_finished_or_wait_for_their_parents_are_nobodys_business
 
 @pytest.fixture
 def shards(ledger):
-    """Two workers' views of one stream; leases hold for a minute."""
-    return [Shards(ledger.database, "clicks", STREAM, name, 60.0) for name in ("w1", "w2")]
+    """Two workers' views of one stream; leases hold for an hour."""
+    return [Shards(ledger.database, "clicks", STREAM, name, 3600.0) for name in ("w1", "w2")]
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ async def test_a_shard_handed_over_to_a_dead_worker_is_free(shards, hasty):
 
 
 async def test_two_processes_of_one_name_are_two_workers(ledger):
-    one, two = (Shards(ledger.database, "clicks", STREAM, "w1", 60.0) for _ in range(2))
+    one, two = (Shards(ledger.database, "clicks", STREAM, "w1", 3600.0) for _ in range(2))
     await one.found(PARENTS, "earliest", None)
     assert set(await taken(one, "a")) == {"a"}
     assert await taken(two, "a") == {}

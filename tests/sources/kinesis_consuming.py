@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from streamproc.ledger import Ledger
@@ -16,7 +16,7 @@ from streamproc.sources.kinesis import KinesisOptions, KinesisSource
 from streamproc.sources.kinesis_connection import KinesisConnection
 from tests.sources.taking import Taking
 
-#: Short, so that a worker that is gone is noticed soon.
+#: Short, so that a worker that is gone is noticed soon. Where there are two, one that is only slow is as well.
 LEASE_TIMEOUT = 2.0
 
 REGION = "us-east-1"
@@ -62,7 +62,7 @@ async def member(
 
 
 async def read_until(
-    holds: Callable[[], object], *members: Member, seconds: float = 60, committing: bool = False
+    holds: Callable[[], object], *members: Member, seconds: float = 100, committing: bool = False
 ) -> None:
     """Let the members read, in turn, until it holds."""
     deadline = time.monotonic() + seconds
@@ -152,6 +152,15 @@ class Stream:
     async def merge(self, shard: str, adjacent: str) -> None:
         await self._call("merge_shards", ShardToMerge=shard, AdjacentShardToMerge=adjacent)
         await self._until_active()
+
+    async def delete(self) -> None:
+        """Returns when there is no such stream any more."""
+        await self._call("delete_stream")
+        async with asyncio.timeout(60):
+            with suppress(self._client.exceptions.ResourceNotFoundException):
+                while True:
+                    await self._call("describe_stream_summary")
+                    await asyncio.sleep(0.05)
 
     def close(self) -> None:
         self._client.delete_stream(StreamName=self.name)

@@ -1,9 +1,8 @@
-"""How a shard is read when the service limits, refuses, forgets or is late: a stub does it on demand."""
+"""How a shard is read when the service refuses, forgets or is late: a stub does it on demand."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import AsyncIterator
 
@@ -52,35 +51,13 @@ async def forget_completeness(postgres: str) -> None:
 # -- limits ------------------------------------------------------------------------------------------------
 
 
-async def test_a_shard_is_read_five_times_a_second_at_most(stub, postgres):
-    stub.limit = 10
-    stub.put(*numbered(100))
-    async with member(postgres, stub.url, "s") as one:
-        await read_until(lambda: len(records(one.batches)) >= 100, one)
-    times = [at for at, _ in stub.reads]
-    assert min(b - a for a, b in itertools.pairwise(times)) > 0.18
-    assert_seamless(one.batches)
-
-
-async def test_a_shard_is_not_asked_for_more_than_two_megabytes_a_second(stub, postgres):
-    stub.limit = 5
-    stub.put(*[b"x" * 2**17] * 20)  # a read gives 640 KiB
-    async with member(postgres, stub.url, "s") as one:
-        await read_until(lambda: len(records(one.batches)) >= 20, one)
-    full = [at for at, size in stub.reads if size]
-    given = sum(size for _, size in stub.reads) * (len(full) - 1) / len(full)
-    assert given / (full[-1] - full[0]) < 1.15 * 2 * 2**20, "at five reads a second it were 3.3 MB"
-
-
-async def test_refusals_are_waited_out_longer_and_longer_and_cost_nothing(stub, postgres):
+async def test_refusals_are_waited_out_and_cost_nothing(stub, postgres):
     stub.put(*numbered(10))
     stub.errors.extend(["ProvisionedThroughputExceededException"] * 4 + ["InternalFailure"])
     async with member(postgres, stub.url, "s") as one:
         await read_until(lambda: len(records(one.batches)) >= 10, one)
         assert [value for _, _, value in records(one.batches)] == numbered(10)
-    times = [at for at, _ in stub.reads[:6]]
-    pauses = [b - a for a, b in itertools.pairwise(times)]
-    assert pauses[0] > 0.12 and pauses[3] > 0.9
+    assert not stub.errors
     assert sum(1 for operation, _ in stub.requests if operation == "GetShardIterator") == 1
 
 
@@ -99,10 +76,10 @@ async def test_fetching_stops_while_too_much_is_waiting(stub, postgres):
     stub.put(*[b"x" * 1000] * 100)
     async with member(postgres, stub.url, "s", prefetch=15_000) as one:
         await one.take(5.0, max_records=1)
-        reads = len(stub.reads)
+        reads = stub.reads
         assert one.source.buffered_bytes < 30_000
         await read_until(lambda: len(records(one.batches)) >= 100, one)
-    assert len(stub.reads) > reads
+    assert stub.reads > reads
 
 
 async def test_a_paused_shard_gives_nothing_until_it_is_resumed(stub, postgres):
