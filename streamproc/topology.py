@@ -222,6 +222,11 @@ class Sinks:
     publish_events: str | None = None
     publish_tables: str | None = None
 
+    @property
+    def published(self) -> tuple[str, ...]:
+        """The topics that are published to."""
+        return tuple(topic for topic in (self.publish_events, self.publish_tables) if topic is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Topology:
@@ -247,5 +252,4 @@ class Topology:
     @property
     def topics(self) -> tuple[Topic, ...]:
         """The topic that is read, and those that are published to, which have its partitions and retention."""
-        published = (self.sinks.publish_events, self.sinks.publish_tables)
-        return self.topic, *(replace(self.topic, name=name) for name in published if name is not None)
+        return self.topic, *(replace(self.topic, name=name) for name in self.sinks.published)

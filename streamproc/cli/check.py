@@ -14,6 +14,7 @@ from streamproc.cli.options import json_option, settings_options
 from streamproc.errors import ConfigError, Mistake
 from streamproc.ops.reachability import Finding, check_endpoints
 from streamproc.settings import Settings, read_settings, unknown_variables
+from streamproc.sources.opening import check_published, connection_of
 from streamproc.topic_pages import find_pages, load_pages
 from streamproc.transform import Resources, Transform
 
@@ -31,7 +32,7 @@ def check_command(ctx: click.Context, config: Path | None, topics: Path | None, 
     Exits with 2 for configuration mistakes, 1 for endpoints that do not work, 0 when all is well.
     """
     settings, about_settings, mistakes = _check_settings(config, topics)
-    about_pages, page_mistakes = _check_pages(topics or (settings.topics if settings else None))
+    about_pages, page_mistakes = _check_pages(topics or (settings.topics if settings else None), settings)
     findings = [about_settings, about_pages]
     mistakes += page_mistakes
     if settings is not None:
@@ -59,7 +60,7 @@ def _check_settings(
     return settings, _finding("settings", target, started, doubts, mistakes), mistakes
 
 
-def _check_pages(topics: Path | None) -> tuple[Finding, list[Mistake]]:
+def _check_pages(topics: Path | None, settings: Settings | None) -> tuple[Finding, list[Mistake]]:
     started = time.monotonic()
     mistakes: list[Mistake] = []
     note, target = "", str(topics or "topics")
@@ -73,6 +74,8 @@ def _check_pages(topics: Path | None) -> tuple[Finding, list[Mistake]]:
                 Transform(page, Resources(os.environ, folder if folder.is_dir() else folder.parent))
             except ConfigError as error:
                 mistakes += [Mistake(f"{page.name}: {m.where}", m.problem, m.fix) for m in error.mistakes]
+        if settings is not None and not settings.broker.embedded:
+            check_published(connection_of(settings), pages.values())
     except ConfigError as error:
         mistakes += error.mistakes
     return _finding("topic pages", target, started, note, mistakes), mistakes

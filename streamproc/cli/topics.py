@@ -17,8 +17,8 @@ from streamproc.quantities import show_duration
 from streamproc.settings import Settings
 from streamproc.sources.administration import Admin, Difference, TopicState
 from streamproc.sources.kafka_client import KafkaConnection
-from streamproc.sources.opening import Connection, admin, connection_of
-from streamproc.topology import Topic, Topology
+from streamproc.sources.opening import Connection, admin, check_published, connection_of
+from streamproc.topology import Topic
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def topics_command() -> None:
 def list_command(config: Path | None, topics: Path | None, as_json: bool) -> None:
     """List the broker's topics, and those the pages want that are not there."""
     settings = load_settings(config, topics)
-    wanted = {topic.name: stream for stream, topic in _wanted(load_topics(settings))}
+    wanted = {topic.name: stream for stream, topic in _wanted(settings)}
     states = _with_admin(settings, lambda broker: _describe(broker, wanted))
     if as_json:
         click.echo(
@@ -56,7 +56,7 @@ def list_command(config: Path | None, topics: Path | None, as_json: bool) -> Non
 def diff_command(ctx: click.Context, config: Path | None, topics: Path | None, as_json: bool) -> None:
     """Show how the broker's topics differ from the pages. Exits with 1 when they do."""
     settings = load_settings(config, topics)
-    wanted = _wanted(load_topics(settings))
+    wanted = _wanted(settings)
     differences = _with_admin(settings, lambda broker: _differences(broker, wanted))
     if as_json:
         click.echo(json.dumps({"differences": [_difference_json(each) for each in differences]}, indent=2))
@@ -79,7 +79,7 @@ def apply_command(config: Path | None, topics: Path | None, as_json: bool, yes: 
     than the earlier ones: sessions that are open at that moment are cut in two.
     """
     settings = load_settings(config, topics)
-    wanted = _wanted(load_topics(settings))
+    wanted = _wanted(settings)
     if not yes:
         differences = _with_admin(settings, lambda broker: _differences(broker, wanted))
         possible = [difference for difference in differences if not difference.obstacle]
@@ -97,8 +97,11 @@ def apply_command(config: Path | None, topics: Path | None, as_json: bool, yes: 
         click.echo("Nothing to do.")
 
 
-def _wanted(pages: Mapping[str, Topology]) -> list[tuple[str, Topic]]:
+def _wanted(settings: Settings) -> list[tuple[str, Topic]]:
     """Each topic of the pages with its stream's name."""
+    pages = load_topics(settings)
+    if not settings.broker.embedded:
+        check_published(connection_of(settings), pages.values())
     return [(stream, topic) for stream, page in pages.items() for topic in page.topics]
 
 

@@ -328,7 +328,7 @@ class Worker:
 
     @property
     def _publishes(self) -> bool:
-        return bool(self.topology.sinks.publish_events or self.topology.sinks.publish_tables)
+        return bool(self.topology.sinks.published)
 
     def _open_store(self) -> ObjectStore:
         s3 = self.settings.s3

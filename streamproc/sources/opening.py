@@ -6,7 +6,7 @@ missing somewhere deep inside.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
 
@@ -121,6 +121,12 @@ def producer(connection: Connection) -> Producer:
 
 def _no_topics(connection: LogConnection, why: str) -> Mistake:
     return Mistake("broker", f"is {connection}, which {why}", "See docs/logs.md for what is there")
+
+
+def check_published(connection: Connection, pages: Iterable[Topology]) -> None:
+    """Raises :class:`ConfigError` where a page publishes to topics and the broker is none that has them."""
+    if any(page.sinks.published for page in pages):
+        kafka_only(connection, "topics are published")
 
 
 def kafka_only(connection: Connection, what: str) -> KafkaConnection:

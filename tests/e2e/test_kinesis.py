@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,22 +139,38 @@ def _loaded(site: Site) -> int:
         return db.execute("select count(*) from warehouse.clickstream").fetchone()[0]
 
 
+REPLAY = ("replay", "--topic", "clickstream", "--from", "earliest")
+REDRIVE = ("rejects", "redrive", "clickstream")
+PUBLISH = "topics are published only with Kafka"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sinks", "said"),
     [
-        (
-            ("replay", "--topic", "clickstream", "--from", "earliest"),
-            "replays run only with Kafka",
-        ),
-        (("rejects", "redrive", "clickstream"), "rejects are sent again only with Kafka"),
+        (REPLAY, "", "replays run only with Kafka"),
+        (REDRIVE, "", "rejects are sent again only with Kafka"),
+        (("run", "--agents", "examples.traffic_alert"), "", "agents run only with Kafka"),
+        (("run",), 'publish_events = "enriched"', PUBLISH),
+        (("run",), 'publish_tables = "tables"', PUBLISH),
+        (("check",), 'publish_events = "enriched"', PUBLISH),
+        (("topics", "apply", "--yes"), 'publish_tables = "tables"', PUBLISH),
     ],
 )
-async def test_what_kinesis_has_not_yet_is_refused_in_words(site: Site, arguments, said):
+async def test_what_kinesis_has_not_yet_is_refused_in_words_and_the_page_quotes_them(
+    site: Site, arguments, sinks, said
+):
     from streamproc.ledger import Ledger
 
+    if sinks:
+        page = site.topics / "clickstream.toml"
+        page.write_text(page.read_text().replace("[sinks]\n", f"[sinks]\n{sinks}\n"))
+    shutil.copytree(REPOSITORY / "examples", site.directory / "examples")
     async with Ledger(site.ledger, "clickstream", "test") as ledger:
         await ledger.migrate()
     done = site.run(*arguments, check=False)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert f"broker: is Kinesis in us-east-1 at {site.broker}, and {said} as yet" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    quoted = " ".join(PAGE.split())
+    assert f"broker: is Kinesis in eu-central-1, and {said} as yet" in quoted
+    assert "See docs/kinesis.md" in done.stdout + done.stderr

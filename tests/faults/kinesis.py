@@ -27,14 +27,14 @@ from tests.faults.stage import Stage
 from tests.support.kinesis_local import KinesisLocal
 from tests.support.kinesis_reader import read_stream
 
-#: Shards at the beginning.
-SHARDS = 2
+#: Shards at the beginning: one for each of the workers, of which there are three while one joins that is armed.
+SHARDS = 3
 
 #: Seconds. Less than the bench's session timeout, which is how long a frozen worker stays so at least.
 LEASE_TIMEOUT = 5.0
 
 #: Records a second. The local server takes some hundreds of a machine that does other things too.
-RATE = 60
+RATE = 40
 
 REGION = "us-east-1"
 

@@ -117,6 +117,8 @@ class KinesisLocal:
                 env=environment,
                 stdout=log,
                 stderr=log,
+                # Linux shares the processor among sessions: what all wait for gets as much as all others together.
+                start_new_session=True,
             )
         deadline = time.monotonic() + _START_DEADLINE
         while not self._answers():
