@@ -98,12 +98,20 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
     # -- called by the source ------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise what the listener raised: of a revocation once, of a claim until the next one begins."""
+        """Raise what the listener raised: of a revocation once, of a claim until the next one begins.
+
+        A claim that somebody else cancelled is made again: :meth:`abandon` forgets the one it cancels.
+        """
         if self._not_let_go is not None:
             error, self._not_let_go = self._not_let_go, None
             raise error
-        if self.claiming is not None and self.claiming.done() and not self.claiming.cancelled():
+        if self.claiming is None or not self.claiming.done():
+            return
+        if not self.claiming.cancelled():
             self.claiming.result()
+        elif not self._between_assignments:
+            log.warning("claim_cancelled", why="nothing of this worker did that; claiming again")
+            self._begin(self.consumer.assignment())
 
     async def abandon(self) -> None:
         """Close all gates, and cancel a claim that is under way."""

@@ -161,6 +161,25 @@ async def test_a_revocation_cancels_the_claim_that_is_under_way(kafka: KafkaConn
     assert cancelled == [4]
 
 
+async def test_a_claim_that_something_else_cancelled_is_made_again(
+    kafka: KafkaConnection, topic: str
+) -> None:
+    class CancelledOnce(Memory):
+        async def assigned(self, partitions: Sequence[Partition]) -> Mapping[Partition, int | None]:
+            positions = await super().assigned(partitions)
+            if len(self.events) == 1:
+                raise asyncio.CancelledError  # as a library may whose own time is over
+            return positions
+
+    listener = CancelledOnce()
+    async with KafkaProducer(kafka) as producer:
+        await producer.publish(topic, [b"%d" % i for i in range(8)])
+    async with consuming(kafka, topic, listener) as source:
+        batches = await read(source, lambda batches: sum(map(len, batches)) >= 8)
+    assert sorted(value for batch in batches for value in batch.values) == [b"%d" % i for i in range(8)]
+    assert [name for name, _ in listener.events] == ["assigned", "assigned"]
+
+
 async def test_what_a_revocation_raises_is_raised_by_next(kafka: KafkaConnection, topic: str) -> None:
     class Failing(Memory):
         async def revoked(self, partitions: Sequence[Partition]) -> None:
