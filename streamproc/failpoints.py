@@ -69,11 +69,15 @@ class Failpoints:
 
     def __init__(self, armed: str, log: str | None) -> None:
         """Raises :class:`ConfigError` with every point, action or hit in ``armed`` that there is not."""
-        self._armed = _parse(armed)
+        self.arm(armed)
         self._log = log
-        self._hits: Counter[str] = Counter()
         self._uncommitted: Callable[[], int] = int
         self._worker = os.environ.get("STREAMPROC_WORKER", "")
+
+    def arm(self, armed: str) -> None:
+        """Arm these in place of those that are; hits count from now. Raises :class:`ConfigError`."""
+        self._armed = _parse(armed)
+        self._hits: Counter[str] = Counter()
 
     def watch(self, uncommitted: Callable[[], int]) -> None:
         """Have ``uncommitted()``, the records in flight, noted with each firing."""

@@ -34,6 +34,13 @@ _RETRIED = {
 #: Points that a worker meets as it begins, when there is something to do for them.
 _AT_START = {"sweep.delete", "load.locked", "load.copied", "load.committed"}
 
+#: Seconds between two sends in a series. What most of its CPU time goes to is epochs, and there is one a second
+#: for each worker that gets records.
+_TICK = 2.0
+
+#: The same where a fault may strike just after a commit: there would often be nothing in flight.
+_TICK_ANYWHERE = 0.4
+
 
 @dataclass(frozen=True)
 class Crash:
@@ -49,6 +56,15 @@ class Crash:
     @property
     def name(self) -> str:
         return f"{self.action} at {self.point}"
+
+    @property
+    def in_commit(self) -> bool:
+        """Whether the worker has an epoch that is not committed when it is there."""
+        return self.point.startswith(("intend", "put")) or self.point in {
+            "commit.fenced",
+            "commit.merged",
+            "commit.sent",
+        }
 
     async def run(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
         """Two workers, one armed; returns the firing and the seconds until every partition went on."""
@@ -68,22 +84,32 @@ class Crash:
         return await self._through(stage, chance)
 
     async def again(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
-        """As :meth:`run`, where workers run already: the armed one joins them, and two are left at the end."""
+        """As :meth:`run`, where workers run already: one of the two is armed, and two are left at the end.
+
+        For what only happens as a worker begins, the armed one joins them as a third.
+        """
         stage.firings.unlink(missing_ok=True)
+        stage.feeder.tick = _TICK if self.in_commit else _TICK_ANYWHERE
         while len(stage.running) < 2:
             stage.start(stage.fresh("w"))
         begin = time.time()
-        await stage.until(lambda: stage.all_go_on(begin), "all partitions go on")
+        await stage.until(
+            lambda: stage.all_go_on(begin) and all(stage.owned_by(worker.name) for worker in stage.running),
+            "both have partitions and commit",
+        )
         if self.point == "sweep.delete":
             await _orphans(stage, stage.fresh("early"), hit=1)
-        later = self.point.startswith(("claim", "seek")) or self.point in _AT_START
-        hit = 1 if later else chance.choice((1, 1, 2, 3, 5))
-        stage.start(stage.fresh("armed"), f"{self.point}={self.action}@{hit}")
+        if self.point.startswith(("claim", "seek", "sweep")):
+            stage.start(stage.fresh("armed"), f"{self.point}={self.action}@1")
+        else:
+            hit = 1 if self.point.startswith("load") else chance.choice((1, 1, 2, 3))
+            await stage.arm(chance.choice(stage.running), f"{self.point}={self.action}@{hit}")
         firing, recovery = await self._through(stage, chance)
         victim = [worker for worker in stage.running if worker.name == firing.worker]
-        others = [worker for worker in stage.running if worker not in victim]
-        await stage.retire(victim, well=False)  # it may be on its way out, with the error that it was given
-        await stage.retire(chance.sample(others, max(0, len(others) - 2)))
+        if self.action in {"raise", "cancel"}:  # it may be on its way out, with the error that it was given
+            await stage.retire(victim, well=False)
+        running = stage.running
+        await stage.retire(chance.sample(running, max(0, len(running) - 2)))
         return firing, recovery
 
     async def _through(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
@@ -107,6 +133,7 @@ class Killed(Crash):
         return await self.again(stage, chance)
 
     async def again(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
+        stage.feeder.tick = _TICK_ANYWHERE
         while len(stage.running) < 2:
             stage.start(stage.fresh("w"))
         begin = time.time()

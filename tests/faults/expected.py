@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby
 
 import crawleruseragents
@@ -26,7 +26,7 @@ def outcomes(topic: Mapping[Coordinates, bytes | None]) -> dict[Coordinates, str
         clock = -(10**18)
         seen: dict[str, int] = {}
         for coordinates in log:
-            event = oracle.usable(topic[coordinates])
+            event = _usable(topic[coordinates])
             if event is None:
                 became[coordinates] = "rejected"
             elif event["event_type"] == "heartbeat" or _bot(event.get("user_agent")):
@@ -37,6 +37,11 @@ def outcomes(topic: Mapping[Coordinates, bytes | None]) -> dict[Coordinates, str
                 became[coordinates] = "accepted"
                 clock = seen[event["event_id"]] = max(clock, event["event_time"])
     return became
+
+
+@lru_cache(100_000)  # a series is gone over again after each of its runs
+def _usable(value: bytes | None) -> dict | None:
+    return oracle.usable(value)
 
 
 @cache

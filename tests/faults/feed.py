@@ -36,6 +36,10 @@ class Feed:
     sent: int = 0
     #: Records a second; may be changed while it feeds.
     rate: float = RATE
+    #: Records at once as it begins and each time it goes on, beyond those that are there.
+    backlog: int = BACKLOG
+    #: Seconds between two sends.
+    tick: float = _TICK
     #: Records that may be sent beyond those committed, for a feed that nobody is to commit.
     ahead: int = 0
     #: Whether all records are sent though nobody stopped it: what follows is not under way any more.
@@ -67,20 +71,20 @@ class Feed:
             await self._producer.stop()
 
     async def _run(self, committed: Callable[[], int]) -> None:
-        due, before = float(self.sent + BACKLOG), time.monotonic()
+        due, before = float(self.sent + self.backlog), time.monotonic()
         try:
             while self.sent < len(self.records):
                 now = time.monotonic()
                 due, before = due + self.rate * (now - before), now
                 with suppress(psycopg.Error):  # the database may be the fault
-                    due = min(due, committed() + self.ahead + BACKLOG + _LEAD * self.rate)
+                    due = min(due, committed() + self.ahead + self.backlog + _LEAD * self.rate)
                 due = max(due, self.sent)
                 upto = min(len(self.records), int(due))
                 await self.send(self.records[self.sent : upto])
                 self.sent = upto
                 if self._stopping:
                     return
-                await asyncio.sleep(_TICK)
+                await asyncio.sleep(self.tick)
             self.at_end = True
         finally:
             await self.disconnect()

@@ -1,8 +1,8 @@
 """Workers forked from a process that has everything imported, where a start from nothing takes three seconds of CPU.
 
 They are processes like any other: with a log, an environment and an end of their own, and what kills or
-freezes them is a real signal. The modules of the service itself are imported by each one anew, since they
-read the environment (the failpoints) as they are.
+freezes them is a real signal. Their failpoints are armed as they begin, by their environment, or later, by
+:meth:`Process.arm`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from subprocess import TimeoutExpired
+
+from streamproc import failpoints
 
 _SERVICE = "streamproc"
 
@@ -43,6 +45,7 @@ class Process:
     ) -> None:
         """It runs in the log's folder. ``netns``: the name of a network namespace."""
         log.touch()  # it is read before the process has come to write to it
+        self._orders = _orders(log)
         self._process = _context.Process(target=_run, args=(arguments, dict(environment), log, netns))
         self._process.start()
         assert self._process.pid is not None
@@ -73,6 +76,21 @@ class Process:
         """SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
+    def arm(self, failpoints: str) -> None:
+        """Arm these in place of those that are armed, counting hits from now; see :attr:`arming`."""
+        self._orders.write_text(failpoints)
+        self.send_signal(signal.SIGUSR1)
+
+    @property
+    def arming(self) -> bool:
+        """Whether it has not come to it yet."""
+        return self._orders.exists()
+
+
+def _orders(log: Path) -> Path:
+    """Where the worker with this log finds what to arm."""
+    return log.with_suffix(".orders")
+
 
 def _run(arguments: list[str], environment: dict[str, str], log: Path, netns: str | None) -> None:
     """In the child: become ``streamproc <arguments>`` and end as it does."""
@@ -91,6 +109,16 @@ def _run(arguments: list[str], environment: dict[str, str], log: Path, netns: st
     # Not as errors: those keep uvloop from closing a connection that aiokafka left open when it was stopped
     # while it connected again, and the loop waits for that for ever.
     warnings.simplefilter("default")
+    # In place: the points in the code are its methods, bound when everything was imported.
+    armed = failpoints._failpoints
+    variable = failpoints.VARIABLE
+    armed.__init__(environment.get(variable, ""), environment.get(f"{variable}_LOG"))  # type: ignore[misc]
+
+    def arm(*_: object) -> None:
+        armed.arm(_orders(log).read_text())
+        _orders(log).unlink()
+
+    signal.signal(signal.SIGUSR1, arm)
     sys.argv = [_SERVICE, *arguments]
     main = importlib.import_module(f"{_SERVICE}.cli").main
     try:

@@ -83,14 +83,23 @@ class Stage(Observed):
 
     def start(self, name: str, failpoints: str = "", netns: str | None = None, **environment: str) -> Worker:
         """Start a worker, armed if ``failpoints`` says so; ``netns``: in this network namespace."""
-        armed = {"STREAMPROC_FAILPOINTS": failpoints, "STREAMPROC_FAILPOINTS_LOG": str(self.firings)}
         self.environments[name] = environment
-        more = {"STREAMPROC_WORKER": name, **environment, **(armed if failpoints else {})}
+        more = {
+            "STREAMPROC_WORKER": name,
+            "STREAMPROC_FAILPOINTS": failpoints,
+            "STREAMPROC_FAILPOINTS_LOG": str(self.firings),
+            **environment,
+        }
         log = self.site.directory / f"{name}.log"
         process = Process(["run"], self.site.environment() | more, log, netns)
         worker = Worker(name, process, log)
         self.workers.append(worker)
         return worker
+
+    async def arm(self, worker: Worker, failpoints: str) -> None:
+        """Arm a worker that runs."""
+        worker.process.arm(failpoints)
+        await self.until(lambda: not worker.process.arming, f"{worker.name} is armed")
 
     def fresh(self, name: str) -> str:
         """A worker's name that was not used before."""
