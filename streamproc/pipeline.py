@@ -32,7 +32,7 @@ from streamproc.epoch import Epoch
 from streamproc.errors import DependencyError, Fenced, UnexpectedPosition
 from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger
-from streamproc.model import Partition, RecordBatch, WrittenObject
+from streamproc.model import Claim, Partition, RecordBatch, WrittenObject
 from streamproc.progress import PartitionProgress, RecentIds
 from streamproc.sinks.lake import Lake, LakeFile
 from streamproc.sinks.outbox import Outbox
@@ -125,6 +125,9 @@ class Pipeline:
         self._folds = {table.name: TableFold(table) for table in topology.tables}
         self._progress: dict[Partition, PartitionProgress] = {}
         self._submitted: dict[Partition, int | None] = {}
+        #: Claims of partitions that were taken from us: worth nothing, but the ledger names us as the owner
+        #: until the next one claims, and nobody may if all workers end now.
+        self._let_go: dict[Partition, Claim] = {}
         self._epoch = self._new_epoch()
         self._taken_records = self._taken_bytes = 0
         self._behind = False
@@ -179,6 +182,7 @@ class Pipeline:
             recent = await self._recent_ids(partition, claim.clock_us)
             self._progress[partition] = PartitionProgress(claim, claim.position, claim.clock_us, recent)
             self._submitted[partition] = claim.position
+            self._let_go.pop(partition, None)
         return {partition: claim.position for partition, claim in claims.items()}
 
     async def read_from(self, partitions: Sequence[Partition], log: str) -> Mapping[Partition, str]:
@@ -220,6 +224,7 @@ class Pipeline:
         if self._committing is not None:
             self._committing.cancel()
             self._committing = None
+        self._let_go |= {partition: progress.claim for partition, progress in self._progress.items()}
         self._progress.clear()
         self._submitted.clear()
         self._waiting, self._waiting_records = [], 0
@@ -228,11 +233,13 @@ class Pipeline:
         self._open_epoch()
 
     async def close(self) -> None:
-        """Release the claims and the threads. Call :meth:`drain` first; nothing is committed here."""
-        claims = [progress.claim for progress in self._progress.values()]
+        """Release the claims and the threads. Call :meth:`drain` first; nothing is committed here.
+
+        Also the claims that were dropped before: see :meth:`Ledger.release` for those that others have by now.
+        """
         self.drop()
-        if claims:
-            await self._ledger.release(claims)
+        if self._let_go:
+            await self._ledger.release(list(self._let_go.values()))
         self._transforms.close()
         self._compute.shutdown(wait=True)
         self._sealer.shutdown(wait=True)

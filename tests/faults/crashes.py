@@ -102,7 +102,7 @@ class Crash:
         if self.point.startswith(("claim", "seek", "sweep")):
             stage.start(stage.fresh("armed"), f"{self.point}={self.action}@1")
         else:
-            hit = 1 if self.point.startswith("load") else chance.choice((1, 1, 2, 3))
+            hit = 1 if self.point.startswith("load") else chance.choice((1, 1, 1, 2, 3))
             await stage.arm(chance.choice(stage.running), f"{self.point}={self.action}@{hit}")
         firing, recovery = await self._through(stage, chance)
         victim = [worker for worker in stage.running if worker.name == firing.worker]

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psycopg
 from aiokafka import AIOKafkaProducer
@@ -46,12 +46,12 @@ class Feed:
     at_end: bool = False
     _producer: AIOKafkaProducer | None = None
     _task: asyncio.Task[None] | None = None
-    _stopping: bool = False
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self, committed: Callable[[], int]) -> None:
         """Some records at once, then ``rate`` a second until :meth:`stop`. ``committed``: records so far."""
         await self.connect()
-        self._stopping = False
+        self._stopping.clear()
         self._task = asyncio.create_task(self._run(committed))
 
     async def connect(self) -> None:
@@ -82,16 +82,17 @@ class Feed:
                 upto = min(len(self.records), int(due))
                 await self.send(self.records[self.sent : upto])
                 self.sent = upto
-                if self._stopping:
+                if self._stopping.is_set():
                     return
-                await asyncio.sleep(self.tick)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), self.tick)
             self.at_end = True
         finally:
             await self.disconnect()
 
     async def stop(self) -> None:
         """Send what is due, and no more."""
-        self._stopping = True
+        self._stopping.set()
         if self._task is not None:
             await self._task
             self._task = None

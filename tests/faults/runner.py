@@ -72,8 +72,8 @@ async def series(bench: Bench, crashes: Sequence[Crash], seed: int) -> AsyncIter
     has the next one.
     """
     async with bench.stage("series", await asyncio.to_thread(records, RECORDS, seed)) as stage:
-        stage.feeder.rate /= 2  # each check goes over all that there is
-        stage.feeder.backlog //= 3
+        stage.feeder.rate /= 4  # each check goes over all that there is
+        stage.feeder.backlog //= 4
         for number, crash in enumerate(crashes, start=seed):
             result = Run(crash.name, number)
             begin = time.monotonic()

@@ -1,0 +1,50 @@
+"""What the ledger says of a worker that has let its partitions go."""
+
+from __future__ import annotations
+
+from streamproc.ledger import Ledger
+from streamproc.model import Partition
+from streamproc.pipeline import Limits, Pipeline
+from streamproc.sinks.summaries import Summaries
+from tests.simulation import stream
+from tests.simulation.worker import Transforms
+
+MINE, OTHER = Partition("clicks", "0"), Partition("clicks", "1")
+
+
+def pipeline(ledger: Ledger) -> Pipeline:
+    return Pipeline(
+        stream.TOPOLOGY,
+        Transforms(stream.PlainTransform()),  # type: ignore[arg-type]  # a pool without threads
+        ledger=ledger,
+        lake=None,
+        summaries=Summaries((), "clicks"),
+        limits=Limits(flush_interval=1.0, fold_records=1, max_records=1, max_bytes=1, drain_deadline=1.0),
+    )
+
+
+async def owners(ledger: Ledger) -> dict[Partition, str | None]:
+    return {status.partition: status.owner for status in await ledger.status()}
+
+
+async def test_a_worker_that_ends_between_two_assignments_owns_nothing(postgres: str):
+    async with Ledger(postgres, "clicks", "w1") as ledger:
+        await ledger.migrate()
+        worker = pipeline(ledger)
+        await worker.assigned([MINE, OTHER])
+        await worker.revoked([MINE, OTHER])  # and it is told to end before anybody has claimed them
+        await worker.close()
+        assert await owners(ledger) == {MINE: None, OTHER: None}
+
+
+async def test_a_worker_that_ends_leaves_alone_what_another_has_claimed_since(postgres: str):
+    async with Ledger(postgres, "clicks", "w1") as ledger, Ledger(postgres, "clicks", "w2") as other:
+        await ledger.migrate()
+        worker = pipeline(ledger)
+        await worker.assigned([MINE, OTHER])
+        await worker.revoked([MINE, OTHER])
+        await worker.assigned([MINE])
+        claims = await other.claim([OTHER])
+        await worker.close()
+        assert await owners(ledger) == {MINE: None, OTHER: "w2"}
+        assert await other.release(list(claims.values())) == 1
