@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from streamproc import __version__
+from streamproc import __version__, allocators
 from streamproc.errors import ConfigError, StreamprocError
 
 #: Verb → (module of this package, attribute, one-line help). The help stands here too, because polars and
@@ -47,6 +47,7 @@ class Verbs(click.Group):
         """The verb's command, imported now."""
         if cmd_name not in COMMANDS:
             return None
+        allocators.tune()  # before a verb loads polars
         module, attribute, _ = COMMANDS[cmd_name]
         command = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
         assert isinstance(command, click.Command)
