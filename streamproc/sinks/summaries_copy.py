@@ -7,6 +7,7 @@ CSV, because servers before 18 take a line that reads ``\\.`` for the end of the
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,6 +22,9 @@ _NULL = "\\N"
 
 #: About a millisecond's work.
 _THREAD_ROWS = 500
+
+#: Rows that are sent together. The server takes in some while the next are encoded, and only they are here as text.
+_SENT_ROWS = 8_192
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -40,12 +44,13 @@ async def copy_in(
 ) -> None:
     """Append the frame's ``columns`` to a table that stores times as integers."""
     names = sql.SQL(", ").join(column.id for column in columns)
-    body = await worth_a_thread(frame.height, encode, frame.select(column.name for column in columns))
+    frame = frame.select(column.name for column in columns)
     async with (
         conn.cursor() as cursor,
         cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(table, names)) as copy,
     ):
-        await copy.write(body)
+        for rows in frame.iter_slices(_SENT_ROWS):
+            await copy.write(await worth_a_thread(rows.height, encode, rows))
 
 
 async def copy_out(
@@ -64,10 +69,11 @@ def encode(frame: pl.DataFrame) -> bytes:
     # One pass over all columns each: a call of polars by column and step costs more than its work on few rows.
     special = _any(frame, pl.col(pl.String).str.contains_any(list(_ESCAPES)))
     columns = [_encoded(name, type_, special=name in special) for name, type_ in frame.schema.items()]
-    body = frame.select(columns).write_csv(
-        include_header=False, separator="\t", quote_style="never", null_value=_NULL
+    body = io.BytesIO()
+    frame.select(columns).write_csv(
+        body, include_header=False, separator="\t", quote_style="never", null_value=_NULL
     )
-    return body.encode()
+    return body.getvalue()
 
 
 def _any(frame: pl.DataFrame, condition: pl.Expr) -> set[str]:

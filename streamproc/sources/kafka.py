@@ -62,7 +62,7 @@ class KafkaOptions:
     rebalance_timeout: float = 60.0
     instance: str | None = None
     max_partition_fetch: int = 4 * 1024 * 1024
-    prefetch: int = 32 * 1024 * 1024
+    prefetch: int = 16 * 1024 * 1024
 
 
 class KafkaSource:
