@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_polars_allocator_is_set_up_before_a_verb_loads_polars_unless_the_enviro
     None
 ):
     # polars puts its own values before what it finds; of two the last counts.
-    assert _run(_VARIABLE).endswith("dirty_decay_ms:5000,narenas:2,oversize_threshold:0")
+    assert re.search(r"dirty_decay_ms:5000,narenas:\d+,oversize_threshold:0$", _run(_VARIABLE))
     given = _run(_VARIABLE, _RJEM_MALLOC_CONF="narenas:7")
     assert given.endswith("narenas:7")
     assert "5000" not in given
