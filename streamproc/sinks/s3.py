@@ -16,6 +16,7 @@ from typing import Any
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
+from aiohttp import ClientError as ConnectionBroken
 from botocore.exceptions import BotoCoreError, ClientError
 
 from streamproc.errors import DependencyError, MissingObject
@@ -148,7 +149,7 @@ class S3Store:
 
     @contextmanager
     def _speaking(self, operation: str, key: str) -> Iterator[None]:
-        """Turn botocore's exceptions into this project's."""
+        """Turn the exceptions of botocore, and of aiohttp below it where a body breaks off, into this project's."""
         place = self._place(key)
         try:
             yield
@@ -161,6 +162,6 @@ class S3Store:
             raise DependencyError(
                 place, f"{operation}: {code} {message}".rstrip(), _HINTS.get(code, "")
             ) from error
-        except (BotoCoreError, OSError) as error:
+        except (BotoCoreError, ConnectionBroken, OSError) as error:
             name = type(error).__name__
             raise DependencyError(place, f"{operation}: {name}: {error}", _HINTS.get(name, "")) from error

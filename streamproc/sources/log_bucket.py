@@ -9,6 +9,7 @@ from typing import Any
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
+from aiohttp import ClientError as ConnectionBroken
 from botocore.exceptions import BotoCoreError, ClientError
 
 from streamproc.errors import DependencyError
@@ -17,6 +18,9 @@ from streamproc.sources.log_store import LogConnection, LogGone, log_id
 
 #: Bytes read at once.
 _CHUNK = 1 << 20
+
+#: Requests until a store counts as away: what comes then is our own waiting.
+_ATTEMPTS = 6
 
 _HINTS = {
     "AccessDenied": "the role needs s3:ListBucket and s3:GetObject here",
@@ -104,7 +108,7 @@ class Bucket:
 def _config(endpoint_url: str | None) -> AioConfig:
     named = endpoint_url or any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
     return AioConfig(
-        retries={"mode": "standard", "total_max_attempts": 6},
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         connect_timeout=10,
         read_timeout=60,
         max_pool_connections=64,
@@ -126,6 +130,7 @@ def speaking(place: str, operation: str) -> Iterator[None]:
         raise DependencyError(
             place, f"{operation}: {code} {message}".rstrip(), _HINTS.get(code, "")
         ) from error
-    except (BotoCoreError, OSError, TimeoutError) as error:
+    # Of a connection that breaks in the middle of an answer the client tells by its HTTP library's own error.
+    except (BotoCoreError, ConnectionBroken, OSError, TimeoutError) as error:
         name = type(error).__name__
         raise DependencyError(place, f"{operation}: {name}: {error}", _HINTS.get(name, "")) from error

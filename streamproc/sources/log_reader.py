@@ -125,11 +125,14 @@ class LogReader:
     async def _run(self) -> None:
         delay, gone = _WAIT, False
         while True:
+            before = self._read_bytes
             try:
                 await self._read()
                 break
             except DependencyError as error:
                 self._how.waiting(error)
+                if self._read_bytes > before:  # it answers: a long object may well break off many times
+                    delay = _WAIT
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _WAIT_MOST)
             except LogGone as error:

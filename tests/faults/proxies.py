@@ -112,14 +112,15 @@ class FaultyHttp:
     """A proxy to an HTTP server (S3) that can refuse, delay, cut and hold requests.
 
     ``refuse``: part of the requests answered with 503 SlowDown. ``cut``: part of the PUTs whose connection is
-    reset in the middle of the body. ``delay``: seconds each answer waits at most. ``hold``: PUTs wait while set.
+    reset in the middle of the body. ``cut_answers``: part of the GETs of ranges whose answer is cut off somewhere.
+    ``delay``: seconds each answer waits at most. ``hold``: PUTs wait while set.
     """
 
     def __init__(self, upstream: str, chance: random.Random) -> None:
         self._upstream = urlsplit(upstream)
         self._chance = chance
         self._tasks = set[asyncio.Task[None]]()
-        self.refuse = self.cut = self.delay = 0.0
+        self.refuse = self.cut = self.cut_answers = self.delay = 0.0
         self.hold = False
         #: Requests that something was done to.
         self.hits = 0
@@ -190,7 +191,12 @@ class FaultyHttp:
         try:
             server_out.write(head[:-2] + b"Connection: close\r\n\r\n" + body)
             await server_out.drain()
-            client_out.write(await server_in.read(-1))
+            answer = await server_in.read(-1)
+            if re.search(rb"(?i)\r\nrange:", head) and self._chance.random() < self.cut_answers:
+                self.hits += 1
+                begin = answer.index(b"\r\n\r\n") + 4
+                answer = answer[: self._chance.randint(begin, len(answer) - 1)]
+            client_out.write(answer)
             await client_out.drain()
         finally:
             server_out.close()

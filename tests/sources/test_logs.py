@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import boto3
 import psycopg
 import pytest
 
+from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
 from streamproc.log_objects import LogEntry, Period
@@ -27,6 +29,7 @@ from streamproc.sources.log_unpack import Caps
 from streamproc.sources.logs import LogSource
 from streamproc.topology import Contract, EventTime
 from tests.conftest import S3Server
+from tests.faults.proxies import FaultyHttp
 from tests.sources.taking import Taking
 
 JSON = Contract((), EventTime("t"), max_record_bytes=1024)
@@ -39,9 +42,10 @@ class Member(Taking):
         self.batches: list[RecordBatch] = []
         self.ledger = ledger
         self.gone: list[Partition] = []
+        self.waits: list[DependencyError] = []
         self._uncommitted: list[RecordBatch] = []
         self.logs = Logs(ledger.database, ledger.stream, connection.url, ledger.worker, lease)
-        self.source = LogSource(connection, contract, self, self.logs)
+        self.source = LogSource(connection, contract, self, self.logs, waiting=self.waits.append)
 
     async def assigned(self, partitions: Sequence[Partition]) -> Mapping[Partition, int | None]:
         claims = await self.ledger.claim(partitions)
@@ -164,6 +168,44 @@ async def test_an_object_goes_on_behind_the_committed_row_after_a_crash(
         assert second.batches[0].after == committed - 1 > 0
         assert_seamless(first, second)
         assert values(first, second) == Counter(written)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+async def test_a_connection_that_breaks_in_the_middle_of_an_object_goes_on_at_that_byte(
+    postgres: str, objects: Objects, s3_server: S3Server, packed: bool
+) -> None:
+    chance = random.Random(5)
+    written = [b'{"%d": "%b"}' % (number, chance.randbytes(30).hex().encode()) for number in range(30_000)]
+    body = b"\n".join(written) + b"\n"
+    async with FaultyHttp.before(s3_server.endpoint_url, chance) as (proxy, url):
+        objects.put("big", gzip.compress(body) if packed else body)
+        place = f"s3://{objects.bucket}/"
+        proxy.cut_answers = 1.0
+        async with member(postgres, place, once=True, endpoint_url=url) as one:
+            await read_until(lambda: proxy.hits > 3, one)
+            proxy.cut_answers = 0.0
+            await read_all(one)
+            assert [value for batch in one.batches for value in batch.values] == written
+            assert_seamless(one)
+            assert {wait.what for wait in one.waits} == {f"{place}big"}
+
+
+async def test_a_store_that_is_away_is_waited_for(
+    postgres: str, objects: Objects, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamproc.sources.log_bucket._ATTEMPTS", 1)
+    async with (
+        FaultyHttp.before(s3_server.endpoint_url, random.Random(1)) as (proxy, url),
+        member(postgres, f"s3://{objects.bucket}/", endpoint_url=url) as one,
+    ):
+        objects.put("a", b"1\n")
+        await read_until(lambda: one.gone, one)
+        proxy.refuse = 1.0
+        objects.put("b", b"2\n")
+        await read_until(lambda: len(one.waits) > 1, one)
+        proxy.refuse = 0.0
+        await read_until(lambda: len(one.gone) == 2, one)
+        assert values(one) == Counter([b"1", b"2"])
 
 
 async def test_an_object_that_changes_is_another_log_and_the_same_bytes_again_are_not(
@@ -389,6 +431,34 @@ async def test_an_object_notified_three_times_is_read_once_and_its_messages_are_
 
         await read_until(lambda: one.gone and left() == 1, one)
         assert values(one) == Counter([b"1", b"2"])
+    sqs.close()
+
+
+async def test_while_the_queue_is_away_the_listing_finds_objects_and_later_messages_of_them_change_nothing(
+    postgres: str, objects: Objects, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sqs = boto3.client("sqs", endpoint_url=s3_server.endpoint_url, region_name=s3_server.region)
+    queue = sqs.create_queue(QueueName=f"q-{objects.bucket}")["QueueUrl"]
+    async with FaultyHttp.before(s3_server.endpoint_url, random.Random(1)) as (proxy, url):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", url)
+        proxy.refuse = 1.0
+        async with member(postgres, f"s3://{objects.bucket}/", queue=queue) as one:
+            objects.put("a", b"1\n")
+            etag = objects.client.head_object(Bucket=objects.bucket, Key="a")["ETag"].strip('"')
+            sqs.send_message(QueueUrl=queue, MessageBody=s3_message(objects.bucket, "a", etag, 2))
+            await read_until(lambda: one.gone and one.waits, one)
+            proxy.refuse = 0.0
+
+            def left() -> int:
+                names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+                found = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=names)["Attributes"]
+                return sum(map(int, found.values()))
+
+            await read_until(lambda: not left(), one)
+            objects.put("b", b"2\n")
+            await read_until(lambda: len(one.gone) == 2, one)
+            assert values(one) == Counter([b"1", b"2"])
+            assert {wait.what for wait in one.waits} == {queue}
     sqs.close()
 
 
