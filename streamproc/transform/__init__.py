@@ -38,6 +38,9 @@ class Transform:
 
     def __init__(self, topology: Topology, resources: Resources) -> None:
         self.topology = topology
+        #: Under which the visitors of web logs get their ids (64 bytes at most; empty: none). Workers set it to the
+        #: ledger's before the first batch.
+        self.visitor_key = b""
         mistakes: list[Mistake] = []
         ordered = sorted(topology.enrichments, key=lambda enrichment: ORDER.index(enrichment.kind))
         self._enrich = _build([e for e in ordered if e.kind not in PRIVACY], resources, mistakes)
@@ -56,7 +59,7 @@ class Transform:
         Bad data never raises: it is in ``rejects``. Raises EnrichmentFailed when an enrichment's own code
         is at fault, naming it; nothing of the batches is lost then, for nothing was committed.
         """
-        decoded = decode(batches, self.topology.contract)
+        decoded = decode(batches, self.topology.contract, self.visitor_key)
         counts: dict[str, Counts] = {}
         for batch in batches:
             counts.setdefault(batch.partition.id, Counts()).records += len(batch)

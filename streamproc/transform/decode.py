@@ -35,14 +35,15 @@ class Decoded:
     rejects: pl.DataFrame
 
 
-def decode(batches: Sequence[RecordBatch], contract: Contract) -> Decoded:
+def decode(batches: Sequence[RecordBatch], contract: Contract, visitor_key: bytes = b"") -> Decoded:
     """Decode some record batches by a contract.
 
+    ``visitor_key``: under which the visitors of web logs get their ids; other decoders have no use for it.
     ``event_time`` takes the place of a contract field of that name, and stands behind the fields otherwise.
     Raises ValueError for a contract that reads two types from one key; a loaded topic page has none.
     """
     values = list(itertools.chain.from_iterable(batch.values for batch in batches))
-    decoded = _decoder(contract).decode(values, _system_columns(batches), _damaged(batches))
+    decoded = _decoder(contract, visitor_key).decode(values, _system_columns(batches), _damaged(batches))
     lost = len(values) - decoded.frame.height - decoded.rejects.height
     if lost:
         raise AssertionError(f"decoding lost {lost} of {len(values)} records")
@@ -56,20 +57,23 @@ class Parser(Protocol):
         """The contract's columns for the records it leaves in the batch; the others it drops."""
 
 
-_PARSERS: Mapping[str, Callable[[Contract], Parser]] = {"json": JsonParser, **LOG_PARSERS}
+_PARSERS: Mapping[str, Callable[[Contract, bytes], Parser]] = {
+    "json": lambda contract, _: JsonParser(contract),
+    **LOG_PARSERS,
+}
 
 
 @functools.lru_cache(maxsize=64)
-def _decoder(contract: Contract) -> _Decoder:
-    return _Decoder(contract)
+def _decoder(contract: Contract, visitor_key: bytes) -> _Decoder:
+    return _Decoder(contract, visitor_key)
 
 
 class _Decoder:
     """A contract's parser and checks, compiled."""
 
-    def __init__(self, contract: Contract) -> None:
+    def __init__(self, contract: Contract, visitor_key: bytes) -> None:
         self._contract = contract
-        self._parser: Parser = _PARSERS[contract.decoder](contract)
+        self._parser: Parser = _PARSERS[contract.decoder](contract, visitor_key)
         self._checks = FieldChecks(contract)
 
     def decode(

@@ -10,13 +10,10 @@ from __future__ import annotations
 import polars as pl
 
 from streamproc.transform.decode_batch import Batch
+from streamproc.transform.weblog_escapes import percent_decoded, unescape
 from streamproc.transform.weblog_events import (
-    Shape,
-    click_events,
+    ClickEvents,
     line_problems,
-    percent_decoded,
-    request_parts,
-    unescape,
 )
 from streamproc.transform.weblog_format import microseconds
 from streamproc.transform.weblog_pattern import CLF_TIME, QUOTED
@@ -40,8 +37,8 @@ _S3 = (
 class AlbParser:
     """``decoder = "alb"``. ``seconds``: of all three stages; null where the target never answered."""
 
-    def __init__(self, shape: Shape) -> None:
-        self._shape = shape
+    def __init__(self, events: ClickEvents) -> None:
+        self._events = events
 
     def parse(self, batch: Batch) -> pl.DataFrame:
         """The columns of a log's events for the lines that stay in ``batch``; the others get a problem."""
@@ -56,14 +53,14 @@ class AlbParser:
         ]
         answered = pl.all_horizontal(stage >= 0 for stage in stages)
         seconds = pl.when(answered).then(pl.sum_horizontal(stages))
-        request = request_parts(parts["request"])
+        request = self._events.requests.parts(parts["request"])
         # The request always names a port, the usual ones too.
         usual = r"^((?:http|ws)://[^/:]+):80(/|$)|^((?:https|wss)://[^/:]+):443(/|$)"
         request = request.with_columns(pl.col("target").str.replace(usual, "$1$3$2$4"))
         parts = parts.with_columns(
             seconds=seconds, user_agent=unescape(parts["user_agent"]), target=request["target"]
         )
-        return click_events(parts.hstack(request.select("method", "protocol")), self._shape)
+        return self._events(parts.hstack(request.select("method", "protocol")))
 
 
 class S3AccessParser:
@@ -72,8 +69,8 @@ class S3AccessParser:
     What S3 did itself (lifecycle, batch) has no request: such a line is a ``request`` without a method.
     """
 
-    def __init__(self, shape: Shape) -> None:
-        self._shape = shape
+    def __init__(self, events: ClickEvents) -> None:
+        self._events = events
 
     def parse(self, batch: Batch) -> pl.DataFrame:
         """The columns of a log's events for the lines that stay in ``batch``; the others get a problem."""
@@ -83,12 +80,12 @@ class S3AccessParser:
         parts = parts.with_columns(microseconds(times, CLF_TIME))
         problems = line_problems(lines, times.is_not_null(), parts["microsecond"], times, "S3 access")
         parts = parts.filter(batch.drop(dict(problems)))
-        request = request_parts(parts["request"])
+        request = self._events.requests.parts(parts["request"])
         parts = parts.with_columns(
             seconds=pl.col("milliseconds").cast(pl.Float64, strict=False) / 1_000,
             user_agent=percent_decoded(parts["user_agent"]),
         ).hstack(request)
         itself = parts["request"].fill_null("-") == "-"
-        events = click_events(parts, self._shape)
+        events = self._events(parts)
         kinds = pl.when(itself).then(pl.lit("request")).otherwise(pl.col("event_type"))
         return events.with_columns(kinds.alias("event_type"))

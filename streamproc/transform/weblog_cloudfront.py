@@ -13,7 +13,8 @@ import polars as pl
 
 from streamproc.quantities import Invalid
 from streamproc.transform.decode_batch import Batch
-from streamproc.transform.weblog_events import Shape, click_events, line_problems, percent_decoded
+from streamproc.transform.weblog_escapes import percent_decoded
+from streamproc.transform.weblog_events import ClickEvents, line_problems
 from streamproc.transform.weblog_format import microseconds
 
 STANDARD_FIELDS = (
@@ -64,9 +65,9 @@ def checked_fields(text: str, needed: str) -> str:
 class CloudFrontParser:
     """Lines of these fields (names with spaces between). Lines that begin with ``#`` are no events."""
 
-    def __init__(self, fields: str, shape: Shape) -> None:
+    def __init__(self, fields: str, events: ClickEvents) -> None:
         self._fields = fields.split()
-        self._shape = shape
+        self._events = events
 
     def parse(self, batch: Batch) -> pl.DataFrame:
         """The columns of a log's events for the lines that stay in ``batch``; the others get a problem."""
@@ -87,7 +88,7 @@ class CloudFrontParser:
         for part, sources in _SOURCES.items():
             if found := [at[source] for source in sources if source in at]:
                 columns.append(found[0].filter(keep).alias(part))
-        return click_events(_decoded(pl.DataFrame(columns)), self._shape)
+        return self._events(_decoded(pl.DataFrame(columns)))
 
 
 def _split(lines: pl.Series, fields: int) -> list[pl.Series]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import polars as pl
 
 from streamproc.transform.decode_batch import Batch
+from streamproc.transform.weblog_escapes import unescape
 from streamproc.transform.weblog_events import (
-    Shape,
-    click_events,
+    ClickEvents,
     client_and_host,
     line_problems,
     moments,
-    request_parts,
-    unescape,
 )
 from streamproc.transform.weblog_pattern import UNIX, LogFormat, Meaning
 
@@ -21,11 +19,11 @@ _ESCAPED = ("target", "referrer", "user_agent", "remote_user")
 
 
 class FormatParser:
-    """Reads lines by a compiled format. Keeps nothing between calls. ``name``: for messages."""
+    """Reads lines by a compiled format. ``name``: for messages."""
 
-    def __init__(self, log_format: LogFormat, shape: Shape, name: str) -> None:
+    def __init__(self, log_format: LogFormat, events: ClickEvents, name: str) -> None:
         self._format = log_format
-        self._shape = shape
+        self._events = events
         self._name = name
 
     def parse(self, batch: Batch) -> pl.DataFrame:
@@ -42,7 +40,7 @@ class FormatParser:
         for name in _ESCAPED:
             if name in parts.columns:
                 parts = parts.with_columns(unescape(parts[name]))
-        return click_events(parts, self._shape)
+        return self._events(parts)
 
     def _best(self, part: str) -> tuple[str, Meaning]:
         best = self._format.best(part)
@@ -57,7 +55,7 @@ class FormatParser:
             if part == "seconds":
                 parts[part] = found[group].cast(pl.Float64, strict=False) * float(meaning.unit)
         if "request" in parts:
-            request = request_parts(parts.pop("request"))
+            request = self._events.requests.parts(parts.pop("request"))
             parts = {**parts, **{name: request[name] for name in request.columns}}
         elif "path" in parts:
             parts["target"] = _target(parts["path"], parts.get("query"))

@@ -14,7 +14,7 @@ from streamproc.transform.weblog_cloudfront import (
     CloudFrontParser,
     checked_fields,
 )
-from streamproc.transform.weblog_events import DEFAULT_SITE, PER_SECOND, Shape
+from streamproc.transform.weblog_events import ClickEvents
 from streamproc.transform.weblog_format import FormatParser
 from streamproc.transform.weblog_json import JsonLogParser
 from streamproc.transform.weblog_pattern import COMMON, compile_format
@@ -33,31 +33,30 @@ LOG_FIELDS: tuple[Field, ...] = (
 )
 
 
-def _shape(contract: Contract) -> Shape:
-    site = (contract.site or DEFAULT_SITE).rstrip("/")
-    return Shape(site, PER_SECOND[contract.event_time.format])
+def _cloudfront(standard: str) -> Callable[[Contract, bytes], Parser]:
+    return lambda contract, key: CloudFrontParser(contract.log_format or standard, ClickEvents(contract, key))
 
 
-def _cloudfront(standard: str) -> Callable[[Contract], Parser]:
-    return lambda contract: CloudFrontParser(contract.log_format or standard, _shape(contract))
-
-
-def _written_out(contract: Contract) -> Parser:
+def _written_out(contract: Contract, key: bytes) -> Parser:
     assert contract.log_format is not None, "the page reader asks for it"
-    return FormatParser(compile_format(contract.log_format), _shape(contract), "page's")
+    return FormatParser(compile_format(contract.log_format), ClickEvents(contract, key), "page's")
 
 
-#: By the decoder's name.
-PARSERS: Mapping[str, Callable[[Contract], Parser]] = {
+def _common(contract: Contract, key: bytes) -> Parser:
+    return FormatParser(compile_format(COMMON, vhost=True), ClickEvents(contract, key), "common")
+
+
+#: By the decoder's name: makes the parser of a contract, with the key of visitors' ids.
+PARSERS: Mapping[str, Callable[[Contract, bytes], Parser]] = {
     "combined": LineParser,
-    "common": lambda contract: FormatParser(compile_format(COMMON, vhost=True), _shape(contract), "common"),
+    "common": _common,
     "log_format": _written_out,
-    "nginx_json": lambda contract: JsonLogParser("nginx_json", _shape(contract)),
-    "alb": lambda contract: AlbParser(_shape(contract)),
+    "nginx_json": lambda contract, key: JsonLogParser("nginx_json", ClickEvents(contract, key)),
+    "alb": lambda contract, key: AlbParser(ClickEvents(contract, key)),
     "cloudfront": _cloudfront(STANDARD_FIELDS),
     "cloudfront_realtime": _cloudfront(REALTIME_FIELDS),
-    "s3_access": lambda contract: S3AccessParser(_shape(contract)),
-    "api_gateway": lambda contract: JsonLogParser("api_gateway", _shape(contract)),
+    "s3_access": lambda contract, key: S3AccessParser(ClickEvents(contract, key)),
+    "api_gateway": lambda contract, key: JsonLogParser("api_gateway", ClickEvents(contract, key)),
 }
 
 #: Decoders that take ``log_format`` from the page.

@@ -15,10 +15,8 @@ import polars as pl
 from streamproc.transform.decode_batch import Batch
 from streamproc.transform.decode_rejects import Problem, Reason
 from streamproc.transform.weblog_events import (
-    Shape,
-    click_events,
+    ClickEvents,
     client_and_host,
-    request_parts,
     text_problems,
 )
 from streamproc.transform.weblog_format import microseconds
@@ -64,10 +62,10 @@ _GATEWAY_TIMES = {"requestTimeEpoch": "msec", "requestTime": CLF_TIME}
 class JsonLogParser:
     """Objects whose keys are known by name: ``nginx_json`` or ``api_gateway``."""
 
-    def __init__(self, decoder: str, shape: Shape) -> None:
+    def __init__(self, decoder: str, events: ClickEvents) -> None:
         nginx = decoder == "nginx_json"
         self._parts, self._times = (_NGINX, _NGINX_TIMES) if nginx else (_GATEWAY, _GATEWAY_TIMES)
-        self._shape = shape
+        self._events = events
         self._keys = dict.fromkeys(key for keys in (*self._parts.values(), self._times) for key in keys)
         self._type = pl.Struct(dict.fromkeys(self._keys, pl.String))
 
@@ -84,7 +82,7 @@ class JsonLogParser:
         parts = values.select(
             pl.coalesce(keys).alias(part) for part, keys in self._parts.items()
         ).with_columns(second.alias("microsecond"))
-        return click_events(_completed(parts.filter(keep)), self._shape)
+        return self._events(self._completed(parts.filter(keep)))
 
     def _values(self, batch: Batch) -> pl.DataFrame:
         """The known keys' values as texts. Lines that are no JSON object are dropped with a problem."""
@@ -133,13 +131,12 @@ class JsonLogParser:
             else:
                 yield row, Problem(Reason.MISSING_FIELD, "event_time", f"the line has no {keys}")
 
-
-def _completed(parts: pl.DataFrame) -> pl.DataFrame:
-    """Method, target and protocol from the request line where there are none of their own."""
-    if "request" in parts.columns:
-        request = request_parts(parts["request"])
-        own = [pl.coalesce(pl.col(name), request[name]).alias(name) for name in request.columns]
-        parts = parts.with_columns(own)
-    if "milliseconds" in parts.columns:
-        parts = parts.with_columns(seconds=pl.col("milliseconds").cast(pl.Float64, strict=False) / 1_000)
-    return client_and_host(parts)
+    def _completed(self, parts: pl.DataFrame) -> pl.DataFrame:
+        """Method, target and protocol from the request line where there are none of their own."""
+        if "request" in parts.columns:
+            request = self._events.requests.parts(parts["request"])
+            own = [pl.coalesce(pl.col(name), request[name]).alias(name) for name in request.columns]
+            parts = parts.with_columns(own)
+        if "milliseconds" in parts.columns:
+            parts = parts.with_columns(seconds=pl.col("milliseconds").cast(pl.Float64, strict=False) / 1_000)
+        return client_and_host(parts)

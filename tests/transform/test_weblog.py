@@ -137,6 +137,9 @@ def test_a_line_says_what_it_says() -> None:
     [
         ("x", "bad_log_line"),
         (GOOD.rstrip('"'), "bad_log_line"),
+        (GOOD + '"', "bad_log_line"),
+        (GOOD + '""', "bad_log_line"),
+        (GOOD + '"x" 1', "bad_log_line"),
         (GOOD.replace("200 123", "2000 123"), "bad_log_line"),
         (GOOD.replace("200 123", "200 " + "9" * 400), "bad_log_line"),
         (GOOD.replace("17/May", "32/May"), "bad_event_time"),
@@ -220,7 +223,7 @@ def test_every_line_is_an_event_or_a_problem_whatever_it_holds(lines: list[bytes
         st.tuples(st.integers(0, len(GOOD)), st.text('" []-\\\\\n\r1a', max_size=3), st.integers(0, 3)),
         max_size=12,
     ),
-    st.sampled_from(["", "a.example:80 "]),
+    st.sampled_from(["", "a.example:80 ", "::1 ", "a:80 b:81 "]),
 )
 @settings(max_examples=300, deadline=None)
 def test_lines_cut_at_quotes_have_the_parts_that_the_expression_finds(

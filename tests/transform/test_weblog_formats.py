@@ -42,7 +42,7 @@ def parse(
     )
     values = [line.encode() if isinstance(line, str) else line for line in lines]
     batch = Batch(values, pl.Series(values, dtype=pl.Binary))
-    frame = PARSERS[decoder](contract).parse(batch)
+    frame = PARSERS[decoder](contract, b"").parse(batch)
     assert dict(frame.schema) == {field.name: field.type.polars for field in fields_of(decoder)}
     assert frame.height == len(batch.rows)
     return frame.to_dicts(), {row: str(problem.reason) for row, problem in batch.problems.items()}
