@@ -26,7 +26,7 @@ import stamina
 from psycopg import AsyncConnection
 
 from streamproc.database import Database, OutcomeUnknown
-from streamproc.errors import DependencyError, Fenced, Inconsistent
+from streamproc.errors import DependencyError, Fenced, Inconsistent, LedgerError
 from streamproc.failpoints import failpoint, failpoint_when_waiting
 from streamproc.ledger import claims as claiming
 from streamproc.ledger import commit as committing
@@ -88,6 +88,20 @@ class Ledger:
         """
         async with self.database.transaction("migrate the ledger") as conn:
             return await migrating.migrate(conn)
+
+    async def visitor_key(self) -> bytes:
+        """The key under which visitors of web logs get their ids: 32 bytes, drawn when the tables were made.
+
+        All streams and workers of a ledger have the same.
+        """
+        async with self.database.connection("read the visitors' key") as conn:
+            cursor = await conn.execute("SELECT value FROM streamproc.keys WHERE name = 'visitors'")
+            row = await cursor.fetchone()
+        if row is None:
+            raise LedgerError(
+                "streamproc.keys has no row 'visitors': visitors would get other ids than before"
+            )
+        return bytes(row[0])
 
     async def claim(self, partitions: Collection[Partition]) -> dict[Partition, Claim]:
         """Take the partitions, from whoever has them, all or none.

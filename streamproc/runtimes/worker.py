@@ -99,9 +99,10 @@ class Worker:
             if agents
             else None
         )
+        self._transform = Transform(topology, Resources(os.environ, pages))
         self.pipeline = Pipeline(
             topology,
-            TransformPool(Transform(topology, Resources(os.environ, pages))),
+            TransformPool(self._transform),
             ledger=self.ledger,
             lake=self._lake,
             summaries=self._summaries,
@@ -169,6 +170,7 @@ class Worker:
         steps: list[tuple[str, Callable[[], Awaitable[object]]]] = [
             ("ledger", self.ledger.open),
             ("ledger schema", self.ledger.migrate),
+            ("ledger", self._read_visitor_key),
             ("tables", self._ensure_tables),
         ]
         stack.push_async_callback(self.ledger.close)
@@ -208,6 +210,9 @@ class Worker:
                 delay = min(delay * 1.5, 10.0)
             else:
                 return
+
+    async def _read_visitor_key(self) -> None:
+        self._transform.visitor_key = await self.ledger.visitor_key()
 
     async def _ensure_tables(self) -> None:
         async with self.ledger.database.connection("create the tables") as conn:

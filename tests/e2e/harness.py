@@ -83,10 +83,14 @@ class Site:
 
     def worker(self, name: str, *arguments: str, **more: str) -> Worker:
         """Start ``streamproc run``; its log goes to ``<name>.log``. ``more``: environment of this worker."""
+        return self.start(name, "run", *arguments, **more)
+
+    def start(self, name: str, *arguments: str, **more: str) -> Worker:
+        """The same with another command that works on until it is done."""
         log = self.directory / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("streamproc")), "run", *arguments],
+                [str(Path(sys.executable).with_name("streamproc")), *arguments],
                 env=self.environment() | {"STREAMPROC_WORKER": name} | more,
                 cwd=self.directory,
                 stdout=output,

@@ -12,7 +12,6 @@ import json
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import boto3
@@ -24,13 +23,12 @@ from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.topology import Topic
 from tests.conftest import S3Server
 from tests.e2e.harness import REPOSITORY, Site, committed_records, produce, until
+from tests.e2e.log_totals import assert_counted, plain_counting, site_of
 
 pytestmark = pytest.mark.timeout(600)
 
 PAGE = (REPOSITORY / "docs" / "logs.md").read_text()
 (QUICK_START,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-
-Traffic = Counter[tuple[int, str, bool]]
 
 
 @pytest.fixture
@@ -38,40 +36,6 @@ def lines(shared_data: Path) -> list[bytes]:
     return gzip.decompress(
         (shared_data / "access_logs" / "apache_combined_10k.log.gz").read_bytes()
     ).splitlines()
-
-
-def plain_counting(lines: list[bytes]) -> tuple[Traffic, int, int]:
-    """Requests by status, method and whether it is an error, and their bytes; and lines that are cut off."""
-    traffic: Traffic = Counter()
-    size = 0
-    whole = [line.decode().split('"') for line in lines if line.count(b'"') == 6]
-    for part in whole:
-        status, sent = part[2].split()
-        traffic[int(status), part[1].split()[0], int(status) >= 400] += 1
-        size += int(sent) if sent != "-" else 0
-    return traffic, size, len(lines) - len(whole)
-
-
-def counted(site: Site) -> tuple[Traffic, int, int]:
-    """The same from the tables, and rejects from the ledger."""
-    traffic: Traffic = Counter()
-    with psycopg.connect(site.ledger) as db:
-        rows = db.execute(
-            "SELECT status, method, event_type = 'error', sum(requests)::int FROM weblogs.traffic GROUP BY 1, 2, 3"
-        ).fetchall()
-        size = db.execute("SELECT sum(bytes)::bigint FROM weblogs.traffic").fetchone()[0]
-        rejected = db.execute("SELECT sum(rejected)::int FROM streamproc.partitions").fetchone()[0]
-    for status, method, error, requests in rows:
-        traffic[status, method, error] += requests
-    return traffic, size, rejected
-
-
-def site_of(tmp_path: Path, ledger: str, broker: str, **extra: str) -> Site:
-    pages = tmp_path / "topics"
-    pages.mkdir(exist_ok=True)
-    page = (REPOSITORY / "topics" / "weblogs.toml").read_text()
-    (pages / "weblogs.toml").write_text(page)
-    return Site(tmp_path, "", broker, ledger, pages, stream="weblogs", topic="weblogs", extra=extra)
 
 
 async def run_until_all_is_committed(site: Site, records: int) -> None:
@@ -134,12 +98,12 @@ async def test_the_real_lines_as_objects_notified_and_listed(
         **s3_server.environment,
     )
     await run_until_all_is_committed(site, len(lines))
-    assert counted(site) == plain_counting(lines)
+    assert_counted(site, lines)
     # Everything is done: a backfill of the same place finds nothing to do.
     done = await asyncio.to_thread(site.run, "backfill", f"s3://{bucket}/logs/", "--json")
     report = json.loads(done.stdout)
     assert (report["complete"], report["logs"], report["done"], report["records"]) == (True, 7, 7, 0)
-    assert counted(site) == plain_counting(lines)
+    assert_counted(site, lines)
     s3.close()
     sqs.close()
 
@@ -157,9 +121,10 @@ def test_the_real_lines_as_files_backfilled_in_two_goes(
     (folder / "access.log.1").write_bytes(b"\n".join(lines[3000:6000]) + b"\n")
     second = json.loads(site.run("backfill", folder.as_uri(), "--json").stdout)
     assert (second["complete"], second["logs"], second["records"]) == (True, 3, 3000)
-    assert counted(site) == plain_counting(lines)
+    assert_counted(site, lines)
     with psycopg.connect(postgres) as db:
-        assert db.execute("SELECT count(*) FROM warehouse.weblogs").fetchone()[0] == 9_999
+        kept = sum(plain_counting(lines, b"").traffic.values())
+        assert db.execute("SELECT count(*) FROM warehouse.weblogs").fetchone()[0] == kept
 
 
 async def test_the_real_lines_as_records_of_a_topic(
@@ -171,7 +136,7 @@ async def test_the_real_lines_as_records_of_a_topic(
     site = site_of(tmp_path, postgres, url, STREAMPROC_KAFKA_SESSION_TIMEOUT="6s")
     await produce(bootstrap, "weblogs", [(line.split(b" ")[0], line) for line in lines])
     await run_until_all_is_committed(site, len(lines))
-    assert counted(site) == plain_counting(lines)
+    assert_counted(site, lines)
 
 
 @pytest.mark.parametrize(

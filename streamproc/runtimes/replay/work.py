@@ -172,9 +172,10 @@ class ReplayWorker:
         self._replays = Replays(self._ledger.database, replay.stream)
         self._name = replay.name
         self._summaries = Summaries(self.topology.tables, self.topology.name)
+        self._transform = Transform(self.topology, Resources(os.environ, pages))
         self.pipeline = ReplayPipeline(
             self.topology,
-            TransformPool(Transform(self.topology, Resources(os.environ, pages))),
+            TransformPool(self._transform),
             ledger=self._ledger,
             lake=Lake(self._store, self.topology),
             summaries=self._summaries,
@@ -200,6 +201,7 @@ class ReplayWorker:
         async with AsyncExitStack() as stack:
             await self._ledger.open()
             stack.push_async_callback(self._ledger.close)
+            self._transform.visitor_key = await self._ledger.visitor_key()
             await self._store.open()
             stack.push_async_callback(self._store.close)
             async with self._ledger.database.connection("create the tables") as conn:
