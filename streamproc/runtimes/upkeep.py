@@ -19,6 +19,7 @@ from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.warehouse import Warehouse, open_warehouse
+from streamproc.sources.log_store import LogConnection
 from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)
@@ -95,22 +96,38 @@ class Upkeep:
         log.debug("swept", objects=swept)
 
     async def expire(self) -> None:
-        """Delete summary rows beyond their table's retention, and state no event can change any more."""
+        """Delete summary rows beyond their table's retention, and state no event can change any more.
+
+        Logs of any age may come, and each has a clock of its own: the newest event of all says what is beyond
+        retention, and state is kept as long as its row.
+        """
+        logs = isinstance(self._broker, LogConnection)
+        clocks = await self._log_clocks() if logs else await self._clocks()
+        if not clocks:
+            return
+        watermark = (max(clocks) if logs else min(clocks)) - self._topology.contract.event_time.disorder
+        for table in self._topology.tables:
+            async with self._ledger.database.connection("expire") as conn:
+                await self._summaries.expire(conn, table.name, watermark, reopening=logs)
+
+    async def _log_clocks(self) -> list[int]:
+        source = str(self._broker)
+        found = await self._ledger.status()
+        return [
+            each.clock_us for each in found if each.clock_us is not None and each.partition.source == source
+        ]
+
+    async def _clocks(self) -> list[int]:
+        """Those of the partitions that can get events."""
         shards = await self._ledger.shards()
         over = {partition for partition, shard in shards.items() if shard.followed}
-        clocks = [
+        return [
             status.clock_us
             for status in await self._ledger.status()
             if status.clock_us is not None
             and status.partition not in over
             and self._goes_on(status.partition)
         ]
-        if not clocks:
-            return
-        watermark = min(clocks) - self._topology.contract.event_time.disorder
-        for table in self._topology.tables:
-            async with self._ledger.database.connection("expire") as conn:
-                await self._summaries.expire(conn, table.name, watermark)
 
     def _goes_on(self, partition: Partition) -> bool:
         """Whether the partition can get events: its clock would otherwise hold back everything for ever."""

@@ -69,15 +69,18 @@ class Summaries:
                 results[name] = _typed(layout, rows)
         return results
 
-    async def expire(self, conn: AsyncConnection[Any], name: str, watermark_us: int) -> int:
+    async def expire(
+        self, conn: AsyncConnection[Any], name: str, watermark_us: int, *, reopening: bool = False
+    ) -> int:
         """Delete what the watermark has left behind: public rows beyond the table's retention, and state of
         windows that closed a while ago. Returns the number of public rows deleted.
 
         ``watermark_us`` must be the smallest of the stream's partitions, and each must have one: a window
         that took an event after its state was gone would start again. Works in small transactions of its
-        own (``conn`` in autocommit mode) and skips rows that are being written.
+        own (``conn`` in autocommit mode) and skips rows that are being written. ``reopening``: windows of any
+        age can take events again; state goes with its row then, and any watermark will do.
         """
-        return await expire(conn, self._layouts[name], watermark_us)
+        return await expire(conn, self._layouts[name], watermark_us, reopening=reopening)
 
     async def rows(self, conn: AsyncConnection[Any], name: str) -> pl.DataFrame:
         """All public rows of a table, by key."""

@@ -18,12 +18,18 @@ STATE_GRACE = 6 * HOUR
 _PAGES = 2_000
 
 
-async def expire(conn: AsyncConnection[Any], layout: Layout, watermark_us: int) -> int:
-    """Delete public rows beyond retention and state that cannot change any more; counts the former."""
+async def expire(
+    conn: AsyncConnection[Any], layout: Layout, watermark_us: int, *, reopening: bool = False
+) -> int:
+    """Delete public rows beyond retention and state that cannot change any more; counts the former.
+
+    ``reopening``: windows of any age can take events again, so state stays as long as its row.
+    """
     table = layout.table
-    if layout.has_state:
-        # A session can be reached by an event a gap after its end, and that event may be late.
-        patience = STATE_GRACE + table.lateness + (2 * table.window.gap if layout.session else 0)
+    # A session can be reached by an event a gap after its end, and that event may be late.
+    grace = STATE_GRACE + table.lateness + (2 * table.window.gap if layout.session else 0)
+    patience = table.retention if reopening else grace
+    if layout.has_state and patience is not None:
         end = sql.SQL("session_end" if layout.session else "window_start + {}").format(
             sql.Literal(table.window.size)
         )

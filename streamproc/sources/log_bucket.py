@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
+import structlog
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from aiohttp import ClientError as ConnectionBroken
@@ -15,6 +16,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from streamproc.errors import DependencyError
 from streamproc.log_objects import LogEntry
 from streamproc.sources.log_store import LogConnection, LogGone, log_id
+
+log = structlog.get_logger(__name__)
 
 #: Bytes read at once.
 _CHUNK = 1 << 20
@@ -33,11 +36,15 @@ _HINTS = {
 
 _GONE = frozenset({"NoSuchKey", "404", "PreconditionFailed", "412", "InvalidObjectState"})
 
+#: Versions cannot be looked at: without the right to, or on a server that has none.
+_NO_VERSIONS = frozenset({"AccessDenied", "MethodNotAllowed", "NotImplemented"})
+
 
 class Bucket:
     """A :class:`~streamproc.sources.log_store.LogStore` for ``s3://bucket/prefix``.
 
-    A content is told by key and ETag: listings and notifications both have those, and no version id is needed.
+    A content is told by key and ETag: listings and notifications both have those, and a version id only some have.
+    Of a bucket that keeps versions, a content that was written over before it was read is found by its ETag.
     """
 
     def __init__(self, connection: LogConnection) -> None:
@@ -90,19 +97,52 @@ class Bucket:
         return LogEntry(log_id(key, key, etag), key, etag, size, modified_ms)
 
     async def read(self, entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
-        """The object's bytes from an offset on, if it still has the entry's ETag."""
+        """The object's bytes from an offset on, as long as the entry's content is the object or a version of it."""
         if offset >= entry.size:
             return
-        place = f"s3://{self.name}/{entry.place}"
-        with speaking(place, "get"):
-            answer = await self._client.get_object(
-                Bucket=self.name, Key=entry.place, IfMatch=f'"{entry.version}"', Range=f"bytes={offset}-"
-            )
-            if answer["ETag"].strip('"') != entry.version:  # a server that does not know If-Match
-                raise LogGone(f"{place}: there is another content now")
-            async with answer["Body"] as body:
+        with speaking(self._place(entry), "get"):
+            async with await self._body(entry, offset) as body:
                 while chunk := await body.read(_CHUNK):
                     yield chunk
+
+    async def _body(self, entry: LogEntry, offset: int) -> Any:
+        """The content with the entry's ETag, also when it was written over since in a bucket that keeps versions."""
+        wanted = {"Bucket": self.name, "Key": entry.place, "Range": f"bytes={offset}-"}
+        try:
+            answer = await self._client.get_object(IfMatch=f'"{entry.version}"', **wanted)
+            if answer["ETag"].strip('"') == entry.version:
+                return answer["Body"]
+            answer["Body"].close()  # a server that does not know If-Match
+        except ClientError as error:
+            if _code(error) not in _GONE:
+                raise
+        version = await self._version(entry)
+        if version is None:
+            raise LogGone(f"{self._place(entry)}: there is another content now, or none")
+        return (await self._client.get_object(VersionId=version, **wanted))["Body"]
+
+    async def _version(self, entry: LogEntry) -> str | None:
+        """The id of an object's version with the entry's ETag."""
+        pages = self._client.get_paginator("list_object_versions")
+        try:
+            async for page in pages.paginate(Bucket=self.name, Prefix=entry.place):
+                for found in page.get("Versions", ()):
+                    if found["Key"] != entry.place:  # those of the key itself come first
+                        return None
+                    if found["ETag"].strip('"') == entry.version:
+                        return str(found["VersionId"])
+        except ClientError as error:
+            if _code(error) not in _NO_VERSIONS:
+                raise
+            log.warning("versions_not_listed", place=self._place(entry), why=_code(error))
+        return None
+
+    def _place(self, entry: LogEntry) -> str:
+        return f"s3://{self.name}/{entry.place}"
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _config(endpoint_url: str | None) -> AioConfig:
@@ -123,7 +163,7 @@ def speaking(place: str, operation: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
+        code = _code(error)
         if code in _GONE:
             raise LogGone(f"{place}: {operation}: {code}") from error
         message = error.response.get("Error", {}).get("Message", "")

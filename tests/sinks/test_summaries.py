@@ -335,6 +335,20 @@ async def test_rows_beyond_retention_and_state_of_closed_windows_expire(conn):
     assert (await count(conn, "visits__state"), await count(conn, "visits")) == (1, 2)
 
 
+async def test_where_windows_reopen_state_expires_with_its_row_and_without_retention_never(conn):
+    tables = [tumbling(retention=DAY, lateness=MINUTE), visits(gap=MINUTE, lateness=MINUTE)]
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    await commit(conn, summaries, tables, [[event(0), event(10 * MINUTE)]])
+
+    assert await summaries.expire(conn, "per_minute", START + DAY + MINUTE - 1, reopening=True) == 0
+    assert await count(conn, "per_minute__state") == 2
+    assert await summaries.expire(conn, "per_minute", START + DAY + MINUTE, reopening=True) == 1
+    assert (await count(conn, "per_minute__state"), await count(conn, "per_minute")) == (1, 1)
+    assert await summaries.expire(conn, "visits", START + 1000 * DAY, reopening=True) == 0
+    assert (await count(conn, "visits__state"), await count(conn, "visits")) == (2, 2)
+
+
 async def test_events_after_an_expiry_are_merged_as_before(conn):
     tables = every_kind_of_table()
     summaries = Summaries(tables, "clicks")

@@ -222,6 +222,31 @@ async def test_an_object_that_changes_is_another_log_and_the_same_bytes_again_ar
         assert values(one) == Counter([b"1", b"2", b"b", b"3"])
 
 
+@pytest.mark.parametrize("versioned", [False, True])
+async def test_a_content_that_was_written_over_before_it_was_read_is_a_version_or_gone(
+    postgres: str, objects: Objects, versioned: bool
+) -> None:
+    if versioned:
+        objects.client.put_bucket_versioning(
+            Bucket=objects.bucket, VersioningConfiguration={"Status": "Enabled"}
+        )
+    async with Ledger(postgres, "logs", "w0") as ledger:
+        await ledger.migrate()
+        url = f"s3://{objects.bucket}/"
+        told, bucket = Logs(ledger.database, "logs", url, "w0", 30), Bucket(LogConnection(url))
+        for content in (b"1\n2\n", b"3\n", b"4\n"):  # each is told of, and nobody reads meanwhile
+            objects.put("a", content)
+            etag = objects.client.head_object(Bucket=objects.bucket, Key="a")["ETag"]
+            entry = bucket.entry("a", etag, len(content), 1)
+            assert entry is not None
+            await told.found([entry])
+        objects.put("ab", b"5\n")
+    async with member(postgres, url, once=True) as one:
+        await read_all(one)
+        assert values(one) == Counter([b"1", b"2", b"3", b"4", b"5"] if versioned else [b"4", b"5"])
+        assert_seamless(one)
+
+
 async def test_workers_share_the_objects_and_one_that_is_gone_leaves_its_own_to_the_others(
     postgres: str, objects: Objects
 ) -> None:

@@ -1,0 +1,56 @@
+"""What the periodic work decides: which event time says that rows have expired."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from streamproc.ledger import Ledger
+from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.upkeep import Upkeep
+from streamproc.settings import read_settings
+from streamproc.sources.log_store import LogConnection
+from streamproc.topic_pages import load_page
+from tests.e2e.harness import REPOSITORY
+
+PLACE = "file:///var/log/nginx"
+MINUTE = 60_000_000
+
+
+class Told:
+    """Summaries that note what they are told to expire."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, bool]] = []
+
+    async def expire(self, _: Any, name: str, watermark_us: int, *, reopening: bool = False) -> int:
+        self.calls.append((name, watermark_us, reopening))
+        return 0
+
+
+@pytest.mark.parametrize("clocks", [[], [None], [7 * MINUTE, 90 * MINUTE, None, 8 * MINUTE]])
+async def test_the_newest_event_of_all_logs_says_what_is_beyond_retention(
+    postgres: str, clocks: list[int | None]
+) -> None:
+    page = load_page(REPOSITORY / "topics" / "weblogs.toml")
+    told: Any = Told()
+    async with Ledger(postgres, page.name, "w") as ledger:
+        await ledger.migrate()
+        with psycopg.connect(postgres, autocommit=True) as db:
+            for number, clock in enumerate([*clocks, 999 * MINUTE]):
+                source = PLACE if number < len(clocks) else "weblogs"  # a topic that was read before
+                db.execute(
+                    "INSERT INTO streamproc.partitions"
+                    " (stream, source, partition, fence, token, clock_us, records, accepted, filtered, rejected,"
+                    " duplicate, claimed_at, updated_at)"
+                    " VALUES (%s, %s, %s, 1, gen_random_uuid(), %s, 0, 0, 0, 0, 0, now(), now())",
+                    [page.name, source, str(number), clock],
+                )
+        endpoints = Endpoints(read_settings(environ={}), broker=LogConnection(PLACE))
+        await Upkeep(page, ledger, None, told, endpoints).expire()
+    newest = max((clock for clock in clocks if clock is not None), default=None)
+    assert told.calls == [
+        (table.name, newest - 5 * MINUTE, True) for table in page.tables if newest is not None
+    ]
