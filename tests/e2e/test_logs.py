@@ -25,7 +25,7 @@ from tests.conftest import S3Server
 from tests.e2e.harness import REPOSITORY, Site, committed_records, produce, until
 from tests.e2e.log_totals import assert_counted, plain_counting, site_of
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 PAGE = (REPOSITORY / "docs" / "logs.md").read_text()
 (QUICK_START,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
@@ -42,9 +42,9 @@ async def run_until_all_is_committed(site: Site, records: int) -> None:
     worker = site.worker("w1", "weblogs")
     try:
         await until(
-            lambda: committed_records(site.ledger, "weblogs") == records, "all committed", 240, [worker]
+            lambda: committed_records(site.ledger, "weblogs") == records, "all committed", 900, [worker]
         )
-        assert worker.stop(90) == 0
+        assert worker.stop(300) == 0
     finally:
         if worker.process.poll() is None:
             worker.kill()

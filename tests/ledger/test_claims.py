@@ -110,3 +110,12 @@ async def test_who_was_fenced_off_notes_no_log(ledger: Ledger, rival: Ledger) ->
     theirs = await rival.claim([P0])
     assert await ledger.note_log([mine[P0]], "stale") == {}
     assert await rival.note_log([theirs[P0]], "fresh") == {P0: "fresh"}
+
+
+async def test_all_workers_read_one_key_of_visitors_that_migrating_again_leaves_as_it_is(
+    ledger: Ledger, rival: Ledger
+) -> None:
+    key = await ledger.visitor_key()
+    assert len(key) == 32
+    assert await rival.migrate() == 0
+    assert await rival.visitor_key() == key

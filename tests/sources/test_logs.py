@@ -175,7 +175,7 @@ async def test_a_connection_that_breaks_in_the_middle_of_an_object_goes_on_at_th
     postgres: str, objects: Objects, s3_server: S3Server, packed: bool
 ) -> None:
     chance = random.Random(5)
-    written = [b'{"%d": "%b"}' % (number, chance.randbytes(30).hex().encode()) for number in range(30_000)]
+    written = [b'{"%d": "%b"}' % (number, chance.randbytes(30).hex().encode()) for number in range(8_000)]
     body = b"\n".join(written) + b"\n"
     async with FaultyHttp.before(s3_server.endpoint_url, chance) as (proxy, url):
         objects.put("big", gzip.compress(body) if packed else body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import re
 from collections import Counter
 from datetime import datetime
@@ -203,6 +204,17 @@ def test_appended_fields_users_with_spaces_and_ipv6_are_taken() -> None:
     line = GOOD.replace("1.2.3.4 - -", "2001:db8::7 - ann lee") + ' "10.0.0.1" rt=0.012\r\n'
     [event], problems = parse(line)
     assert (event["ip"], event["remote_user"], problems) == ("2001:db8::7", "ann lee", {})
+
+
+@pytest.mark.parametrize("key", [b"", b"k" * 32])
+def test_a_visitor_is_the_hash_of_address_and_agent_under_the_key(key: bytes) -> None:
+    lines = [GOOD, GOOD.replace("1.2.3.4", "::1"), GOOD.replace("Agent/1.0", "-"), GOOD.replace("/a?b", "/c")]
+    values = [line.encode() for line in lines]
+    parser = LineParser(CONTRACT, key)
+    for _ in range(2):  # the second time visitors are remembered
+        found = parser.parse(Batch(values, pl.Series(values, dtype=pl.Binary)))["visitor_id"].to_list()
+        seen = [b"1.2.3.4\0Agent/1.0", b"::1\0Agent/1.0", b"1.2.3.4\0", b"1.2.3.4\0Agent/1.0"]
+        assert found == [hashlib.blake2b(text, digest_size=16, key=key).hexdigest() for text in seen]
 
 
 @given(
