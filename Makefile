@@ -130,8 +130,8 @@ build/lock/bin/uv: | $(BIN)/python
 
 .PHONY: lock
 lock: build/lock/bin/uv ## Resolve the dependencies again (ARGS=--upgrade for newer ones) and write the locks
-	$(LOCK) $(ARGS) --extra msk pyproject.toml --output-file requirements.lock
-	$(LOCK) $(ARGS) --extra msk --group dev --constraints requirements.lock pyproject.toml \
+	$(LOCK) $(ARGS) --extra msk --extra fanout pyproject.toml --output-file requirements.lock
+	$(LOCK) $(ARGS) --extra msk --extra fanout --group dev --constraints requirements.lock pyproject.toml \
 		--output-file requirements-dev.lock
 	$(LOCK) $(ARGS) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
 

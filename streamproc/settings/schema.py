@@ -110,6 +110,15 @@ class Kinesis:
             "Time between two reads of a shard that has nothing new; all its readers together have five a second",
         ),
     ]
+    fan_out: Annotated[
+        str | None,
+        Setting(
+            parse.identifier,
+            None,
+            "Name of the consumer to register and read by (enhanced fan-out, which Amazon charges for); shards are "
+            "polled where that is not possible",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

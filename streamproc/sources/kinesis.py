@@ -28,13 +28,15 @@ from streamproc.sources.kinesis_sharing import Sharing, Start
 class KinesisOptions:
     """How to consume. ``start``: ``earliest``, ``latest`` or ``timestamp`` (then ``since_ms``, Unix
     milliseconds), for a stream that was never read. ``poll_interval``: seconds between reads of a shard that
-    has nothing new. ``prefetch``: fetching pauses while this many bytes are waiting.
+    has nothing new. ``prefetch``: fetching pauses while this many bytes are waiting. ``fan_out``: name of the
+    consumer to read by with enhanced fan-out; shards are polled where that is not possible, and without a name.
     """
 
     start: str = "earliest"
     since_ms: int | None = None
     poll_interval: float = 0.5
     prefetch: int = 32 * 1024 * 1024
+    fan_out: str | None = None
 
 
 class KinesisSource:
@@ -73,7 +75,7 @@ class KinesisSource:
             self._listener,
             self._store,
             start=start,
-            pace=Pace(self._options.poll_interval, self._waiting),
+            pace=Pace(self._options.poll_interval, self._waiting, self._options.fan_out),
             room=self._room,
         )
         await sharing.begin()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import msgspec
 from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
+from aiobotocore.session import AioSession, get_session
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from streamproc.errors import DependencyError
@@ -20,7 +22,8 @@ from streamproc.sources.kinesis_records import HashRange, Page, decode_page
 #: What to look at, by error code.
 _HINTS = {
     "AccessDeniedException": "the role needs kinesis:ListShards, DescribeStreamSummary, GetShardIterator and "
-    "GetRecords here; streamproc topics also CreateStream, UpdateShardCount and the retention calls",
+    "GetRecords here; streamproc topics also CreateStream, UpdateShardCount and the retention calls; fan-out "
+    "RegisterStreamConsumer, DescribeStreamConsumer and SubscribeToShard",
     "ExpiredTokenException": "the credentials have expired",
     "UnrecognizedClientException": "the access key is not known there; is kinesis.endpoint_url right?",
     "ResourceNotFoundException": "streamproc topics apply creates the stream; is the region right?",
@@ -69,6 +72,14 @@ class StreamSummary(NamedTuple):
     mode: str
 
 
+class SignedRequest(NamedTuple):
+    """A POST. ``headers`` lacks those that a transport makes of the rest: host and length."""
+
+    url: str
+    headers: dict[str, str]
+    body: bytes
+
+
 @asynccontextmanager
 async def connected(connection: KinesisConnection) -> AsyncIterator[KinesisClient]:
     """A client. Nothing is asked yet, so a wrong address is only noticed later."""
@@ -79,27 +90,47 @@ async def connected(connection: KinesisConnection) -> AsyncIterator[KinesisClien
         retries={"total_max_attempts": 1},  # who waits for what, and says so, is decided by the callers
         user_agent_extra="streamproc",
     )
+    session = get_session()
     with speaking(connection):
-        context = get_session().create_client(
+        context = session.create_client(
             "kinesis", region_name=connection.region, endpoint_url=connection.endpoint_url, config=config
         )
     async with context as api:
         api.meta.events.register("before-parse.kinesis.GetRecords", _by_columns)
-        yield KinesisClient(api, connection)
+        yield KinesisClient(api, connection, session)
 
 
 class KinesisClient:
     """The calls of Kinesis that a consumer makes. Every one raises :class:`KinesisError`."""
 
-    def __init__(self, api: Any, connection: KinesisConnection) -> None:
+    def __init__(self, api: Any, connection: KinesisConnection, session: AioSession) -> None:
         self.connection = connection
+        #: A file of certificates to trust in place of the usual ones, as AWS tools find it.
+        self.certificates: str | None = session.get_config_variable("ca_bundle")
         self._api = api
+        self._session = session
 
     async def call(self, operation: str, **arguments: object) -> dict[str, Any]:
         """One call of any operation, by the name that botocore gives its method."""
         with speaking(self.connection):
             answer: dict[str, Any] = await getattr(self._api, operation)(**arguments)
         return answer
+
+    async def signed(self, operation: str, arguments: Mapping[str, object]) -> SignedRequest:
+        """One call of any operation, by the name that Amazon gives it, for another transport than botocore's."""
+        with speaking(self.connection):
+            credentials = await self._session.get_credentials()
+            if credentials is None:
+                raise NoCredentialsError
+            frozen = await credentials.get_frozen_credentials()
+        url = f"{self._api.meta.endpoint_url.rstrip('/')}/"
+        headers = {
+            "X-Amz-Target": f"{self._api.meta.service_model.metadata['targetPrefix']}.{operation}",
+            "Content-Type": "application/x-amz-json-1.1",
+        }
+        request = AWSRequest("POST", url, headers, msgspec.json.encode(arguments))
+        SigV4Auth(frozen, "kinesis", self._api.meta.region_name).add_auth(request)
+        return SignedRequest(url, dict(request.headers), request.data)
 
     async def summary(self, stream: str) -> StreamSummary:
         """How the stream is."""

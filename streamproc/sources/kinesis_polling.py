@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -47,10 +47,26 @@ _UNKNOWN_PLACE = frozenset({"ResourceNotFoundException", "InvalidArgumentExcepti
 @dataclass(frozen=True, slots=True)
 class Pace:
     """``idle``: seconds between reads of a shard that has nothing new. ``waiting`` is called with what is
-    being waited out."""
+    being waited out. ``fan_out``: the registered consumer to read by, where that is possible."""
 
     idle: float = 0.5
     waiting: Callable[[DependencyError], None] | None = None
+    fan_out: str | None = None
+
+
+class Pages(Protocol):
+    """Reads one shard, by polling or pushed."""
+
+    @property
+    def pace(self) -> Pace:
+        """How failures are waited out."""
+
+    def pages(self, where: Mark) -> AsyncGenerator[Page, None]:
+        """Pages from the mark's place on, with the record of its sequence number first if that is kept.
+
+        Ends after the page that ends the shard, or when it is to be begun anew behind what was read.
+        A sequence number that the shard does not know begins at its oldest record.
+        """
 
 
 class Polling:
@@ -62,12 +78,8 @@ class Polling:
         self._shard = shard
         self.pace = pace
 
-    async def pages(self, where: Mark) -> AsyncIterator[Page]:
-        """Pages from the mark's place on, with the record of its sequence number first if that is kept.
-
-        Ends after the page that ends the shard, or when the iterator expired (begin anew behind what was
-        read). A sequence number that the shard does not know begins at its oldest record.
-        """
+    async def pages(self, where: Mark) -> AsyncGenerator[Page, None]:
+        """See :class:`Pages`. Ends when the iterator expired."""
         loop = asyncio.get_running_loop()
         iterator: str | None = await self._iterator(where)
         while iterator is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +21,7 @@ from streamproc.errors import Gap, SourceError, UnexpectedPosition
 from streamproc.leases import Found, LeaseStore, Mark, Report
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources.kinesis_client import KinesisError, Shard
-from streamproc.sources.kinesis_polling import Polling, persistently
+from streamproc.sources.kinesis_polling import Pages, persistently
 from streamproc.sources.kinesis_records import Page, runs
 
 log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ class ShardReader:
         position: int | None,
         found: Found,
         *,
-        pages: Polling,
+        pages: Pages,
         around: Surroundings,
     ) -> None:
         self.partition = partition
@@ -150,14 +151,15 @@ class ShardReader:
             await self._until_room()
             begun = False  # whether the first record of these pages is the one that has to be
             try:
-                async for page in self._pages.pages(self._where):
-                    asked = asyncio.get_running_loop().time()
-                    fresh = page
-                    if not begun:
-                        fresh, begun = await self._begin(page)
-                    self._take(fresh)
-                    self._note(page, asked, begun=begun)
-                    await self._until_room()
+                async with aclosing(self._pages.pages(self._where)) as pages:
+                    async for page in pages:
+                        asked = asyncio.get_running_loop().time()
+                        fresh = page
+                        if not begun:
+                            fresh, begun = await self._begin(page)
+                        self._take(fresh)
+                        self._note(page, asked, begun=begun)
+                        await self._until_room()
             except KinesisError as error:  # of those that waiting does not cure
                 self._lost(f"the stream does not have this shard any more ({error.problem})")
                 raise SourceError(f"{self.partition}: cannot be read: {error.problem}") from error

@@ -55,14 +55,21 @@ class _Answer(msgspec.Struct, gc=False, frozen=True):
     ChildShards: list[_ChildShard] | None = None
 
 
+class _Event(msgspec.Struct, gc=False, frozen=True):
+    Records: list[_Record] = []
+    ContinuationSequenceNumber: str | None = None
+    MillisBehindLatest: int | None = None
+
+
 _decoder = msgspec.json.Decoder(_Answer)
+_event_decoder = msgspec.json.Decoder(_Event)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """What one read of a shard gave, by columns: of each record its bytes, sequence number and arrival.
 
-    ``iterator``: where to read next, ``None`` at the end of a closed shard. ``behind_ms``: how far the last
+    ``iterator``: where it goes on, ``None`` at the end of a closed shard. ``behind_ms``: how far the last
     record is behind the newest of the shard, milliseconds. ``size``: bytes of the records.
     """
 
@@ -92,14 +99,23 @@ class Page:
 def decode_page(body: bytes) -> Page:
     """The body of an answer to GetRecords. Raises :class:`msgspec.DecodeError` if it is none."""
     answer = _decoder.decode(body)
-    records = answer.Records
+    return _page(answer.Records, answer.NextShardIterator, answer.MillisBehindLatest)
+
+
+def decode_event(body: bytes) -> Page:
+    """The body of an event of SubscribeToShard. Raises :class:`msgspec.DecodeError` if it is none."""
+    event = _event_decoder.decode(body)
+    return _page(event.Records, event.ContinuationSequenceNumber, event.MillisBehindLatest)
+
+
+def _page(records: list[_Record], following: str | None, behind_ms: int | None) -> Page:
     values = [record.Data for record in records]
     return Page(
         values,
         [record.SequenceNumber for record in records],
         [record.ApproximateArrivalTimestamp for record in records],
-        answer.NextShardIterator,
-        answer.MillisBehindLatest or 0,
+        following,
+        behind_ms or 0,
         sum(map(len, values)),
     )
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -20,9 +21,12 @@ from streamproc.leases import Board, LeaseStore, Report, ShardInfo, balance
 from streamproc.model import Partition
 from streamproc.sources import Listener
 from streamproc.sources.kinesis_client import KinesisClient, Shard
-from streamproc.sources.kinesis_polling import Pace, Polling, persistently
+from streamproc.sources.kinesis_polling import Pace, Pages, Polling, persistently
 from streamproc.sources.kinesis_reader import ShardReader, Surroundings
 from streamproc.sources.kinesis_records import ALL_KEYS
+
+if TYPE_CHECKING:
+    from streamproc.sources.kinesis_fanout import Consumer
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +82,7 @@ class Sharing:
         self._hurry = asyncio.Event()
         self._coordinating: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
+        self._consumer: Consumer | None = None
 
     async def begin(self) -> None:
         """Look at the shards, as long as it takes to see them, then share them from now on."""
@@ -249,7 +254,7 @@ class Sharing:
         for shard, partition in partitions.items():
             position = positions[partition]
             found = await persistently(partial(self._store.find, shard, position), self._pace)
-            pages = Polling(self._client, self._stream, shard, self._pace)
+            pages = self._pages(shard)
             # One that is not listed any more will say so itself, when it is asked for records.
             listed = self._shards.get(shard, Shard(ShardInfo(shard), ALL_KEYS, closed=True))
             reader = ShardReader(partition, listed, position, found, pages=pages, around=around)
@@ -259,6 +264,16 @@ class Sharing:
             reader.start()
         failpoint("seek.done")
         log.info("claimed", partitions=[str(partition) for partition in partitions.values()])
+
+    def _pages(self, shard: str) -> Pages:
+        polling = Polling(self._client, self._stream, shard, self._pace)
+        if (name := self._pace.fan_out) is None:
+            return polling
+        from streamproc.sources.kinesis_fanout import Consumer, Subscribing  # noqa: PLC0415 - an extra
+
+        if self._consumer is None:
+            self._consumer = Consumer(self._client, self._stream, name)
+        return Subscribing(self._consumer, shard, polling)
 
     async def _stop_reading(self) -> None:
         readers = list(self.readers.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from importlib.util import find_spec
 from typing import TypeAlias
 
 from streamproc.errors import ConfigError, DependencyError, Mistake
@@ -93,7 +94,11 @@ def open_source(
         start=settings.start if since_ms is None else "timestamp",
         since_ms=since_ms,
         poll_interval=settings.kinesis.poll_interval,
+        fan_out=settings.kinesis.fan_out,
     )
+    if kinesis.fan_out is not None and find_spec("h2") is None:
+        problem = "is set, and enhanced fan-out needs the package h2"
+        raise ConfigError([Mistake("kinesis.fan_out", problem, "Install streamproc[fanout]")])
     return KinesisSource(connection, page.topic.name, kinesis, listener, leases(), waiting=waiting)
 
 

@@ -70,7 +70,8 @@ def test_the_three_locks_agree_on_versions() -> None:
 
 
 def test_what_pyproject_asks_for_is_locked_within_its_range() -> None:
-    asked = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["msk"]
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    asked = [*PROJECT["project"]["dependencies"], *(text for extra in extras for text in extra)]
     versions = locked("requirements.lock")
     for text in asked:
         requirement = Requirement(text)

@@ -163,5 +163,5 @@ class Stream:
                     await asyncio.sleep(0.05)
 
     def close(self) -> None:
-        self._client.delete_stream(StreamName=self.name)
+        self._client.delete_stream(StreamName=self.name, EnforceConsumerDeletion=True)
         self._client.close()

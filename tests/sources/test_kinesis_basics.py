@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 
 from streamproc.errors import ConfigError
 from streamproc.settings import read_settings
+from streamproc.sources import opening
 from streamproc.sources.kinesis_admin import KinesisAdmin, admin
 from streamproc.sources.kinesis_connection import KinesisConnection
 from streamproc.sources.kinesis_produce import KinesisProducer
-from streamproc.sources.opening import connection_of, kafka_only
+from streamproc.sources.opening import connection_of, kafka_only, open_source
+from streamproc.topic_pages import load_pages
 from streamproc.topology import Topic
+from tests.e2e.harness import REPOSITORY
 from tests.sources.kinesis_consuming import REGION, assert_seamless, member, read_until, records
 from tests.support.kinesis_reader import read_stream
 
@@ -127,3 +131,19 @@ def test_the_settings_name_the_connection():
     assert str(connection) == "Kinesis in eu-central-1 at http://localhost:4568"
     with pytest.raises(ConfigError, match="agents run only with Kafka"):
         kafka_only(connection, "agents run")
+
+
+def test_fan_out_without_its_package_is_refused_with_what_to_install(monkeypatch):
+    environ = {"STREAMPROC_BROKER": "kinesis://eu-central-1", "STREAMPROC_KINESIS_FAN_OUT": "readers"}
+    settings = read_settings(environ=environ)
+    assert settings.kinesis.fan_out == "readers"
+    page = load_pages(REPOSITORY / "topics")["clickstream"]
+    ledger = SimpleNamespace(worker="w1")
+
+    def opened() -> object:
+        return open_source(connection_of(settings), settings, page, None, leases=lambda: ledger, logs=None)
+
+    assert opened()._options.fan_out == "readers"
+    monkeypatch.setattr(opening, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"kinesis\.fan_out: .*\n?.*streamproc\[fanout\]"):
+        opened()
