@@ -325,9 +325,17 @@ def _rows(db: psycopg.Connection, sql: str, keys: int) -> dict:
     return out
 
 
+#: Rows of a table whose small distinct count may be one short. A small sketch lists its values as hashes of 26
+#: bits, so of 114 visitors two are the same with a probability of 1e-4 (n^2 / 2^27), and the crash bench has
+#: met such a pair. It is one short in each of the five windows that both are in, and in the day's or hour's row.
+_PAIRS_OF_ONE_HASH = 10
+
+
 def _near(estimate: int, exact: int) -> bool:
-    """Within four standard errors; exact while the sketch still lists its values."""
-    return abs(estimate - exact) <= max(0 if exact < 200 else 1, 4 * HLL_ERROR * exact if exact >= 200 else 0)
+    """Within four standard errors; while the sketch still lists its values, exact or one short."""
+    if exact < 200:
+        return estimate == exact or (estimate == exact - 1 and exact > 1)
+    return abs(estimate - exact) <= max(1, 4 * HLL_ERROR * exact)
 
 
 def check_tables(db: psycopg.Connection, expected: oracle.Expected, schema: str) -> None:
@@ -348,10 +356,12 @@ def check_tables(db: psycopg.Connection, expected: oracle.Expected, schema: str)
         got = _rows(db, f"select {sql} from {schema}.{table}", keys)
         assert got.keys() == wanted.keys(), f"{table}: {_difference(got, wanted)}"
         names = sql.split(", ")[keys:]
+        short = 0
         for key, row in got.items():
             for name, value, exact in zip(names, row, wanted[key], strict=True):
                 if name == "visitors":
                     assert _near(value, exact), (table, key, value, exact)
+                    short += value < exact < 200
                 elif isinstance(exact, float):
                     assert value is not None and math.isclose(value, exact, rel_tol=1e-9), (
                         table,
@@ -362,6 +372,7 @@ def check_tables(db: psycopg.Connection, expected: oracle.Expected, schema: str)
                     )
                 else:
                     assert value == exact, (table, key, name, value, exact)
+        assert short <= _PAIRS_OF_ONE_HASH, f"{table}: {short} rows are a visitor short"
     got = _rows(
         db,
         "select visitor_id, session_start, session_end, events, pages, landing_page, exit_page, host, utm_campaign,"

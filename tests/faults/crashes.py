@@ -36,7 +36,7 @@ _AT_START = {"sweep.delete", "load.locked", "load.copied", "load.committed"}
 
 #: Seconds between two sends in a series. What most of its CPU time goes to is epochs, and there is one a second
 #: for each worker that gets records.
-_TICK = 2.0
+_TICK = 3.0
 
 #: The same where a fault may strike just after a commit: there would often be nothing in flight.
 _TICK_ANYWHERE = 0.4
@@ -102,7 +102,7 @@ class Crash:
         if self.point.startswith(("claim", "seek", "sweep")):
             stage.start(stage.fresh("armed"), f"{self.point}={self.action}@1")
         else:
-            hit = 1 if self.point.startswith("load") else chance.choice((1, 1, 1, 2, 3))
+            hit = 1 if self.point.startswith("load") else chance.choice((1, 1, 2))
             await stage.arm(chance.choice(stage.running), f"{self.point}={self.action}@{hit}")
         firing, recovery = await self._through(stage, chance)
         victim = [worker for worker in stage.running if worker.name == firing.worker]

@@ -123,7 +123,7 @@ class Stage(Observed):
                 )
                 what += "; the feed is at its end" if self.feeder.at_end else ""
                 raise NotSettled(f"not within {deadline * self.patience:.0f} s: {what}\n{tails}")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
 
     def forget_dead(self) -> None:
         """Those that ended are nobody's concern any more."""
