@@ -125,8 +125,8 @@ async def _all(faults: list[Fault], options: argparse.Namespace) -> list[report.
                 else:
                     async for one in series(bench, crashes, number):
                         note(one)
-            except (DependencyError, OSError) as error:  # no place to run in, and so no run
-                print(f"not begun: {error}", flush=True)
+            except (DependencyError, OSError, RuntimeError) as error:  # no place to run in, and so no run
+                print(f"not begun: {str(error)[:500]}", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="streamproc-", ignore_cleanup_errors=True) as directory:
         bench_type = KinesisBench if options.kinesis else Bench

@@ -64,7 +64,9 @@ class Bench:
             bench = cls(directory, stack)
             bench.patience = patience
             if kafka:
-                bench._kafka = stack.enter_context(ApacheKafka(directory / "kafka"))
+                bench._kafka = ApacheKafka(directory / "kafka")
+                bench._kafka.patience = patience
+                stack.enter_context(bench._kafka)
                 bench.broker = bench._kafka.bootstrap
                 bench.broker_url = f"kafka://{bench.broker}"
             else:

@@ -115,6 +115,8 @@ class ApacheKafka:
         self._directory = directory
         self._heap = heap
         self._process: subprocess.Popen[bytes] | None = None
+        #: Multiplies the deadline of a start, on a busy machine.
+        self.patience = 1.0
         self.port, controller_port = free_ports(2)
         self.bootstrap = f"127.0.0.1:{self.port}"
         self.log = directory / "kafka.log"
@@ -156,7 +158,7 @@ class ApacheKafka:
         with self.log.open("ab") as log:
             command = [*_DIE_WITH_US, *self._java("kafka.Kafka", [str(self._config)])]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + _START_DEADLINE
+        deadline = time.monotonic() + _START_DEADLINE * self.patience
         while not answers_kafka(self.bootstrap):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
