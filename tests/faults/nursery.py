@@ -30,6 +30,15 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.faults.warm"])
 
 
+def _end_all() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+# Whoever interrupts the bench while a worker starts: Python would wait for that one for ever.
+atexit.register(_end_all)
+
+
 def warm_up() -> None:
     """Have the process that workers are forked from import everything. Blocks for some seconds, once."""
     process = _context.Process(target=os.getpid)
