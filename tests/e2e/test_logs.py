@@ -100,7 +100,7 @@ async def test_the_real_lines_as_objects_notified_and_listed(
     await run_until_all_is_committed(site, len(lines))
     assert_counted(site, lines)
     # Everything is done: a backfill of the same place finds nothing to do.
-    done = await asyncio.to_thread(site.run, "backfill", f"s3://{bucket}/logs/", "--json")
+    done = await asyncio.to_thread(site.run, "backfill", f"s3://{bucket}/logs/", "--json", patience=400)
     report = json.loads(done.stdout)
     assert (report["complete"], report["logs"], report["done"], report["records"]) == (True, 7, 7, 0)
     assert_counted(site, lines)
@@ -116,10 +116,10 @@ def test_the_real_lines_as_files_backfilled_in_two_goes(
     (folder / "access.log").write_bytes(b"\n".join(lines[6000:]) + b"\n")
     (folder / "access.log.2.gz").write_bytes(gzip.compress(b"\n".join(lines[:3000]) + b"\n"))
     site = site_of(tmp_path, postgres, "embedded:")
-    first = json.loads(site.run("backfill", folder.as_uri(), "--json").stdout)
+    first = json.loads(site.run("backfill", folder.as_uri(), "--json", patience=400).stdout)
     assert (first["complete"], first["logs"], first["records"]) == (True, 2, 7000)
     (folder / "access.log.1").write_bytes(b"\n".join(lines[3000:6000]) + b"\n")
-    second = json.loads(site.run("backfill", folder.as_uri(), "--json").stdout)
+    second = json.loads(site.run("backfill", folder.as_uri(), "--json", patience=400).stdout)
     assert (second["complete"], second["logs"], second["records"]) == (True, 3, 3000)
     assert_counted(site, lines)
     with psycopg.connect(postgres) as db:
