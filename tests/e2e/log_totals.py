@@ -132,7 +132,7 @@ def counted(site: Site) -> Totals:
             return db.execute(sql).fetchall()
 
         [(size,)] = rows("SELECT sum(bytes)::bigint FROM weblogs.traffic")
-        [(crawlers,)] = rows("SELECT sum(requests)::int FROM weblogs.crawlers")
+        [(crawlers,)] = rows("SELECT coalesce(sum(requests), 0)::int FROM weblogs.crawlers")
         [(filtered, rejected)] = rows(
             "SELECT sum(filtered)::int, sum(rejected)::int FROM streamproc.partitions"
         )
