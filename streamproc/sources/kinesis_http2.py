@@ -81,8 +81,9 @@ async def _exchange(
 ) -> AsyncGenerator[int | bytes, None]:
     """The answer's status, then its bytes."""
     connection = H2Connection(H2Configuration(client_side=True))
-    connection.local_settings.update({SettingCodes.INITIAL_WINDOW_SIZE: _WINDOW, SettingCodes.ENABLE_PUSH: 0})
     connection.initiate_connection()
+    # Not by `local_settings`: those would count here without the other side having been told of them.
+    connection.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: _WINDOW, SettingCodes.ENABLE_PUSH: 0})
     connection.increment_flow_control_window(_WINDOW)
     url, stream = urlsplit(request.url), connection.get_next_available_stream_id()
     own = [

@@ -59,7 +59,7 @@ async def test_every_record_of_every_shard_is_pushed_once_in_order_and_numbered(
     """It never says that a shard ended (Amazon does, and so does the stub), so none is split here."""
     stream = Stream(kinesis_local.url, 2)
     await stream.create()
-    await stream.put(numbered(100))
+    await stream.put([b"%d %b" % (n, b"x" * 5000) for n in range(100)])
     async with member(postgres, kinesis_local.url, stream.name, fan_out="readers") as one:
         await read_until(lambda: len(records(one.batches)) >= 50, one)
         await stream.put([b"later %d" % n for n in range(50)])
@@ -152,6 +152,14 @@ async def test_whether_records_are_gone_is_left_to_polling(stub, postgres):
         await read_until(lambda: one.source.stopped, one)
         assert "made anew" in str(one.source.stopped[PARTITION])
     assert stub.reads > 0
+
+
+@pytest.mark.usefixtures("unpolled")
+async def test_more_is_pushed_than_a_window_of_http2_holds(stub, postgres):
+    stub.put(*[b"x" * 100_000] * 100)
+    async with member(postgres, stub.url, "s", fan_out="readers") as one:
+        await read_until(lambda: len(records(one.batches)) >= 100, one)
+        assert_seamless(one.batches)
 
 
 @pytest.mark.usefixtures("unpolled")
