@@ -142,6 +142,7 @@ class Killed(Crash):
             "both have partitions and commit",
         )
         await asyncio.sleep(chance.uniform(0, 2))  # the fault itself: when
+        await stage.until_in_flight()
         victim = chance.choice(stage.running)
         at = time.time()
         victim.kill()

@@ -39,6 +39,7 @@ class Resharding(Crash):
             assert len(await stage.open_shards(client)) == 4
             await asyncio.sleep(chance.uniform(0, 3))  # part of the fault: where in the four they are
             victim = chance.choice(stage.running)
+            await stage.until_in_flight()
             at = time.time()
             if self.action == "kill":
                 victim.kill()
@@ -77,6 +78,7 @@ class LeaseTheft(Crash):
 
     async def again(self, stage: Stage, chance: random.Random) -> tuple[Firing, float]:
         await _two_commit(stage)
+        await stage.until_in_flight()
         at, stolen = time.time(), 0
         for _ in range(6):
             stolen += stage.db.execute(

@@ -188,6 +188,10 @@ class Stage(Observed):
         """Begin to produce, or go on."""
         await self.feeder.start(self.committed)
 
+    async def until_in_flight(self) -> None:
+        """Something is in the topic that is not committed: a fault now is one that counts."""
+        await self.until(lambda: self.sent > self.committed(), "records are in flight")
+
     async def stop_feeding(self) -> None:
         """The broker has what was sent."""
         await self.feeder.stop()

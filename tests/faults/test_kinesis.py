@@ -45,7 +45,7 @@ async def _run_all(directory: Path) -> list[Run]:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 async def test_whatever_happens_on_kinesis_nothing_is_lost_doubled_or_wrong():
     try:
         kinesis_local()
