@@ -170,9 +170,10 @@ class Worker:
         steps: list[tuple[str, Callable[[], Awaitable[object]]]] = [
             ("ledger", self.ledger.open),
             ("ledger schema", self.ledger.migrate),
-            ("ledger", self._read_visitor_key),
             ("tables", self._ensure_tables),
         ]
+        if self._transform.wants_visitor_key:
+            steps.append(("ledger", self._read_visitor_key))
         stack.push_async_callback(self.ledger.close)
         if self._store is not None:
             steps.append(("lake", self._store.open))

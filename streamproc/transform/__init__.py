@@ -19,6 +19,7 @@ from streamproc.transform.enrich import ORDER, PRIVACY, SPECS
 from streamproc.transform.enrich.distinct import Answers, Shared
 from streamproc.transform.enrich.spec import Resources, Step
 from streamproc.transform.filters import Filters, compiled_or_mistake, reads_only
+from streamproc.transform.weblog_formats import PARSERS as LOG_PARSERS
 
 __all__ = ["Resources", "Transform"]
 
@@ -52,6 +53,11 @@ class Transform:
         self._derive = _derived(topology, mistakes)
         if mistakes:
             raise ConfigError(mistakes)
+
+    @property
+    def wants_visitor_key(self) -> bool:
+        """Whether :attr:`visitor_key` is used: records are lines of web logs."""
+        return self.topology.contract.decoder in LOG_PARSERS
 
     def __call__(self, batches: Sequence[RecordBatch]) -> Transformed:
         """Transform the records of ``batches``; rows keep the order of the records.

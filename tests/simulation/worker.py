@@ -64,7 +64,7 @@ class SimulatedSummaries:
                 await conn.execute("merge", rows)
         return {}
 
-    async def expire(self, conn: Any, name: str, watermark_us: int) -> int:
+    async def expire(self, conn: Any, name: str, watermark_us: int, *, reopening: bool = False) -> int:
         return 0
 
 
@@ -133,6 +133,7 @@ class SimulatedWorker(Worker):
         self._store = SimulatedStore(servers.bucket)
         self._lake = Lake(self._store, self.topology)
         self._summaries: Any = SimulatedSummaries()
+        self._transform: Any = SimpleNamespace(wants_visitor_key=False)
         self._publication = None
         self._agents = None
         transform = stream.real_transform() if real else stream.PlainTransform()

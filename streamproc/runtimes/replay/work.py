@@ -201,7 +201,8 @@ class ReplayWorker:
         async with AsyncExitStack() as stack:
             await self._ledger.open()
             stack.push_async_callback(self._ledger.close)
-            self._transform.visitor_key = await self._ledger.visitor_key()
+            if self._transform.wants_visitor_key:
+                self._transform.visitor_key = await self._ledger.visitor_key()
             await self._store.open()
             stack.push_async_callback(self._store.close)
             async with self._ledger.database.connection("create the tables") as conn:
