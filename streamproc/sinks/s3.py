@@ -9,29 +9,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any
 
-from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from aiohttp import ClientError as ConnectionBroken
-from botocore.exceptions import BotoCoreError, ClientError
 
 from streamproc.errors import DependencyError, MissingObject
+from streamproc.s3_client import s3_config, speaking
 from streamproc.sinks.object_store import Listed, Stored, StoreSettings, check_key
 
 #: What to look at, by error code.
 _HINTS = {
     "AccessDenied": "the role needs s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket here",
-    "ExpiredToken": "the credentials have expired",
-    "InvalidAccessKeyId": "the access key is not known there; is AWS_ENDPOINT_URL right?",
     "NoSuchBucket": "create the bucket; the service does not",
-    "SignatureDoesNotMatch": "the secret key is wrong, or the clock is",
-    "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role",
-    "EndpointConnectionError": "is the endpoint reachable? Is AWS_ENDPOINT_URL right?",
-    "NoRegionError": "set AWS_REGION",
 }
 
 #: Objects a listing asks for at once; S3 gives no more than this.
@@ -63,7 +54,11 @@ class S3Store:
                     "s3",
                     region_name=self._settings.region,
                     endpoint_url=self._settings.endpoint_url,
-                    config=self._config(),
+                    config=s3_config(
+                        self._settings.endpoint_url,
+                        attempts=self._settings.attempts,
+                        connections=self._settings.connections,
+                    ),
                 )
             )
             await self._client.head_bucket(Bucket=self._bucket)
@@ -132,36 +127,16 @@ class S3Store:
             raise DependencyError(self._place(""), "not connected", "call open() first")
         return self._client
 
-    def _config(self) -> AioConfig:
-        named = self._settings.endpoint_url or any(
-            os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-        )
-        return AioConfig(
-            # "standard" waits with exponential backoff and full jitter, at most 20 s, and retries
-            # throttling, 5xx and lost connections.
-            retries={"mode": "standard", "total_max_attempts": self._settings.attempts},
-            connect_timeout=10,
-            read_timeout=60,
-            max_pool_connections=self._settings.connections,
-            # Buckets as host names need a wildcard DNS entry, which S3 has and its stand-ins have not.
-            s3={"addressing_style": "path" if named else "auto"},
-        )
-
-    @contextmanager
-    def _speaking(self, operation: str, key: str) -> Iterator[None]:
-        """Turn the exceptions of botocore, and of aiohttp below it where a body breaks off, into this project's."""
+    def _speaking(self, operation: str, key: str) -> AbstractContextManager[None]:
+        """Turn the client's exceptions into this project's."""
         place = self._place(key)
-        try:
-            yield
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in _MISSING and key:
-                raise MissingObject(place, f"{operation}: no such object") from error
-            code = "NoSuchBucket" if code in _MISSING else code
-            message = error.response.get("Error", {}).get("Message", "")
-            raise DependencyError(
-                place, f"{operation}: {code} {message}".rstrip(), _HINTS.get(code, "")
-            ) from error
-        except (BotoCoreError, ConnectionBroken, OSError) as error:
-            name = type(error).__name__
-            raise DependencyError(place, f"{operation}: {name}: {error}", _HINTS.get(name, "")) from error
+
+        def refused(code: str, message: str) -> Exception | None:
+            if code not in _MISSING:
+                return None
+            if key:
+                return MissingObject(place, f"{operation}: no such object")
+            problem = f"{operation}: NoSuchBucket {message}".rstrip()
+            return DependencyError(place, problem, _HINTS["NoSuchBucket"])
+
+        return speaking(place, operation, _HINTS, refused)

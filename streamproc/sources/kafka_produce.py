@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Bytes of records before compression. Brokers take a batch of 1 MiB (``message.max.bytes``) by default,
 #: and one that does not compress may grow a little.
-_BATCH_BYTES = 1_000_000
+BATCH_BYTES = 1_000_000
 
 
 class KafkaProducer:
@@ -41,19 +41,10 @@ class KafkaProducer:
 
     async def start(self) -> None:
         """Connect. Raises :class:`DependencyError` when no broker answers."""
-        producer = AIOKafkaProducer(
-            **self._connection.client_options(),
-            compression_type=self._compression,
-            enable_idempotence=not self._connection.embedded,
-            acks="all",
-            max_batch_size=_BATCH_BYTES,
-        )
         try:
-            await producer.start()
+            self._producer = await started(self._connection, self._compression)
         except KafkaError as error:
-            await producer.stop()
             raise self._failed(error) from error
-        self._producer = producer
 
     async def stop(self) -> None:
         """Send what is under way, then disconnect."""
@@ -163,6 +154,23 @@ class KafkaProducer:
 
     def _failed(self, error: BaseException) -> DependencyError:
         return DependencyError(str(self._connection), f"did not take records: {error!r}")
+
+
+async def started(connection: KafkaConnection, compression: str | None) -> AIOKafkaProducer:
+    """A connected producer that waits for all replicas. Raises aiokafka's KafkaError when no broker answers."""
+    producer = AIOKafkaProducer(
+        **connection.client_options(),
+        compression_type=compression,
+        enable_idempotence=not connection.embedded,
+        acks="all",
+        max_batch_size=BATCH_BYTES,
+    )
+    try:
+        await producer.start()
+    except KafkaError:
+        await producer.stop()
+        raise
+    return producer
 
 
 def partitions_of_keys(keys: Sequence[bytes | None], count: int) -> npt.NDArray[np.int64]:

@@ -19,9 +19,7 @@ from aiokafka.errors import (
 
 from streamproc.errors import DependencyError
 from streamproc.sources.kafka_client import KafkaConnection
-
-#: Bytes of a batch; a broker takes 1 MiB by default. A larger record goes alone.
-_BATCH_BYTES = 1_000_000
+from streamproc.sources.kafka_produce import BATCH_BYTES, started
 
 #: Generous bounds of what the format adds to a record and to a batch
 #: (https://kafka.apache.org/documentation/#recordbatch).
@@ -82,19 +80,10 @@ class RedriveProducer:
         await self._stop()
 
     async def _start(self) -> None:
-        producer = AIOKafkaProducer(
-            **self._connection.client_options(),
-            compression_type="lz4",
-            enable_idempotence=not self._connection.embedded,
-            acks="all",
-            max_batch_size=_BATCH_BYTES,
-        )
         try:
-            await producer.start()
+            self._producer = await started(self._connection, "lz4")
         except KafkaError as error:
-            await producer.stop()
             raise DependencyError(str(self._connection), _words(error)) from error
-        self._producer = producer
 
     async def _stop(self) -> None:
         producer, self._producer = self._producer, None
@@ -155,13 +144,13 @@ class RedriveProducer:
 
 
 def _batches(records: Sequence[Resend]) -> Iterator[list[Resend]]:
-    """In order, none larger than :data:`_BATCH_BYTES` unless it is a single record."""
+    """In order, none larger than :data:`BATCH_BYTES` unless it is a single record."""
     batch: list[Resend] = []
     size = 0
     for record in records:
         of_headers = sum(len(name) + len(value) + 10 for name, value in record.headers)
         bytes_ = len(record.value or b"") + of_headers + _RECORD_OVERHEAD
-        if batch and size + bytes_ > _BATCH_BYTES - _BATCH_OVERHEAD:
+        if batch and size + bytes_ > BATCH_BYTES - _BATCH_OVERHEAD:
             yield batch
             batch, size = [], 0
         batch.append(record)

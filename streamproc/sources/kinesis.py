@@ -8,15 +8,16 @@ their ends. Positions are running numbers of a shard's records, see
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from streamproc.errors import DependencyError, SourceError
 from streamproc.leases import LeaseStore
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources import Listener
+from streamproc.sources.handing_out import handed_out
 from streamproc.sources.kinesis_client import connected
 from streamproc.sources.kinesis_connection import KinesisConnection
 from streamproc.sources.kinesis_polling import Pace
@@ -101,21 +102,13 @@ class KinesisSource:
 
     async def next(self, max_records: int, max_wait: float) -> list[RecordBatch]:
         """See :meth:`streamproc.sources.Source.next`. Raises what the listener or the ledger raised."""
-        deadline = asyncio.get_running_loop().time() + max_wait
-        while True:
-            if self._sharing.failure is not None:
-                error, self._sharing.failure = self._sharing.failure, None
-                raise error
-            self._sharing.arrived.clear()
-            batches = self._hand_out(max_records)
-            left = deadline - asyncio.get_running_loop().time()
-            if batches or left <= 0:
-                return batches
-            try:
-                async with asyncio.timeout(left):
-                    await self._sharing.arrived.wait()
-            except TimeoutError:
-                return []
+        hand_out = partial(self._hand_out, max_records)
+        return await handed_out(hand_out, self._sharing.arrived, self._failed, max_wait)
+
+    def _failed(self) -> Exception | None:
+        """What went wrong beside the reading, once."""
+        error, self._sharing.failure = self._sharing.failure, None
+        return error
 
     def _hand_out(self, max_records: int) -> list[RecordBatch]:
         batches: list[RecordBatch] = []

@@ -53,22 +53,14 @@ class KinesisProducer:
         self._shards: dict[str, list[Shard]] = {}
         self._next_keyless = 0
 
-    async def start(self) -> None:
-        """Connect."""
-        self._client = await self._stack.enter_async_context(connected(self._connection))
-
-    async def stop(self) -> None:
-        """Disconnect."""
-        await self._stack.aclose()
-
     async def __aenter__(self) -> Self:
-        await self.start()
+        self._client = await self._stack.enter_async_context(connected(self._connection))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.stop()
+        await self._stack.aclose()
 
     async def send(
         self, topic: str, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None = None
@@ -98,7 +90,7 @@ class KinesisProducer:
 
     async def _put_once(self, topic: str, entries: Sequence[_Entry]) -> list[_Entry]:
         """One call; returns what has to be sent again."""
-        assert self._client is not None, "start() first"
+        assert self._client is not None, "connect first"
         records = [entry.as_argument() for entry in entries]
         answer: dict[str, Any] = await self._client.call("put_records", StreamName=topic, Records=records)
         again: list[_Entry] = []
@@ -117,7 +109,7 @@ class KinesisProducer:
         if not self._packed:
             return (_Entry(value, key.decode("utf-8", "replace")) for key, value in pairs)
         if topic not in self._shards:
-            assert self._client is not None, "start() first"
+            assert self._client is not None, "connect first"
             shards = (await self._client.shards(topic)).values()
             self._shards[topic] = sorted((s for s in shards if not s.closed), key=lambda s: s.keys.first)
         return _pack(pairs, self._shards[topic])

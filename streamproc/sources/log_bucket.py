@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any
 
 import structlog
-from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from aiohttp import ClientError as ConnectionBroken
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
-from streamproc.errors import DependencyError
+from streamproc import s3_client
 from streamproc.log_objects import LogEntry
+from streamproc.s3_client import error_code, s3_config
 from streamproc.sources.log_store import LogConnection, LogGone, log_id
 
 log = structlog.get_logger(__name__)
@@ -27,11 +25,7 @@ _ATTEMPTS = 6
 
 _HINTS = {
     "AccessDenied": "the role needs s3:ListBucket and s3:GetObject here",
-    "ExpiredToken": "the credentials have expired",
     "NoSuchBucket": "is the name right?",
-    "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role",
-    "EndpointConnectionError": "is the endpoint reachable? Is s3.endpoint_url right?",
-    "NoRegionError": "set AWS_REGION",
 }
 
 _GONE = frozenset({"NoSuchKey", "404", "PreconditionFailed", "412", "InvalidObjectState"})
@@ -62,7 +56,7 @@ class Bucket:
                         "s3",
                         region_name=self._connection.region,
                         endpoint_url=self._connection.endpoint_url,
-                        config=_config(self._connection.endpoint_url),
+                        config=s3_config(self._connection.endpoint_url, attempts=_ATTEMPTS, connections=64),
                     )
                 )
         with speaking(self._connection.url, "list"):
@@ -114,7 +108,7 @@ class Bucket:
                 return answer["Body"]
             answer["Body"].close()  # a server that does not know If-Match
         except ClientError as error:
-            if _code(error) not in _GONE:
+            if error_code(error) not in _GONE:
                 raise
         version = await self._version(entry)
         if version is None:
@@ -132,45 +126,19 @@ class Bucket:
                     if found["ETag"].strip('"') == entry.version:
                         return str(found["VersionId"])
         except ClientError as error:
-            if _code(error) not in _NO_VERSIONS:
+            if error_code(error) not in _NO_VERSIONS:
                 raise
-            log.warning("versions_not_listed", place=self._place(entry), why=_code(error))
+            log.warning("versions_not_listed", place=self._place(entry), why=error_code(error))
         return None
 
     def _place(self, entry: LogEntry) -> str:
         return f"s3://{self.name}/{entry.place}"
 
 
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _config(endpoint_url: str | None) -> AioConfig:
-    named = endpoint_url or any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
-    return AioConfig(
-        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-        connect_timeout=10,
-        read_timeout=60,
-        max_pool_connections=64,
-        # Buckets as host names need a wildcard DNS entry, which S3 has and its stand-ins have not.
-        s3={"addressing_style": "path" if named else "auto"},
-    )
-
-
-@contextmanager
-def speaking(place: str, operation: str) -> Iterator[None]:
+def speaking(place: str, operation: str) -> AbstractContextManager[None]:
     """Turn the client's exceptions into ours."""
-    try:
-        yield
-    except ClientError as error:
-        code = _code(error)
-        if code in _GONE:
-            raise LogGone(f"{place}: {operation}: {code}") from error
-        message = error.response.get("Error", {}).get("Message", "")
-        raise DependencyError(
-            place, f"{operation}: {code} {message}".rstrip(), _HINTS.get(code, "")
-        ) from error
-    # Of a connection that breaks in the middle of an answer the client tells by its HTTP library's own error.
-    except (BotoCoreError, ConnectionBroken, OSError, TimeoutError) as error:
-        name = type(error).__name__
-        raise DependencyError(place, f"{operation}: {name}: {error}", _HINTS.get(name, "")) from error
+
+    def gone(code: str, _: str) -> Exception | None:
+        return LogGone(f"{place}: {operation}: {code}") if code in _GONE else None
+
+    return s3_client.speaking(place, operation, _HINTS, gone)

@@ -3,21 +3,18 @@ connections cut during COMMIT and a store that refuses."""
 
 from __future__ import annotations
 
-import asyncio
-import random
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.harness import REPOSITORY
 from tests.faults.bench import Bench
+from tests.faults.bounded import assert_all_clean
 from tests.faults.crashes import CRASHES
 from tests.faults.network import NETWORK
 from tests.faults.records import records
-from tests.faults.report import Run, into, kept, table
-from tests.faults.runner import Fault, run
+from tests.faults.report import into, kept
+from tests.faults.runner import Fault
 from tests.faults.topics import TOPICS
 from tests.faults.world import WORLD
 
@@ -45,31 +42,12 @@ FAULTS: list[Fault] = [*WORLD, *TOPICS, *NETWORK, *CRASHES]  # the long ones fir
 PARALLEL = 3
 
 
-async def run_all(faults: Sequence[Fault], directory: Path) -> list[Run]:
-    waiting = list(enumerate(faults, start=random.randrange(10**6)))
-    done: list[Run] = []
-
-    async def work(bench: Bench) -> None:
-        while waiting:
-            seed, fault = waiting.pop(0)
-            done.append(await run(bench, fault, seed))
-
-    # What is checked is what becomes of the data: a busy machine may take its time.
-    async with Bench.open(directory, patience=2.0) as bench, asyncio.TaskGroup() as group:
-        for _ in range(PARALLEL):
-            group.create_task(work(bench))
-    return done
-
-
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
 async def test_whatever_happens_nothing_is_lost_doubled_or_wrong():
-    with tempfile.TemporaryDirectory(prefix="streamproc-", ignore_cleanup_errors=True) as directory:
-        runs = await run_all([fault for fault in FAULTS if fault.name in CHOSEN], Path(directory))
-    print(table(runs))
-    assert len(runs) == len(CHOSEN)
-    assert [run.line() for run in runs if not run.clean] == []
-    assert [run.fault for run in runs if not run.fired] == [], "nothing was in flight: these do not count"
+    chosen = [fault for fault in FAULTS if fault.name in CHOSEN]
+    assert len(chosen) == len(CHOSEN)
+    await assert_all_clean(Bench, chosen, parallel=PARALLEL, patience=2.0)
 
 
 def test_records_are_the_same_for_the_same_seed_and_hold_what_is_to_be_told_apart():

@@ -6,8 +6,6 @@ puts the cache elsewhere). ``python -m tests.support.apache_kafka`` does only th
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import shutil
 import socket
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from streamproc.embedded.broker import answers_kafka
+from tests.support import downloads
 
 KAFKA_VERSION = "4.2.0"
 _LOG4J_VERSION = "2.25.3"  # Kafka 4.2.0 brings log4j itself of this version, but no slf4j binding to it
@@ -68,31 +67,19 @@ def kafka_jars() -> Path:
     release = re.search(r'version "(\d+)', banner)
     if release is None or int(release[1]) < 17:
         raise KafkaUnavailable(f"java is {banner.splitlines()[0]}; 17 or newer is needed")
-
-    cache = Path(os.environ.get("STREAMPROC_KAFKA_CACHE", Path.home() / ".cache" / "streamproc"))
-    jars = cache / f"kafka-{KAFKA_VERSION}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "kafka.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not jars.is_dir():
-            _resolve(jars)
-    return jars
+    return downloads.kept(f"kafka-{KAFKA_VERSION}", "STREAMPROC_KAFKA_CACHE", _resolve)
 
 
 def _resolve(jars: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
-        raise KafkaUnavailable(f"{jars} does not exist and there is no mvn on the PATH to fill it")
-    partial = jars.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    (partial / "pom.xml").write_text(_POM)
+        raise KafkaUnavailable("Kafka's jars are not there and there is no mvn on the PATH to fetch them")
+    (jars / "pom.xml").write_text(_POM)
     command = [maven, "-B", "-q", "dependency:copy-dependencies"]
-    options = ["-DincludeScope=runtime", f"-DoutputDirectory={partial}"]
-    done = subprocess.run([*command, *options], cwd=partial, capture_output=True, text=True, check=False)
+    options = ["-DincludeScope=runtime", f"-DoutputDirectory={jars}"]
+    done = subprocess.run([*command, *options], cwd=jars, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise KafkaUnavailable(f"mvn could not resolve Kafka {KAFKA_VERSION}: {done.stdout[-2000:]}")
-    partial.rename(jars)
 
 
 class ApacheKafka:

@@ -6,7 +6,6 @@ the cache elsewhere). ``python -m tests.support.kinesis_local`` does only that.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import Self
 
+from tests.support import downloads
 from tests.support.apache_kafka import _DIE_WITH_US, free_ports
 
 VERSION = "0.6.2"
@@ -49,30 +49,20 @@ def kinesis_local() -> Path:
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
     if (release := re.match(r"v(\d+)", version)) is None or int(release[1]) < 18:
         raise KinesisUnavailable(f"node is {version.strip()}; 18 or newer is needed")
-    cache = Path(os.environ.get("STREAMPROC_KINESIS_CACHE", Path.home() / ".cache" / "streamproc"))
-    folder = cache / f"kinesis-local-{VERSION}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "kinesis.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            _install(folder)
+    folder = downloads.kept(f"kinesis-local-{VERSION}", "STREAMPROC_KINESIS_CACHE", _install)
     return folder / "node_modules" / "kinesis-local"
 
 
 def _install(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
-        raise KinesisUnavailable(f"{folder} does not exist and there is no npm on the PATH to fill it")
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+        raise KinesisUnavailable("kinesis-local is not there and there is no npm on the PATH to install it")
     command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", f"kinesis-local@{VERSION}"]
-    done = subprocess.run(command, cwd=partial, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise KinesisUnavailable(f"npm could not install kinesis-local {VERSION}: {done.stderr[-2000:]}")
-    if _INTEGRITY not in (partial / "package-lock.json").read_text():
+    if _INTEGRITY not in (folder / "package-lock.json").read_text():
         raise KinesisUnavailable(f"npm installed another kinesis-local {VERSION} than was tested")
-    partial.rename(folder)
 
 
 class KinesisLocal:

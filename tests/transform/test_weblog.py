@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from streamproc.topology import Contract, EventTime
 from streamproc.transform.decode_batch import Batch
 from streamproc.transform.weblog import _LINE, FIELDS, LineParser, _taken_apart
+from tests.e2e.log_totals import kind_of
 
 CONTRACT = Contract(FIELDS, EventTime("event_time"), decoder="combined", site="http://semicomplete.com/")
 GOOD = (
@@ -66,58 +67,9 @@ def test_ten_thousand_real_lines_add_up_to_what_plain_splitting_counts(shared_da
         {(head[0], part[5]) for head, part in zip(heads, split, strict=True)}
     )
 
-    def kind(request: list[str], status: int) -> str:
-        path = re.split("[?#]", request[1])[0].lower()
-        if status >= 400:
-            return "error"
-        if 300 <= status != 304:
-            return "redirect"
-        if request[0] != "GET":
-            return "request"
-        extension = path.rpartition(".")[2] if "." in path else ""
-        if extension in {
-            "pdf",
-            "gz",
-            "zip",
-            "tgz",
-            "jar",
-            "bz2",
-            "rpm",
-            "deb",
-            "mp3",
-            "mp4",
-            "exe",
-            "tar",
-            "mov",
-            "avi",
-            "csv",
-            "bin",
-            "doc",
-        }:
-            return "download"
-        assets = {
-            "css",
-            "js",
-            "png",
-            "jpg",
-            "jpeg",
-            "gif",
-            "ico",
-            "svg",
-            "ttf",
-            "woff",
-            "xml",
-            "txt",
-            "json",
-            "map",
-            "otf",
-            "eot",
-            "bmp",
-        }
-        return "asset" if extension in assets else "page_view"
-
     assert Counter(event["event_type"] for event in events) == Counter(
-        kind(request, int(tail[0])) for request, tail in zip(requests, tails, strict=True)
+        kind_of(request[0], re.split("[?#]", request[1])[0], int(tail[0]))
+        for request, tail in zip(requests, tails, strict=True)
     )
 
 
