@@ -27,6 +27,8 @@ from tests.support.apache_kafka import ApacheKafka, KafkaUnavailable
 from tests.support.installed_postgres import InstalledPostgres
 from tests.support.kinesis_local import KinesisLocal, KinesisUnavailable
 
+pytest_plugins = ["tests.support.lost_connections"]
+
 #: Sample data that is not part of the project (access logs, naughty strings): see ``shared_data``.
 SHARED_DATA = Path(os.environ.get("STREAMPROC_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
