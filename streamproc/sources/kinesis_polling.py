@@ -37,8 +37,8 @@ _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 10.0
 
 #: Iterators are good for five minutes. Servers that were started again do not know older ones.
-_EXPIRED = frozenset({"ExpiredIteratorException", "InvalidArgumentException"})
-
+_OLD = "ExpiredIteratorException"
+_EXPIRED = frozenset({_OLD, "InvalidArgumentException"})
 
 #: What a server says of a sequence number or a shard that it does not have any more, or never had.
 _UNKNOWN_PLACE = frozenset({"ResourceNotFoundException", "InvalidArgumentException"})
@@ -82,16 +82,23 @@ class Polling:
         """See :class:`Pages`. Ends when the iterator expired."""
         loop = asyncio.get_running_loop()
         iterator: str | None = await self._iterator(where)
+        read = False  # a page by an iterator of this call
         while iterator is not None:
             begin = loop.time()
             try:
                 ask = partial(self._client.page, iterator, LIMIT)
                 page = await persistently(ask, self.pace, _EXPIRED | _UNKNOWN_PLACE)
             except KinesisError as error:
-                if error.code not in _EXPIRED:
+                if error.code in _UNKNOWN_PLACE and not read and where.sequence is not None:
+                    # It is the place that is refused, not the iterator's age: a new one would be, too.
+                    where = Mark(where.position)
+                    iterator = await self._iterator(where)
+                    continue
+                if error.code not in _EXPIRED or not (read or error.code == _OLD):
                     raise
                 log.debug("iterator_expired", shard=self._shard, why=error.problem)
                 return
+            read = True
             yield page
             iterator = page.iterator
             if iterator is not None:

@@ -47,10 +47,11 @@ class Server:
         self.answers = list(answers)
         #: Time of each read, and the bytes it gave.
         self.reads: list[tuple[float, int]] = []
-        self.iterators = 0
+        #: The sequence number of each iterator that was asked for.
+        self.places: list[int | None] = []
 
     async def iterator(self, stream: str, shard: str, where: Mark) -> str:
-        self.iterators += 1
+        self.places.append(where.sequence)
         return "begin"
 
     async def page(self, iterator: str, limit: int) -> Page:
@@ -119,4 +120,27 @@ def test_refusals_are_waited_out_longer_and_longer_up_to_ten_seconds(monkeypatch
         waits = [b - a for (a, _), (b, _) in itertools.pairwise(server.reads)]
         assert waits[:5] == pytest.approx([part * 0.25 * 2**n for n in range(5)])
         assert waits[-1] == pytest.approx(expected)
-        assert server.iterators == 1, "the iterator is still good"
+        assert len(server.places) == 1, "the iterator is still good"
+
+
+@pytest.mark.parametrize("code", ["InvalidArgumentException", "ResourceNotFoundException"])
+def test_a_place_that_is_refused_at_its_first_read_begins_at_the_oldest_record(code):
+    """Not again and again by iterators that are taken for expired."""
+    refused = KinesisError(code, "Kinesis", "no such sequence number")
+    clock = Clock()
+    server = Server(clock, [(0.0, refused), (0.0, page(10)), (0.0, page(0, last=True))])
+
+    async def sizes() -> list[int]:
+        pages = Polling(server, "s", "shard", Pace(0.5)).pages(Mark(7, 42))  # type: ignore[arg-type]  # as above
+        return [one.size async for one in pages]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinesis_polling, "asyncio", clock)
+        assert asyncio.run(sizes()) == [10, 0]
+    assert server.places == [42, None]
+
+
+def test_a_shard_whose_oldest_record_cannot_be_read_is_an_error():
+    refused = KinesisError("InvalidArgumentException", "Kinesis", "no such shard")
+    with pytest.raises(KinesisError):
+        poll([(0.0, refused)] * 2)
