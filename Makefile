@@ -46,6 +46,10 @@ $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
 	@touch $@
 
+$(VENV)/.installed-aws: requirements-aws.lock $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-aws.lock
+	@touch $@
+
 .PHONY: install
 install: $(VENV)/.installed-dev ## Install streamproc and the development tools into .venv
 
@@ -79,7 +83,7 @@ bench-logs: $(VENV)/.installed-dev ## Backfill of web logs, or their decoder alo
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Fast suite on the embedded broker and database, under ten minutes
-	$(PYTEST) -n $(WORKERS) -m "not slow and not kafka and not faults and not mutants" $(ARGS)
+	$(PYTEST) -n $(WORKERS) -m "not slow and not kafka and not faults and not mutants and not aws" $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-dev ## The tests that take minutes: large inputs, crashes under load
@@ -88,6 +92,10 @@ test-slow: $(VENV)/.installed-dev ## The tests that take minutes: large inputs, 
 .PHONY: test-faults
 test-faults: $(VENV)/.installed-dev ## The crash bench, a bounded part or more (ARGS="--runs 200 --seed 7")
 	$(if $(ARGS),$(BIN)/python -m tests.faults $(ARGS),$(PYTEST) -m faults tests/faults)
+
+.PHONY: test-aws
+test-aws: $(VENV)/.installed-aws ## The AWS side on local servers: Redshift, Lambda, EMR, QuickSight, templates
+	$(PYTEST) -n $(WORKERS) -m aws $(ARGS)
 
 .PHONY: test-mutants
 test-mutants: $(VENV)/.installed-dev ## Defects put into a copy of the protocol, each of which has to be noticed
@@ -130,9 +138,11 @@ build/lock/bin/uv: | $(BIN)/python
 
 .PHONY: lock
 lock: build/lock/bin/uv ## Resolve the dependencies again (ARGS=--upgrade for newer ones) and write the locks
-	$(LOCK) $(ARGS) --extra msk --extra fanout pyproject.toml --output-file requirements.lock
-	$(LOCK) $(ARGS) --extra msk --extra fanout --group dev --constraints requirements.lock pyproject.toml \
-		--output-file requirements-dev.lock
+	$(LOCK) $(ARGS) --extra msk --extra fanout --extra redshift pyproject.toml --output-file requirements.lock
+	$(LOCK) $(ARGS) --extra msk --extra fanout --extra redshift --group dev --constraints requirements.lock \
+		pyproject.toml --output-file requirements-dev.lock
+	$(LOCK) $(ARGS) --extra msk --extra fanout --extra redshift --group aws --constraints requirements-dev.lock \
+		pyproject.toml --output-file requirements-aws.lock
 	$(LOCK) $(ARGS) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
 
 .PHONY: image
