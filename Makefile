@@ -83,7 +83,7 @@ bench-logs: $(VENV)/.installed-dev ## Backfill of web logs, or their decoder alo
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Fast suite on the embedded broker and database, under ten minutes
-	$(PYTEST) -n $(WORKERS) -m "not slow and not kafka and not faults and not mutants and not aws" $(ARGS)
+	$(PYTEST) -n $(WORKERS) -m "not slow and not kafka and not faults and not mutants and not aws and not browser" $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-dev ## The tests that take minutes: large inputs, crashes under load
@@ -96,6 +96,10 @@ test-faults: $(VENV)/.installed-dev ## The crash bench, a bounded part or more (
 .PHONY: test-aws
 test-aws: $(VENV)/.installed-aws ## The AWS side on local servers: Redshift, Lambda, EMR, QuickSight, templates
 	$(PYTEST) -n $(WORKERS) -m aws $(ARGS)
+
+.PHONY: test-browser
+test-browser: $(VENV)/.installed-dev ## The dashboard in headless Chromium (Debian: apt install chromium chromium-driver)
+	$(PYTEST) -m browser $(ARGS)
 
 .PHONY: test-mutants
 test-mutants: $(VENV)/.installed-dev ## Defects put into a copy of the protocol, each of which has to be noticed

@@ -387,7 +387,7 @@ def kill(mutant: Mutant, directory: Path, deadline: float = 400) -> subprocess.C
             "-p",
             "no:cacheprovider",
             "-m",
-            "not slow and not kafka and not faults and not mutants and not aws",
+            "not slow and not kafka and not faults and not mutants and not aws and not browser",
         ]
         command += mutant.killer
     return subprocess.run(
