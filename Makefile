@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 LOCK := build/lock/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--no-header --no-emit-index-url --no-emit-find-links
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
 WORKERS ?= 2
 
 # The first interpreter that is of a supported version; empty when there is none (see $(BIN)/python).
