@@ -198,14 +198,14 @@ async def show(site: Site, live: list[Worker], events: int, rate: int, workers: 
         figures["replayed"] = done["positions"]
         figures["replayed_a_second"] = round(done["positions"] / seconds)
         lag.phase, begun = "diff", time.monotonic()
-        difference = await command(site, "diff", "fix", *ALL_ROWS, patience=300)
+        difference = await command(site, "diff", "fix", *ALL_ROWS, patience=1200)
         figures["diff_seconds"] = round(time.monotonic() - begun, 1)
         lag.phase = CHECKS
         old = superseded_files(site, "fix")
         figures.update(await asyncio.to_thread(check_difference, site, difference, topic))
         lag.phase, begun = "promote", time.monotonic()
         async with watched(site, *seen_by_readers(site, old)) as seen:
-            answer = await command(site, "promote", "fix", "--yes", patience=300)
+            answer = await command(site, "promote", "fix", "--yes", patience=1200)
             figures["promote_seconds"] = round(time.monotonic() - begun, 1)
         assert answer == {"replay": "fix", "promoted": True}
         figures["readers_saw"] = [sorted(answers) for answers in seen]

@@ -190,13 +190,17 @@ def altered_rows(old: list[Path], new: list[Path]) -> tuple[set[tuple[str, int]]
 
 @contextlib.asynccontextmanager
 async def watched(site: Site, *queries: str) -> AsyncIterator[list[set[Any]]]:
-    """What a reader sees meanwhile: the answers to each query, asked all the time, each in one statement."""
+    """What a reader sees meanwhile: the answers to each query, asked all the time, each in one statement.
+
+    One process of PostgreSQL, with a pause between: the reader is not to take the machine from what it watches.
+    """
     seen: list[set[Any]] = [set() for _ in queries]
     stop = threading.Event()
 
     def look() -> None:
         with psycopg.connect(site.ledger, autocommit=True) as db:
-            while not stop.is_set():
+            db.execute("SET max_parallel_workers_per_gather = 0")
+            while not stop.wait(0.02):
                 for query, answers in zip(queries, seen, strict=True):
                     answers.add(db.execute(query).fetchone())
 
