@@ -18,7 +18,7 @@ from streamproc.runtimes.endpoints import Endpoints
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.summaries import Summaries
-from streamproc.sinks.warehouse import Warehouse, open_warehouse
+from streamproc.sinks.warehouse import Warehouse, layout_of, open_warehouse
 from streamproc.sources.log_store import LogConnection
 from streamproc.topology import Topology
 
@@ -50,7 +50,7 @@ class Upkeep:
         self._warehouse: Warehouse | None = None
         self._loader: Loader | None = None
         if endpoints.warehouse is not None and topology.sinks.warehouse and store is not None:
-            self._warehouse = open_warehouse(endpoints.warehouse, topology.name)
+            self._warehouse = open_warehouse(endpoints.warehouse, topology.name, layout_of(topology))
             self._loader = Loader(ledger, self._warehouse, store) if self._warehouse else None
 
     async def open(self) -> None:
