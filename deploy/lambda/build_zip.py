@@ -1,4 +1,4 @@
-"""Build the function's zip from ``requirements.lock``: the same packages as the service's, without what Lambda needs not.
+"""Build the function's zip from ``requirements.lock``: the service's packages without what Lambda does not need.
 
 ::
 
@@ -143,9 +143,7 @@ def needed(locked: list[Locked], target: Target) -> list[Locked]:
 def install(packages: list[Locked], target: Target, folder: Path) -> None:
     """Put the packages' files into the folder, as pip does. Raises SystemExit when it cannot."""
     requirements = folder.with_suffix(".lock")
-    lines = (
-        " ".join([one.requirement, *(f"--hash={digest}" for digest in one.hashes)]) for one in packages
-    )
+    lines = (" ".join([one.requirement, *(f"--hash={digest}" for digest in one.hashes)]) for one in packages)
     requirements.write_text("\n".join(lines) + "\n")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     command += ["--require-hashes", "--target", str(folder), *target.pip_options, "-r", str(requirements)]
@@ -206,7 +204,9 @@ def write_zip(members: Mapping[str, Path], to: Path) -> int:
         for name in sorted(members.keys() | contents.keys()):
             data = contents.get(name) or loaded(members[name].read_bytes())
             info = zipfile.ZipInfo(name, _TIME)
-            info.external_attr = 0o644 << 16  # what Lambda runs as is another user: everybody has to be able to read
+            info.external_attr = (
+                0o644 << 16
+            )  # what Lambda runs as is another user: everybody has to be able to read
             info.create_system = 3
             archive.writestr(info, data, zipfile.ZIP_DEFLATED)
             size += len(data)
@@ -222,7 +222,9 @@ def build(target: Target, output: Path) -> Path:
     install(packages, target, folder)
     to = output / f"streamproc-lambda-{target.architecture}-python{target.python}.zip"
     size = write_zip(files(folder), to)
-    print(f"{to}: {size / 2**20:.1f} MiB of {LIMIT / 2**20:.0f} unzipped, {to.stat().st_size / 2**20:.1f} zipped")
+    print(
+        f"{to}: {size / 2**20:.1f} MiB of {LIMIT / 2**20:.0f} unzipped, {to.stat().st_size / 2**20:.1f} zipped"
+    )
     if size > LIMIT:
         to.unlink()
         raise SystemExit(f"{size:,} bytes unzipped are more than the {LIMIT:,} that Lambda takes")
