@@ -83,10 +83,9 @@ class Function:
         self._loop.close()
 
     async def _close(self) -> None:
-        if self._kinesis is not None:
-            await self._kinesis.close()
-        if self._engine is not None:
-            await self._engine.close()
+        for part in (self._kinesis, self._objects, self._engine):
+            if part is not None:
+                await part.close()
 
     async def _answer(self, event: Mapping[str, Any], seconds: float) -> dict[str, Any] | None:
         if "deliveryStreamArn" in event:

@@ -77,6 +77,11 @@ class ObjectTrigger:
         for entry in entries:
             await self._read(logs, entry, until)
 
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._bucket is not None:
+            await self._bucket.close()
+
     async def _read(self, logs: Logs, entry: LogEntry, until: float) -> None:
         taken = await logs.take(1, Period(), only=[entry.id])
         if not taken:
