@@ -185,6 +185,11 @@ class Pipeline:
             self._let_go.pop(partition, None)
         return {partition: claim.position for partition, claim in claims.items()}
 
+    async def held(self) -> set[Partition]:
+        """Those of :attr:`partitions` that nobody has claimed since: for a process that was frozen meanwhile."""
+        claims = [progress.claim for progress in self._progress.values()]
+        return await self._until_answered("claim", lambda: self._ledger.held(claims)) if claims else set()
+
     async def read_from(self, partitions: Sequence[Partition], log: str) -> Mapping[Partition, str]:
         """Note the log where there is none; returns the one that each partition's position belongs to."""
         claims = [self._progress[partition].claim for partition in partitions]

@@ -121,6 +121,13 @@ class Ledger:
         async with self.database.transaction("note the log") as conn:
             return await claiming.note_log(conn, self.stream, claims, log)
 
+    async def held(self, claims: Collection[Claim]) -> set[Partition]:
+        """The partitions of those claims that nobody has claimed since."""
+        mine = {claim.partition: claim for claim in claims}
+        async with self.database.transaction("look at the claims") as conn:
+            rows = await claiming.lock(conn, self.stream, mine, shared=True)
+        return {partition for partition, row in rows.items() if row.held_by(mine[partition])}
+
     async def release(self, claims: Collection[Claim]) -> int:
         """Give up the claims that still hold; returns how many did. The others are left alone."""
         async with self.database.transaction("release") as conn:

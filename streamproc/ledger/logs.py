@@ -36,9 +36,14 @@ _TAKE = f"""
     SET holder = %(worker)s, expires_at = clock_timestamp() + make_interval(secs => %(timeout)s)
     FROM (SELECT partition FROM streamproc.logs
           WHERE {_OPEN} AND (holder IS NULL OR expires_at <= clock_timestamp())
+            AND (%(only)s::text[] IS NULL OR partition = ANY(%(only)s))
           ORDER BY modified_ms, partition LIMIT %(most)s FOR UPDATE SKIP LOCKED) AS free
     WHERE l.stream = %(stream)s AND l.source = %(source)s AND l.partition = free.partition
     RETURNING l.partition, place, version, size, modified_ms, done_size, done_position, done_offset
+"""  # noqa: S608 - put together from constants
+
+_UNFINISHED = f"""
+    SELECT partition FROM streamproc.logs WHERE {_OPEN} AND partition = ANY(%(only)s)
 """  # noqa: S608 - put together from constants
 
 _RENEW = """
@@ -140,9 +145,13 @@ class Logs:
         }
         return sum(to_read for (to_read,) in await self._ask("note logs", _FOUND, names))
 
-    async def take(self, most: int, period: Period) -> list[TakenLog]:
-        """Take at most so many free logs of the period that have something to read, those changed first first."""
-        names = {"most": most, "since": period.since_ms, "until": period.until_ms}
+    async def take(self, most: int, period: Period, only: Collection[str] | None = None) -> list[TakenLog]:
+        """Take at most so many free logs of the period that have something to read, those changed first first.
+
+        ``only``: of these.
+        """
+        ids = None if only is None else sorted(only)
+        names = {"most": most, "since": period.since_ms, "until": period.until_ms, "only": ids}
         return [
             TakenLog(
                 LogEntry(id_, place, version, size, modified),
@@ -152,6 +161,11 @@ class Logs:
                 "take logs", _TAKE, names
             )
         ]
+
+    async def unfinished(self, logs: Collection[str]) -> set[str]:
+        """Those of these logs that are not read to their ends, whoever reads them."""
+        names = {"only": sorted(logs), "since": None, "until": None}
+        return {id_ for (id_,) in await self._ask("look at logs", _UNFINISHED, names)}
 
     async def renew(self, logs: Collection[str]) -> set[str]:
         """Renew these leases; returns the logs that are still ours, and not done."""

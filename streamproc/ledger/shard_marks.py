@@ -60,6 +60,12 @@ _BEFORE = """
     ORDER BY position DESC LIMIT 1
 """
 
+_COMPLETE = """
+    UPDATE streamproc.shards
+    SET complete_at = clock_timestamp() - make_interval(secs => %(ago)s)
+    WHERE stream = %(stream)s AND source = %(source)s AND partition = %(shard)s
+"""
+
 _SETTLE = """
     UPDATE streamproc.shard_marks SET sequence = %(sequence)s, inclusive = true
     WHERE stream = %(stream)s AND source = %(source)s AND partition = %(shard)s AND position = %(position)s
@@ -132,6 +138,10 @@ class Marks:
             "settle a mark", _SETTLE, {"shard": shard, "position": position, "sequence": sequence}
         )
         return (await self.find(shard, position)).mark
+
+    async def complete(self, shard: str, ago: float) -> None:
+        """Note that everything is committed that had arrived in the shard so many seconds ago."""
+        await self._change("note a complete shard", _COMPLETE, {"shard": shard, "ago": ago})
 
     async def thin(self, kept: float) -> None:
         """Forget marks that are not needed; ``kept``: seconds for which the source keeps its records."""

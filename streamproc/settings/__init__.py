@@ -7,11 +7,22 @@ file named by ``STREAMPROC_<KEY>_FILE``, as Docker and Kubernetes mount them; th
 
 from streamproc.settings.parse import Bind
 from streamproc.settings.read import read_settings, unknown_variables
-from streamproc.settings.schema import S3, Kafka, Kinesis, Log, Setting, Settings, declared, variable
+from streamproc.settings.schema import (
+    S3,
+    Function,
+    Kafka,
+    Kinesis,
+    Log,
+    Setting,
+    Settings,
+    declared,
+    variable,
+)
 
 __all__ = [
     "S3",
     "Bind",
+    "Function",
     "Kafka",
     "Kinesis",
     "Log",

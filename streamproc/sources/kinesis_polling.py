@@ -70,12 +70,15 @@ class Pages(Protocol):
 
 
 class Polling:
-    """Reads one shard."""
+    """Reads one shard. ``limit``: most records at once."""
 
-    def __init__(self, client: KinesisClient, stream: str, shard: str, pace: Pace) -> None:
+    def __init__(
+        self, client: KinesisClient, stream: str, shard: str, pace: Pace, limit: int = LIMIT
+    ) -> None:
         self._client = client
         self._stream = stream
         self._shard = shard
+        self._limit = limit
         self.pace = pace
 
     async def pages(self, where: Mark) -> AsyncGenerator[Page, None]:
@@ -86,7 +89,7 @@ class Polling:
         while iterator is not None:
             begin = loop.time()
             try:
-                ask = partial(self._client.page, iterator, LIMIT)
+                ask = partial(self._client.page, iterator, self._limit)
                 page = await persistently(ask, self.pace, _EXPIRED | _UNKNOWN_PLACE)
             except KinesisError as error:
                 if error.code in _UNKNOWN_PLACE and not read and where.sequence is not None:

@@ -85,15 +85,27 @@ class Page:
 
     def since(self, row: int) -> Page:
         """The page without its first ``row`` records."""
-        values = self.values[row:]
+        return self._rows(slice(row, None))
+
+    def until(self, row: int) -> Page:
+        """The page's first ``row`` records."""
+        return self._rows(slice(row))
+
+    def _rows(self, rows: slice) -> Page:
+        values = self.values[rows]
         return Page(
             values,
-            self.sequences[row:],
-            self.arrivals[row:],
+            self.sequences[rows],
+            self.arrivals[rows],
             self.iterator,
             self.behind_ms,
             sum(map(len, values)),
         )
+
+    @property
+    def packed(self) -> bool:
+        """Whether a record may hold several."""
+        return any(value[:4] == _MAGIC for value in self.values)
 
 
 def decode_page(body: bytes) -> Page:

@@ -85,13 +85,18 @@ class Queue:
                 )
 
     def entries(self, body: str) -> list[LogEntry]:
-        """Objects of our bucket and prefix that a message tells of. Raises ValueError and the like."""
-        found = (
-            self._bucket.entry(key, etag, size, modified)
-            for bucket, key, etag, size, modified in _objects(orjson.loads(body))
-            if bucket == self._bucket.name
-        )
-        return [entry for entry in found if entry is not None]
+        """See :func:`notified`."""
+        return notified(orjson.loads(body), self._bucket)
+
+
+def notified(message: Any, bucket: Bucket) -> list[LogEntry]:
+    """Objects of the bucket, and under its prefix, that a message tells of. Raises ValueError and the like."""
+    found = (
+        bucket.entry(key, etag, size, modified)
+        for name, key, etag, size, modified in _objects(message)
+        if name == bucket.name
+    )
+    return [entry for entry in found if entry is not None]
 
 
 def _objects(message: Any) -> Iterator[tuple[str, str, str, int, int]]:

@@ -44,14 +44,10 @@ class LogSource:
         self._store = open_log_store(connection)
         self._arrived = asyncio.Event()
         self._turn = 0
-        cloudfront = contract.decoder == "cloudfront"
-        how = Reading(
-            store=self._store,
-            caps=connection.caps,
-            max_line=contract.max_record_bytes,
-            headers=cloudfront,
-            fields=(contract.log_format or STANDARD_FIELDS) if cloudfront else None,
-            growing=connection.folder,
+        how = how_to_read(
+            connection,
+            contract,
+            self._store,
             room=lambda: self.buffered_bytes < _PREFETCH,
             arrived=self._arrived,
             waiting=self._waiting,
@@ -182,6 +178,30 @@ class LogSource:
     def buffered_bytes(self) -> int:
         """Bytes read and not handed out."""
         return sum(reader.queued_bytes for reader in self._sharing.readers.values())
+
+
+def how_to_read(
+    connection: LogConnection,
+    contract: Contract,
+    store: LogStore,
+    *,
+    room: Callable[[], bool],
+    arrived: asyncio.Event,
+    waiting: Callable[[DependencyError], None],
+) -> Reading:
+    """How logs of that contract are read there."""
+    cloudfront = contract.decoder == "cloudfront"
+    return Reading(
+        store=store,
+        caps=connection.caps,
+        max_line=contract.max_record_bytes,
+        headers=cloudfront,
+        fields=(contract.log_format or STANDARD_FIELDS) if cloudfront else None,
+        growing=connection.folder,
+        room=room,
+        arrived=arrived,
+        waiting=waiting,
+    )
 
 
 def open_log_store(connection: LogConnection) -> LogStore:
