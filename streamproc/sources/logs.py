@@ -44,14 +44,10 @@ class LogSource:
         self._store = open_log_store(connection)
         self._arrived = asyncio.Event()
         self._turn = 0
-        cloudfront = contract.decoder == "cloudfront"
-        how = Reading(
-            store=self._store,
-            caps=connection.caps,
-            max_line=contract.max_record_bytes,
-            headers=cloudfront,
-            fields=(contract.log_format or STANDARD_FIELDS) if cloudfront else None,
-            growing=connection.folder,
+        how = reading(
+            connection,
+            contract,
+            self._store,
             room=lambda: self.buffered_bytes < _PREFETCH,
             arrived=self._arrived,
             waiting=self._waiting,
@@ -193,3 +189,27 @@ def open_log_store(connection: LogConnection) -> LogStore:
     from streamproc.sources.log_bucket import Bucket  # noqa: PLC0415 - Amazon's client takes a second
 
     return Bucket(connection)
+
+
+def reading(
+    connection: LogConnection,
+    contract: Contract,
+    store: LogStore,
+    *,
+    room: Callable[[], bool],
+    arrived: asyncio.Event,
+    waiting: Callable[[DependencyError], None],
+) -> Reading:
+    """How logs of this place and contract are read. ``room``, ``arrived``, ``waiting``: see :class:`Reading`."""
+    cloudfront = contract.decoder == "cloudfront"
+    return Reading(
+        store=store,
+        caps=connection.caps,
+        max_line=contract.max_record_bytes,
+        headers=cloudfront,
+        fields=(contract.log_format or STANDARD_FIELDS) if cloudfront else None,
+        growing=connection.folder,
+        room=room,
+        arrived=arrived,
+        waiting=waiting,
+    )
