@@ -1,7 +1,7 @@
 """Make what EMR needs: ``streamproc.tar.gz``, everything that Python imports there, and ``job.py``.
 
-The packages are those of requirements-emr.lock, checked by their hashes, as wheels for the machines that EMR has and not
-for this one, so it can be built anywhere. EMR brings Spark, and the image or the cluster Python 3.11: docs/emr.md.
+The packages are those of requirements-emr.lock, checked by their hashes, as wheels for the machines that EMR has and
+not for this one, so it can be built anywhere. EMR brings Spark, and the image or the cluster Python 3.11: docs/emr.md.
 The same lock, pages and code give the same bytes.
 """
 

@@ -203,7 +203,7 @@ def test_what_amazon_refuses_is_told_with_its_name(s3_server: S3Server) -> None:
 
 def test_serverless_properties_may_have_no_spaces(s3_server: S3Server) -> None:
     job = Submission("job", "s3://code", [], {"spark.app.name": "two words"}, {})
-    with pytest.raises(ConfigError, match="spark.app.name"):
+    with pytest.raises(ConfigError, match=r"spark\.app\.name"):
         Serverless("any", ROLE, None, s3_server.region).submit(job)
 
 
