@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "offsets": ("offsets", "offsets_command", "Show and set committed positions."),
     "replay": ("replay", "replay_command", "Process a range again beside the live service."),
     "backfill": ("backfill", "backfill_command", "Read the logs that lie in a bucket or a folder."),
+    "emr": ("emr", "emr_command", "Read logs of the past by Spark, on EMR."),
     "rejects": ("rejects", "rejects_command", "Look at rejected records and send them again."),
     "lake": ("lake", "lake_command", "List the lake's committed objects."),
     "warehouse": ("warehouse", "warehouse_command", "Set up, load and look at the warehouse."),

@@ -48,8 +48,8 @@ def backfill_command(
     settings = load_settings(config, topics, {"broker": place})
     if settings.broker.scheme not in {"s3", "file"}:
         raise ConfigError([Mistake("PLACE", f"{place} is no place of logs", "Write s3://… or file:///…")])
-    page = _page(load_topics(settings), stream)
-    period = _period(begin, end)
+    page = page_of_logs(load_topics(settings), stream)
+    period = period_of(begin, end)
 
     # Imported late: they take a second, and wrong arguments should be told at once.
     from streamproc.runtimes.backfill import backfill  # noqa: PLC0415 - see above
@@ -69,7 +69,8 @@ def backfill_command(
         raise click.exceptions.Exit(1)
 
 
-def _page(pages: dict[str, Topology], name: str | None) -> Topology:
+def page_of_logs(pages: dict[str, Topology], name: str | None) -> Topology:
+    """The page named, or the only one that reads logs. Raises ConfigError."""
     if name is not None:
         if name not in pages:
             fix = f"Choose among {', '.join(sorted(pages))}"
@@ -82,7 +83,8 @@ def _page(pages: dict[str, Topology], name: str | None) -> Topology:
     raise ConfigError([Mistake("--stream", f"{len(logs)} of the pages read logs", fix)])
 
 
-def _period(begin: str | None, end: str | None) -> Period:
+def period_of(begin: str | None, end: str | None) -> Period:
+    """The period between two times as ISO 8601 tells them. Raises ConfigError."""
     from streamproc.log_objects import Period  # noqa: PLC0415 - keeps --help fast
 
     period = Period(_milliseconds("--from", begin), _milliseconds("--to", end))

@@ -102,11 +102,18 @@ class WindowFold:
         for measure in self._sketched:
             panes = panes.with_columns(build(measure, panes[f"{measure.name}__sketch"]))
         windows = self._panes.expand(panes)
-        if self._panes.overlap:
-            windows = self._aggregation.merge(windows, self.keys)
-            for measure in self._sketched:
-                windows = windows.with_columns(union(measure, windows[f"{measure.name}__sketch"]))
-        return Delta(windows.select(self.columns).sort(self.keys))
+        return (
+            self.unite(windows)
+            if self._panes.overlap
+            else Delta(windows.select(self.columns).sort(self.keys))
+        )
+
+    def unite(self, rows: pl.DataFrame) -> Delta:
+        """One delta of the rows of several, which may have a key in common."""
+        merged = self._aggregation.merge(rows, self.keys)
+        for measure in self._sketched:
+            merged = merged.with_columns(union(measure, merged[f"{measure.name}__sketch"]))
+        return Delta(merged.select(self.columns).sort(self.keys))
 
 
 class TableFold:
@@ -141,3 +148,20 @@ class TableFold:
         if isinstance(self._fold, SessionFold):
             return Delta(*self._fold.seal(pl.concat(partial.events)))
         return self._fold.seal(partial)
+
+    def unite(self, deltas: Sequence[Delta]) -> Delta:
+        """One delta of several that were folded apart; the same as of all their events folded together.
+
+        Pieces of sessions are made anew, of the events: a visit may have been read in several places.
+        """
+        if isinstance(self._fold, SessionFold):
+            events = [delta.events.drop("piece") for delta in deltas if delta.events is not None]
+            return Delta(*self._fold.seal(pl.concat(events)))
+        if len(deltas) == 1:
+            return deltas[0]
+        return self._fold.unite(pl.concat(delta.rows for delta in deltas))
+
+    @property
+    def key(self) -> list[str]:
+        """The columns by which rows of several deltas belong together: of sessions, the key alone."""
+        return [self._fold.key] if isinstance(self._fold, SessionFold) else self._fold.keys

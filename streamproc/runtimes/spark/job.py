@@ -1,0 +1,68 @@
+"""What the driver does: connect, read the logs of a period by Spark, disconnect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from streamproc.ledger import Ledger
+from streamproc.ledger.logs import Logs
+from streamproc.log_objects import Period
+from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.spark.history import Done, History, Sizes
+from streamproc.runtimes.spark.setup import Setup
+from streamproc.settings import Settings
+from streamproc.sinks.object_store import StoreSettings
+from streamproc.sinks.summaries import Summaries
+from streamproc.sources.log_store import LogConnection
+from streamproc.sources.logs import open_log_store
+from streamproc.topology import Topology
+from streamproc.transform.weblog_formats import PARSERS as LOG_PARSERS
+
+if TYPE_CHECKING:
+    from streamproc.runtimes.spark.engine import Engine
+
+#: Seconds for which done logs have been done before their partitions are folded into one.
+_COMPACT_AFTER = 3_600.0
+
+
+async def history(
+    settings: Settings,
+    page: Topology,
+    period: Period,
+    engine: Engine,
+    *,
+    sizes: Sizes,
+    tell: Callable[[str, Done], None],
+) -> Done:
+    """Read the logs of ``settings.broker`` that were changed in the period; see :class:`History`."""
+    async with Endpoints(settings) as endpoints:
+        connection = endpoints.broker
+        assert isinstance(connection, LogConnection)
+        store = open_log_store(connection)
+        await store.open()
+        try:
+            async with Ledger(endpoints.ledger, page.name, settings.worker) as ledger:
+                await ledger.migrate()
+                async with ledger.database.connection("create the tables") as conn:
+                    await Summaries(page.tables, page.name).ensure(conn)
+                needs_key = page.contract.decoder in LOG_PARSERS
+                setup = Setup(
+                    topics=settings.topics,
+                    stream=page.name,
+                    fingerprint=page.fingerprint,
+                    visitor_key=await ledger.visitor_key() if needs_key else b"",
+                    logs=connection,
+                    lake=settings.lake.reveal(),
+                    store=StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region),
+                    buckets=max(2, engine.slots),
+                    batch_records=settings.batch_records,
+                )
+                timeout = settings.logs.lease_timeout
+                logs = Logs(ledger.database, page.name, str(connection), settings.worker, timeout)
+                done = await History(setup, ledger, logs, engine).run(store, period, sizes, tell)
+                if not connection.folder:
+                    await logs.compact(_COMPACT_AFTER)
+                return done
+        finally:
+            await store.close()

@@ -1,0 +1,235 @@
+"""A job's driver on a real ledger, its stages in this process: what the service makes of the same logs is the oracle."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from streamproc.errors import Inconsistent
+from streamproc.generator import Generator
+from streamproc.ledger import Ledger
+from streamproc.ledger.logs import Logs
+from streamproc.log_objects import Period
+from streamproc.runtimes.spark.exchange import Piece
+from streamproc.runtimes.spark.history import Done, History, Sizes
+from streamproc.runtimes.spark.putting import Keys
+from streamproc.runtimes.spark.reading import LogWork
+from streamproc.runtimes.spark.setup import Setup
+from streamproc.sinks.object_store import StoreSettings
+from streamproc.sinks.summaries import Summaries
+from streamproc.sources.log_store import LogConnection
+from streamproc.sources.logs import open_log_store
+from streamproc.topic_pages import load_page
+from tests.e2e.harness import REPOSITORY, Site
+from tests.emr.comparing import assert_same_tables, fates, lake_rows, rows_of
+from tests.emr.inline import Inline, InlineStage
+
+pytestmark = [pytest.mark.aws, pytest.mark.timeout(600)]
+
+CLICKS = load_page(REPOSITORY / "topics" / "clickstream.toml")
+DAYS = (datetime(2026, 7, 1, 12, tzinfo=UTC), datetime(2026, 7, 2, 12, tzinfo=UTC))
+
+
+def site_at(directory: Path, ledger: str) -> Site:
+    directory.mkdir()
+    pages = directory / "topics"
+    pages.mkdir()
+    (pages / "clickstream.toml").write_text((REPOSITORY / "topics" / "clickstream.toml").read_text())
+    return Site(directory, "", "embedded:", ledger, pages)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Invented visitors' events, duplicates, late and broken ones, dealt out to five logs of two days."""
+    made = tmp_path / "logs"
+    made.mkdir()
+    records = Generator(seed=11, events=12_000, bad_ratio=0.02).records()
+    lines = [record.value for record in records if record.value and b"\n" not in record.value]
+    for number in range(5):
+        file = made / f"{number}.ndjson"
+        file.write_bytes(b"\n".join(lines[number::5]) + b"\n")
+        changed = DAYS[number % 2].timestamp()
+        os.utime(file, (changed, changed))
+    return made
+
+
+def setup_of(site: Site, folder: Path, slots: int) -> Setup:
+    return Setup(
+        topics=site.topics,
+        stream="clickstream",
+        fingerprint=CLICKS.fingerprint,
+        visitor_key=b"",
+        logs=LogConnection(folder.as_uri()),
+        lake=site.lake.as_uri(),
+        store=StoreSettings(durable=False),
+        buckets=slots,
+        batch_records=2_000,
+    )
+
+
+async def run(
+    site: Site, folder: Path, engine: Any, sizes: Sizes | None = None, period: Period | None = None
+) -> Done:
+    setup = setup_of(site, folder, engine.slots)
+    store = open_log_store(setup.logs)
+    async with Ledger(site.ledger, "clickstream", "job") as ledger:
+        await ledger.migrate()
+        async with ledger.database.connection("create the tables") as conn:
+            await Summaries(CLICKS.tables, "clickstream").ensure(conn)
+        logs = Logs(ledger.database, "clickstream", str(setup.logs), "job", 30.0)
+        history = History(setup, ledger, logs, engine)
+        return await history.run(store, period or Period(), sizes or Sizes(), lambda day, done: None)
+
+
+def backfilled(site: Site, folder: Path) -> None:
+    report = json.loads(site.run("backfill", folder.as_uri(), "--json", patience=300).stdout)
+    assert report["complete"] and report["duplicate"] > 0 and report["rejected"] > 0
+
+
+async def test_generated_events_give_the_stream_s_tables_however_they_are_cut(
+    tmp_path: Path, postgres: str, other_postgres: str, folder: Path
+) -> None:
+    stream, batch = site_at(tmp_path / "stream", postgres), site_at(tmp_path / "batch", other_postgres)
+    backfilled(stream, folder)
+    engine = Inline()
+    done = await run(batch, folder, engine, Sizes(epoch_bytes=1, task_bytes=1))
+    assert (done.epochs, done.logs, engine.tasks) == (5, 5, [1] * 5)
+    assert assert_same_tables(postgres, other_postgres, CLICKS) > 1000
+    assert fates(postgres) == fates(other_postgres)
+    assert sum(done.late.values()) > 0
+    assert lake_rows(stream) == lake_rows(batch)
+
+
+async def test_each_day_is_a_commit_and_a_day_that_is_done_is_not_read_again(
+    tmp_path: Path, postgres: str, other_postgres: str, folder: Path
+) -> None:
+    stream, batch = site_at(tmp_path / "stream", postgres), site_at(tmp_path / "batch", other_postgres)
+    backfilled(stream, folder)
+    middle = int(datetime(2026, 7, 2, tzinfo=UTC).timestamp() * 1000)
+    engine = Inline(slots=2)
+    first = await run(batch, folder, engine, period=Period(None, middle))
+    assert (first.epochs, first.logs) == (1, 3)
+    rest = await run(batch, folder, engine)
+    assert (rest.epochs, rest.logs) == (1, 2)
+    assert_same_tables(postgres, other_postgres, CLICKS)
+    assert fates(postgres) == fates(other_postgres)
+    before = rows_of(other_postgres, CLICKS)
+    assert (await run(batch, folder, engine)).logs == 0
+    assert rows_of(other_postgres, CLICKS) == before
+
+
+class Fails(Inline):
+    """Fails in one of its calls, as an executor, the store or the driver would."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at = at
+
+    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork]]) -> InlineStage:
+        stage = super().read(setup, tasks)
+        kept = getattr(stage, self.at)
+
+        def fail(*arguments: Any) -> Any:
+            kept(*arguments)  # what it does is done: the failure comes behind it
+            raise OSError("the machine is gone")
+
+        setattr(stage, self.at, fail)
+        return stage
+
+
+@pytest.mark.parametrize("at", ["told", "united", "put"])
+async def test_a_job_that_failed_has_done_nothing_and_the_next_does_it_all(
+    tmp_path: Path, postgres: str, other_postgres: str, folder: Path, at: str
+) -> None:
+    broken, whole = site_at(tmp_path / "broken", postgres), site_at(tmp_path / "whole", other_postgres)
+    with pytest.raises(OSError, match="the machine is gone"):
+        await run(broken, folder, Fails(at))
+    assert not any(rows_of(postgres, CLICKS).values())
+    await run(broken, folder, Inline())
+    await run(whole, folder, Inline())
+    assert assert_same_tables(postgres, other_postgres, CLICKS) > 1000
+    assert lake_rows(broken) == lake_rows(whole)
+    with psycopg.connect(postgres) as db:
+        states = dict(db.execute("SELECT state, count(*) FROM streamproc.objects GROUP BY 1").fetchall())
+    assert ("abandoned" in states) == (at == "put")
+
+
+class OtherFiles(Inline):
+    """As when an executor is lost after it told what files there are to be, and cuts them otherwise the second time."""
+
+    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork]]) -> InlineStage:
+        stage = super().read(setup, tasks)
+        told = stage.told()
+
+        def changed() -> list[Piece]:
+            files = itertools.count()
+            return [
+                piece._replace(about=json.dumps({**piece.told, "rows": piece.told["rows"] + 1}))
+                if piece.kind == "file" and next(files) == 0
+                else piece
+                for piece in told
+            ]
+
+        stage.told = changed  # type: ignore[method-assign]  # this stage's answer only
+        return stage
+
+
+async def test_files_that_are_not_those_that_were_planned_are_refused(
+    tmp_path: Path, postgres: str, folder: Path
+) -> None:
+    with pytest.raises(Inconsistent, match="other files than before"):
+        await run(site_at(tmp_path / "site", postgres), folder, OtherFiles())
+    assert not any(rows_of(postgres, CLICKS).values())
+
+
+async def test_a_log_that_a_worker_has_begun_is_read_on_behind_what_it_committed(
+    tmp_path: Path, postgres: str, other_postgres: str, folder: Path
+) -> None:
+    """The ids before the break are remembered: the file that grew has its duplicates found on both sides of it."""
+    stream, batch = site_at(tmp_path / "stream", postgres), site_at(tmp_path / "batch", other_postgres)
+    backfilled(stream, folder)
+    file = folder / "0.ndjson"
+    whole = file.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    changed = file.stat().st_mtime
+    file.write_bytes(b"".join(lines[:1500]))
+    os.utime(file, (changed, changed))
+    first = json.loads(batch.run("backfill", folder.as_uri(), "--json", patience=300).stdout)
+    assert first["complete"]
+    file.write_bytes(whole)
+    os.utime(file, (changed, changed))
+    done = await run(batch, folder, Inline())
+    assert (done.logs, done.counts.records) == (1, len(lines) - 1500)
+    assert_same_tables(postgres, other_postgres, CLICKS)
+    assert fates(postgres) == fates(other_postgres)
+
+
+async def test_no_object_is_put_before_it_is_intended(tmp_path: Path, postgres: str, folder: Path) -> None:
+    unknown: list[str] = []
+
+    class Watches(Inline):
+        def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork]]) -> InlineStage:
+            stage = super().read(setup, tasks)
+            put = stage.put
+
+            def watched(keys: Keys) -> list[Piece]:
+                with psycopg.connect(postgres) as db:
+                    query = "SELECT key FROM streamproc.objects WHERE state = 'intended'"
+                    intended = {key for (key,) in db.execute(query)}
+                unknown.extend(set(keys.values()) - intended)
+                assert keys
+                return put(keys)
+
+            stage.put = watched  # type: ignore[method-assign]  # this stage's only
+            return stage
+
+    await run(site_at(tmp_path / "site", postgres), folder, Watches())
+    assert not unknown
