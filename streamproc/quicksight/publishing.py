@@ -203,7 +203,7 @@ def differing(wanted: Any, there: Any, path: str = "") -> list[str]:
 
 
 #: Members that name a part of a list, the most telling first.
-_NAMING = ("SheetId", "VisualId", "FilterGroupId", "FilterId", "Identifier", "ElementId", "Name")
+_NAMING = ("SheetId", "VisualId", "FilterGroupId", "FilterId", "Identifier", "ElementId", "FieldId", "ColumnName", "Name")
 
 
 def _name(part: Any) -> str | None:
