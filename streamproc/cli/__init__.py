@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rejects": ("rejects", "rejects_command", "Look at rejected records and send them again."),
     "lake": ("lake", "lake_command", "List the lake's committed objects."),
     "warehouse": ("warehouse", "warehouse_command", "Set up, load and look at the warehouse."),
+    "quicksight": ("quicksight", "quicksight_command", "Publish data sets and dashboards to QuickSight."),
     "sql": ("sql", "sql_command", "Run a read-only query in the ledger's database."),
 }
 

@@ -6,18 +6,10 @@ file named by ``STREAMPROC_<KEY>_FILE``, as Docker and Kubernetes mount them; th
 """
 
 from streamproc.settings.parse import Bind
+from streamproc.settings.quicksight import QuickSight
 from streamproc.settings.read import read_settings, unknown_variables
-from streamproc.settings.schema import (
-    S3,
-    Function,
-    Kafka,
-    Kinesis,
-    Log,
-    Setting,
-    Settings,
-    declared,
-    variable,
-)
+from streamproc.settings.schema import S3, Function, Kafka, Kinesis, Log, Settings, declared, variable
+from streamproc.settings.setting import Setting
 
 __all__ = [
     "S3",
@@ -26,6 +18,7 @@ __all__ = [
     "Kafka",
     "Kinesis",
     "Log",
+    "QuickSight",
     "Setting",
     "Settings",
     "declared",

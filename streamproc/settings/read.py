@@ -15,7 +15,8 @@ from typing import Any
 from streamproc.errors import ConfigError, Mistake
 from streamproc.quantities import Invalid
 from streamproc.redaction import Url
-from streamproc.settings.schema import PREFIX, Setting, Settings, declared, variable
+from streamproc.settings.schema import PREFIX, Settings, declared, variable
+from streamproc.settings.setting import Setting
 
 DEFAULT_FILE = "streamproc.toml"
 

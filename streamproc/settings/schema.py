@@ -11,24 +11,10 @@ from typing import Annotated
 from streamproc.redaction import Secret, Url
 from streamproc.settings import parse
 from streamproc.settings.parse import Bind
+from streamproc.settings.quicksight import QuickSight
+from streamproc.settings.setting import Setting
 
 PREFIX = "STREAMPROC_"
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting, declared beside its field.
-
-    ``default`` is written as a user would write it; ``None``: not set unless the user sets it.
-    ``computed`` says in words where the default comes from when it depends on other settings.
-    ``secret``: may hold a password, so it can also be read from the file that ``<VARIABLE>_FILE`` names.
-    """
-
-    parse: parse.Parse
-    default: str | None
-    meaning: str
-    computed: str = ""
-    secret: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,6 +350,7 @@ class Settings:
     logs: Logs
     s3: S3
     function: Function
+    quicksight: QuickSight
     log: Log
 
 
