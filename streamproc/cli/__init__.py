@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "backfill": ("backfill", "backfill_command", "Read the logs that lie in a bucket or a folder."),
     "emr": ("emr", "emr_command", "Read logs of the past by Spark, on EMR."),
     "rejects": ("rejects", "rejects_command", "Look at rejected records and send them again."),
-    "lake": ("lake", "lake_command", "List the lake's committed objects."),
+    "lake": ("lake", "lake_command", "List the lake's objects, merge small ones, delete the abandoned."),
     "warehouse": ("warehouse", "warehouse_command", "Set up, load and look at the warehouse."),
     "quicksight": ("quicksight", "quicksight_command", "Publish data sets and dashboards to QuickSight."),
     "sql": ("sql", "sql_command", "Run a read-only query in the ledger's database."),

@@ -1,4 +1,4 @@
-"""``streamproc lake``: which objects belong to the lake."""
+"""``streamproc lake``: which objects belong to the lake, and deleting those that do not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
+from streamproc.cli.options import json_option
 from streamproc.cli.rendering import Section, show
-from streamproc.cli.streams import Time, microseconds, opened_stream, set_up_options, topic_argument
+from streamproc.cli.streams import (
+    Time,
+    microseconds,
+    opened_store,
+    opened_stream,
+    opened_streams,
+    set_up_options,
+    topic_argument,
+)
 from streamproc.model import CommittedObject
 from streamproc.settings import Settings
 from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
@@ -22,7 +31,7 @@ _TIME_COLUMN = {"events": "event_time", "rejects": "received_at"}
 
 @click.group(name="lake")
 def lake_command() -> None:
-    """List the lake's committed objects."""
+    """List the lake's committed objects, delete the abandoned ones."""
 
 
 @lake_command.command(name="manifest")
@@ -77,6 +86,29 @@ class Manifest:
             for sign, moment in bounds
             if moment is not None
         )
+
+
+@lake_command.command(name="sweep")
+@topic_argument
+@set_up_options
+@json_option
+def sweep_command(settings: Settings, topic: str | None, as_json: bool) -> None:
+    """Delete objects that were never committed, ten minutes after they were abandoned and again after a day.
+
+    The workers do the same every five minutes, unless the setting sweep is off: then nothing but this verb
+    needs the right to delete. Any number of sweeps may run at once.
+    """
+    swept = asyncio.run(_sweep(settings, topic))
+    if as_json:
+        answer = [{"stream": name, "deletions": deletions} for name, deletions in swept]
+        click.echo(json.dumps({"swept": answer}, indent=2))
+    else:
+        show([Section("swept", ["stream", "deletions"], swept)])
+
+
+async def _sweep(settings: Settings, topic: str | None) -> list[tuple[str, int]]:
+    async with opened_store(settings) as store, opened_streams(settings, topic) as streams:
+        return [(stream.page.name, await stream.ledger.sweep(store)) for stream in streams]
 
 
 async def _manifest(settings: Settings, topic: str | None, manifest: Manifest, form: str | None) -> None:

@@ -47,6 +47,7 @@ class Upkeep:
         self._ledger = ledger
         self._store = store
         self._summaries = summaries
+        self._sweeps = store is not None and endpoints.settings.sweep == "on"
         self._warehouse: Warehouse | None = None
         self._loader: Loader | None = None
         if endpoints.warehouse is not None and topology.sinks.warehouse and store is not None:
@@ -68,7 +69,7 @@ class Upkeep:
         """Until cancelled. A failure is logged and the work is tried again at its next turn."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(EXPIRE_EVERY, "expire", self.expire))
-            if self._store is not None:
+            if self._sweeps:
                 group.create_task(self._every(SWEEP_EVERY, "sweep", self.sweep))
             if self._loader is not None:
                 group.create_task(self._every(LOAD_EVERY, "load", self.load))

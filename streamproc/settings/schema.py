@@ -337,6 +337,15 @@ class Settings:
             "Time to finish the open epoch after SIGTERM; nothing is lost when it passes",
         ),
     ]
+    sweep: Annotated[
+        str,
+        Setting(
+            parse.one_of("on", "off"),
+            "on",
+            "Whether workers delete the lake's abandoned objects; `off` where `streamproc lake sweep` does and "
+            "workers may not delete",
+        ),
+    ]
     health: Annotated[
         Bind,
         Setting(

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import duckdb
+import psycopg
 import pytest
 
 from tests.cli.shop import NOON, RECEIVED, Reject, Shop
@@ -101,3 +102,26 @@ def test_for_a_person_the_objects_are_a_table(filled: Shop) -> None:
 
 def test_a_time_that_is_none_is_a_usage_mistake(shop: Shop) -> None:
     assert "is not a time" in shop.call("lake", "manifest", "--from", "yesterday", code=2).stderr
+
+
+def test_the_sweep_deletes_what_was_abandoned_ten_minutes_ago_and_nothing_else(shop: Shop) -> None:
+    shop.commit(0, [0, 1])
+    (kept,) = (shop.lake / "lake").rglob("*.parquet")
+    abandoned = kept.with_name("never-committed.parquet")
+    abandoned.write_bytes(kept.read_bytes())
+    with psycopg.connect(shop.ledger, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO streamproc.objects SELECT (jsonb_populate_record(o, jsonb_build_object('key', %s::text,"
+            " 'state', 'abandoned', 'abandoned_at', now() - interval '9 minutes'))).*"
+            " FROM streamproc.objects AS o",
+            [str(abandoned.relative_to(shop.lake))],
+        )
+        assert shop.json("lake", "sweep") == {"swept": [{"stream": "shop", "deletions": 0}]}
+        assert abandoned.exists()
+        connection.execute(
+            "UPDATE streamproc.objects SET abandoned_at = abandoned_at - interval '2 minutes'"
+            " WHERE state = 'abandoned'"
+        )
+    assert shop.json("lake", "sweep", "shop") == {"swept": [{"stream": "shop", "deletions": 1}]}
+    assert not abandoned.exists()
+    assert kept.exists()

@@ -54,3 +54,23 @@ async def test_the_newest_event_of_all_logs_says_what_is_beyond_retention(
     assert told.calls == [
         (table.name, newest - 5 * MINUTE, True) for table in page.tables if newest is not None
     ]
+
+
+class Started(Upkeep):
+    """Notes the periodic work that would begin."""
+
+    names: list[str]
+
+    async def _every(self, seconds: float, name: str, work: Any) -> None:
+        self.names.append(name)
+
+
+@pytest.mark.parametrize(("sweep", "expected"), [("on", ["expire", "sweep"]), ("off", ["expire"])])
+async def test_workers_sweep_unless_another_has_the_right_to_delete(sweep: str, expected: list[str]) -> None:
+    page = load_page(REPOSITORY / "topics" / "weblogs.toml")
+    settings = read_settings(environ={"STREAMPROC_SWEEP": sweep})
+    parts: Any = object()
+    upkeep = Started(page, parts, parts, parts, Endpoints(settings, broker=LogConnection(PLACE)))
+    upkeep.names = []
+    await upkeep.run()
+    assert sorted(upkeep.names) == expected

@@ -151,7 +151,9 @@ class SimulatedWorker(Worker):
             self.pipeline._folds = {table.name: stream.PlainFold(table) for table in self.topology.tables}
             self.pipeline._open_epoch()
         self.observation = Observation(self)
-        endpoints: Any = SimpleNamespace(broker=CONNECTION, warehouse=None)
+        endpoints: Any = SimpleNamespace(
+            broker=CONNECTION, warehouse=None, settings=SimpleNamespace(sweep="on")
+        )
         self.upkeep = Upkeep(self.topology, self.ledger, self._store, self._summaries, endpoints)
         warehouse = loader_of(self.loading)
         self.upkeep._loader = Loader(self.ledger, warehouse, self._store)
