@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rejects": ("rejects", "rejects_command", "Look at rejected records and send them again."),
     "lake": ("lake", "lake_command", "List the lake's committed objects."),
     "warehouse": ("warehouse", "warehouse_command", "Load the warehouse by hand."),
+    "dashboard": ("dashboard", "dashboard_command", "Serve the pages: visitors, tables, the pipeline."),
     "sql": ("sql", "sql_command", "Run a read-only query in the ledger's database."),
 }
 
