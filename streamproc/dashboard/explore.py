@@ -20,7 +20,7 @@ from streamproc.dashboard.catalog import Column, Explorable
 from streamproc.dashboard.reading import Question
 
 #: Rows of a page of the table.
-PAGE = 50
+PAGE = 25
 #: Lines of a chart, bars of one, points of it.
 SERIES, BARS, POINTS = 6, 15, 6_000
 

@@ -113,10 +113,10 @@ def _rankings(counted: Iterable[Counting]) -> Iterable[Ranking]:
 
 
 class Minute(NamedTuple):
-    """Page views of a window and of the same one in earlier hours (``None``: the table has no row of then)."""
+    """Page views of a window and of the same one in earlier hours. ``None``: from before the table's first rows."""
 
     start: datetime
-    views: int
+    views: int | None
     earlier: tuple[int | None, ...]
     open: bool
     filling: bool
@@ -218,9 +218,11 @@ class Live:
             views, *earlier = (sums.get(start - hour) for hour, sums in zip(hours, found, strict=True))
             # An hour of which no row is there was not counted; in one that was, no row means no view.
             counted = [0 if v is None and sums else v for v, sums in zip(earlier, found[1:], strict=True)]
+            if views is None and (counted[0] is not None or (found[0] and start > min(found[0]))):
+                views = 0
             ends = start + size
             is_open = ends + timedelta(microseconds=table.lateness) > watermark
-            minutes.append(Minute(start, views or 0, tuple(counted), is_open, ends > watermark))
+            minutes.append(Minute(start, views, tuple(counted), is_open, ends > watermark))
         return minutes
 
     async def _sums(self, counting: Counting, since: datetime, until: datetime) -> dict[datetime, int]:

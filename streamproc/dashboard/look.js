@@ -21,10 +21,24 @@
     const title = full.format(moment);
     if (element.title !== title) element.title = title;
   };
-  const within = node => node.querySelectorAll && node.querySelectorAll("time[datetime]").forEach(show);
+  // What a viewer has unfolded stays so when its content is new.
+  const unfolded = new Set();
+  addEventListener("toggle", event => {
+    const key = event.target.dataset.keep;
+    if (key) unfolded[event.target.open ? "add" : "delete"](key);
+  }, true);
+  const within = node => {
+    if (!node.querySelectorAll) return;
+    node.querySelectorAll("time[datetime]").forEach(show);
+    node.querySelectorAll("details[data-keep]").forEach(each => { each.open = unfolded.has(each.dataset.keep) });
+  };
   new MutationObserver(changes => changes.forEach(change => {
     if (change.type === "attributes") show(change.target);
-    else change.addedNodes.forEach(node => { if (node.matches && node.matches("time[datetime]")) show(node); else within(node); });
+    else change.addedNodes.forEach(node => {
+      if (node.matches && node.matches("time[datetime]")) show(node);
+      else if (node.matches && node.matches("details[data-keep]")) within(node.parentNode);
+      else within(node);
+    });
   })).observe(document.documentElement, {subtree: true, childList: true, attributes: true, attributeFilter: ["datetime", "data-form"]});
   setInterval(() => document.querySelectorAll('time[data-form="ago"]').forEach(show), 1000);
 

@@ -113,6 +113,7 @@ def _right(numeric: bool) -> str:
 
 def bars(caption: str, rows: Sequence[tuple[Cell, float, str]], unit: str) -> str:
     """A ranking: a label, a bar of its value's length, the value as text."""
+    long = " long" if any(len(text) > 10 for _, _, text in rows) else ""
     top = max((value for _, value, _ in rows), default=0) or 1
     lines = "".join(
         f'<tr><th scope="row"><span class="bar" style="--part:{100 * value / top:.1f}%"></span>'
@@ -120,7 +121,7 @@ def bars(caption: str, rows: Sequence[tuple[Cell, float, str]], unit: str) -> st
         for label, value, text in rows
     )
     return (
-        f'<table class="bars"><caption class="sr">{escape(caption)}</caption><thead class="sr"><tr>'
+        f'<table class="bars{long}"><caption class="sr">{escape(caption)}</caption><thead class="sr"><tr>'
         f'<th scope="col">{escape(caption)}</th><th scope="col">{escape(unit)}</th></tr></thead>'
         f"<tbody>{lines}</tbody></table>"
     )

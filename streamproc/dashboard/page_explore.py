@@ -23,8 +23,8 @@ from streamproc.dashboard.explore import (
     read_choice,
     rows,
 )
-from streamproc.dashboard.reading import Answer, Seen, explain
-from streamproc.dashboard.shell import Site, Stream, frame, notices, pulse
+from streamproc.dashboard.reading import Answer, explain
+from streamproc.dashboard.shell import Site, Stream, frame, keep_fresh, pulse
 from streamproc.errors import StreamprocError
 
 #: Seconds between two looks at the first page of a range that ends now.
@@ -41,6 +41,7 @@ class Explorer:
         self._pages: list[str | None] = [None]
         self._next: str | None = None
         self._busy = asyncio.Lock()
+        self._shown = False
 
     # Building -------------------------------------------------------------------------------------------------
 
@@ -204,10 +205,14 @@ class Explorer:
         seen = await self.stream.snapshot.get()
         committed = seen.value.committed_at if seen.value else None
         ui.run_javascript(pulse(committed, well=seen.problem is None))
-        if self.choice.range and len(self._pages) == 1 and not self._busy.locked():
+        if not self._shown or (self.choice.range and len(self._pages) == 1 and not self._busy.locked()):
+            await self._look_again()
+
+    async def _look_again(self) -> None:
+        if self.choice.range:
             until = await self._now() + timedelta(microseconds=1)
             self.choice = replace(self.choice, since=until - RANGES[self.choice.range], until=until)
-            await self.show()
+        await self.show()
 
     async def show(self, *, draw: bool = True) -> None:
         """Ask, and show the answer or why there is none."""
@@ -221,7 +226,8 @@ class Explorer:
             except StreamprocError as error:
                 self._banner.content = markup.banner("broken", explain(error)[0] + ".", explain(error)[1])
                 return
-            self._banner.content = notices(Seen(None, None, None), None)
+            self._shown = True
+            self._banner.content = ""
             watermark = (await self.stream.snapshot.get()).value
             open_from = _open_from(choice, watermark.watermark if watermark else None)
             self._fill(choice, found, open_from)
@@ -298,11 +304,12 @@ def _heading(choice: Choice, name: str, column: Column | None, numeric: bool) ->
         text = f"≈ {text}"
     if column is not None and not column.additive and choice.merges:
         text += " · peak"
+    sign = f'<span class="mark" aria-hidden="true">{mark}</span>'
     about = escape(" · ".join(filter(None, [column.comment, column.error])) if column else "")
     return (
         f'<th scope="col" aria-sort="{sorting}"{" class=num" if numeric else ""}>'
-        f'<button class="sort" data-column="{escape(name)}" title="{about}">{text} <span class="mark" aria-hidden="true">'
-        f"{mark}</span></button></th>"
+        f'<button class="sort" data-column="{escape(name)}" title="{about}">{sign if numeric else ""}{text}'
+        f"{'' if numeric else sign}</button></th>"
     )
 
 
@@ -360,5 +367,4 @@ async def explore_page(site: Site, request: Request) -> None:
     explorer = Explorer(stream, read_choice(dict(request.query_params), stream.tables, now))
     with frame(site, stream, request) as banner:
         explorer.build(banner)
-    await explorer.show()
-    ui.timer(REFRESH, explorer.tick, immediate=False)
+    await keep_fresh(explorer.tick, REFRESH)

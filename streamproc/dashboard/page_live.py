@@ -51,7 +51,7 @@ async def live_page(site: Site, request: Request) -> None:
         for place, ranked in zip(rankings, found.rankings, strict=False):
             place.content = _ranking(ranked)
         rankings[-1].content = _funnel(stream, found)
-        sessions.content = _sessions(found)
+        sessions.content = _sessions(stream, found)
 
     await keep_fresh(refresh, REFRESH)
 
@@ -131,10 +131,21 @@ def _funnel(stream: Stream, found: Snapshot) -> str:
     return head + markup.bars("Funnel", rows, "sessions")
 
 
-def _sessions(found: Snapshot) -> str:
+def _sessions(stream: Stream, found: Snapshot) -> str:
     columns, rows = found.sessions
-    head = '<h2>Newest sessions</h2><p class="sub">by their first event; all of these may still grow</p>'
+    table = stream.live.panels.sessions
+    if table is None:
+        return "<h2>Newest sessions</h2>" + markup.empty("No sessions", "This stream declares no session table.")
+    settles = timedelta(microseconds=table.window.gap + table.lateness)
+    gap = table.window.gap // 60_000_000
+    head = (
+        '<h2>Newest sessions</h2><p class="sub">those that began last · open: an event within '
+        f"{gap} min of the last one still belongs to it</p>"
+    )
     if not rows:
         return head + markup.empty("No sessions yet")
     shown = [name.removesuffix("_class").replace("session_", "").replace("_", " ") for name in columns]
-    return head + markup.table("Newest sessions", shown, rows)
+    tag = markup.Raw('<span class="tag">open</span>')
+    may_grow = [found.watermark is None or row[1] + settles > found.watermark for row in rows]
+    marked = [[*row, tag if grows else "done"] for row, grows in zip(rows, may_grow, strict=True)]
+    return head + markup.table("Newest sessions", [*shown, "state"], marked)

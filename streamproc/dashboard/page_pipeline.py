@@ -42,10 +42,10 @@ async def pipeline_page(site: Site, request: Request) -> None:
         partitions = _card()
         with ui.element("div").classes("wide"):
             epochs, workers = _card(), _card()
-        with ui.element("div").classes("wide"):
-            rejects, late = _card(), _card()
         with ui.element("div").classes("half"):
-            sinks, replays = _card(), _card()
+            rejects = _card()
+            with ui.element("div").classes("stack"):
+                late, sinks, replays = _card(), _card(), _card()
 
     async def refresh() -> None:
         seen = await stream.pipeline.get()
@@ -196,17 +196,21 @@ def _rejects(seen: Seen[RejectSamples] | None) -> str:
     if not seen.value.reasons:
         return head + markup.empty("None", "Every record could be used.")
     parts = [
-        f'{head}<p class="sub">of the newest 20 objects, since {markup.when(seen.value.since).html}; '
+        f'{head}<p class="sub">of the newest 20 objects, since {markup.when(seen.value.since).html} · a reason opens to samples; '
         "<code>streamproc rejects list</code> has all</p>"
     ]
-    parts.append(markup.bars("Reasons", [(r, n, f"{n:,}") for r, n, _ in seen.value.reasons], "rejects"))
-    for reason, _, samples in seen.value.reasons:
+    most = seen.value.reasons[0][1]
+    for reason, number, samples in seen.value.reasons:
         lines = "".join(
             f"<li><strong>{escape(s.field)}</strong> {escape(markup.visible(s.detail))} <span class=none>({escape(s.place)})</span>"
             f'<div class="sample">{escape(markup.visible(s.original))}</div></li>'
             for s in samples
         )
-        parts.append(f"<details><summary>{escape(reason)}: samples</summary><ul>{lines}</ul></details>")
+        parts.append(
+            f'<details class="reason" data-keep="{escape(reason)}"><summary>'
+            f'<span class="bar" style="--part:{100 * number / most:.1f}%"></span><span class="name">{escape(reason)}</span>'
+            f"<span>{number:,}</span></summary><ul>{lines}</ul></details>"
+        )
     return "".join(parts)
 
 

@@ -37,10 +37,10 @@ _BINS = """
 _FRESHNESS = """
     SELECT date_bin(%(bin)s, committed_at, 'epoch'::timestamptz),
            max(greatest(extract(epoch FROM committed_at) - newest / 1000000.0, 0))::float8
-    FROM (SELECT epoch, committed_at, max(max_time_us) AS newest FROM streamproc.objects
+    FROM (SELECT epoch, max(committed_at) AS committed_at, max(max_time_us) AS newest FROM streamproc.objects
           WHERE stream = %(stream)s AND kind = 'events' AND state = 'committed'
             AND committed_at >= clock_timestamp() - %(span)s AND max_time_us IS NOT NULL
-          GROUP BY 1, 2) AS epochs
+          GROUP BY 1) AS epochs
     GROUP BY 1 ORDER BY 1
 """
 

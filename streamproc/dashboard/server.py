@@ -197,7 +197,7 @@ def application(site: Site) -> FastAPI:
     async def pipeline(request: Request) -> None:
         await pipeline_page(site, request)
 
-    ui.run_with(app, title="streamproc", dark=None, language="en-US", show_welcome_message=False, favicon=_ICON)
+    ui.run_with(app, title="streamproc", dark=None, language="en-US", show_welcome_message=False, tailwind=False, favicon=_ICON)
     return app
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from nicegui import ui
+from nicegui import background_tasks, ui
 from starlette.requests import Request
 
 from streamproc.dashboard import markup
@@ -30,6 +30,9 @@ PAGES = {"/": "Live", "/explore": "Explore", "/pipeline": "Pipeline"}
 
 #: Seconds without a commit after which a page says so.
 STALE = 60.0
+
+#: Seconds for which a page that is asked for waits for its numbers.
+PATIENCE = 0.5
 
 _MARK = (
     '<svg viewBox="0 0 24 24" aria-hidden="true"><path fill="none" stroke="var(--accent)" stroke-width="2.4" '
@@ -70,9 +73,10 @@ def frame(site: Site, stream: Stream, request: Request) -> Iterator[ui.html]:
     ui.add_body_html("<script>addEventListener('load', () => theme.apply())</script>")
     path = request.url.path
     ui.page_title(f"{PAGES[path]} · {stream.topology.name} · streamproc")
-    ui.html(_head(site, stream, path, request), sanitize=False, tag="header").classes("top").props('role="banner"')
-    with ui.element("main").props('id="main" tabindex="-1"'):
-        notices = ui.html("", sanitize=False).props('aria-live="polite"')
+    # Outside of what NiceGUI builds, so that it is there with the first bytes, before any script.
+    ui.add_body_html(f'<header class="top">{_head(site, stream, path, request)}</header>')
+    with ui.element("div").props('id="main" tabindex="-1"'):
+        notices = ui.html(markup.banner("info", "Reading …", ""), sanitize=False).props('aria-live="polite"')
         yield notices
 
 
@@ -134,6 +138,15 @@ def notices(seen: Seen[Any], committed_at: datetime | None) -> str:
 
 
 async def keep_fresh(refresh: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """Fill the page now, and again every so often while it is open."""
-    await refresh()
+    """Fill the page now, and again every so often while it is open.
+
+    A page whose numbers take long is sent without them, and gets them later.
+    """
+    client = ui.context.client
+
+    async def first() -> None:
+        with client:
+            await refresh()
+
+    await asyncio.wait({background_tasks.create(first())}, timeout=PATIENCE)
     ui.timer(seconds, refresh, immediate=False)
