@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "lake": ("lake", "lake_command", "List the lake's objects, merge small ones, delete the abandoned."),
     "warehouse": ("warehouse", "warehouse_command", "Set up, load and look at the warehouse."),
     "quicksight": ("quicksight", "quicksight_command", "Publish data sets and dashboards to QuickSight."),
+    "dashboard": ("dashboard", "dashboard_command", "Serve the pages: visitors, tables, the pipeline."),
     "sql": ("sql", "sql_command", "Run a read-only query in the ledger's database."),
 }
 

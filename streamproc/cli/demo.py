@@ -77,12 +77,14 @@ def demo_command(  # noqa: PLR0917 - click hands every option over as an argumen
 
     A broker and a PostgreSQL are started from wheels, synthetic visitors are fed in, and events flow through
     filters, enrichments and windowed tables into Parquet, a warehouse and PostgreSQL, all under --dir, where
-    they stay. On a terminal it goes on until Ctrl-C; otherwise it runs a bounded number of events and reports.
+    they stay. On a terminal it goes on until Ctrl-C, and serves the dashboard, which it opens in a browser where there
+    is a display; otherwise it runs a bounded number of events and reports.
     """
     watched = sys.stdout.isatty() and not headless and not as_json
     if events is None and input_ is None and not watched:
         events = UNWATCHED_EVENTS
 
+    from streamproc.cli.demo_dashboard import has_display, run_dashboard  # noqa: PLC0415 - keeps --help fast
     from streamproc.cli.demo_screen import show, summary  # noqa: PLC0415 - keeps --help fast
     from streamproc.runtimes.demo import Demo, Feed, prepare  # noqa: PLC0415 - keeps --help fast
     from streamproc.runtimes.service import signals  # noqa: PLC0415 - keeps --help fast
@@ -112,9 +114,18 @@ def demo_command(  # noqa: PLR0917 - click hands every option over as an argumen
         stop = asyncio.Event()
         with signals(stop):
             running = asyncio.create_task(demo.run(stop))
-            if watched or not (headless or as_json):
-                await show(demo, running, live=watched)
-            return await running
+            pages_beside = None
+            if watched:
+                serving = run_dashboard(demo, directory, folder, open_=has_display())
+                pages_beside = asyncio.create_task(serving)
+            try:
+                if watched or not (headless or as_json):
+                    await show(demo, running, live=watched)
+                return await running
+            finally:
+                if pages_beside is not None:
+                    pages_beside.cancel()
+                    await asyncio.wait({pages_beside})
 
     report = asyncio.run(go())
     if as_json:

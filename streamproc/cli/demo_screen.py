@@ -55,9 +55,14 @@ def _screen(demo: Demo, glance: Glance) -> Panel:
     return Panel(
         Group(_counters(demo, glance), "", _tables(glance), "", _pages(glance)),
         title=f"streamproc demo · {demo.topology.name}",
-        subtitle=f"{demo.settings.data_dir} · Ctrl-C ends it",
+        subtitle=f"{_where(demo)} · Ctrl-C ends it",
         border_style="cyan",
     )
+
+
+def _where(demo: Demo) -> str:
+    """Where to look: the pages once they are served, and the folder of everything."""
+    return f"{demo.dashboard} · {demo.settings.data_dir}" if demo.dashboard else str(demo.settings.data_dir)
 
 
 def _counters(demo: Demo, glance: Glance) -> Table:
@@ -116,6 +121,7 @@ def summary(report: dict[str, Any], directory: Path, stream: str) -> str:
         "Look around:",
         f'  {program} sql --data-dir {directory} "table {stream}.{first} limit 10"',
         f"  {program} status --data-dir {directory}",
+        f"  {program} dashboard --data-dir {directory}",
         f"  {report['lake']}",
     ]
     return "\n".join(lines)

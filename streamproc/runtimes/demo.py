@@ -113,6 +113,7 @@ class Demo:
         self.topology = topology
         self.produced = 0
         self.feeding = False
+        self.dashboard: str | None = None  # address of its pages, while somebody serves them
         self.started = time.monotonic()
         self.first_record: float | None = None
         self.last_commit: float | None = None

@@ -1,0 +1,135 @@
+"""``streamproc dashboard``: the pages, and the rights their database role needs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from streamproc.cli.options import load_topics, settings_options
+from streamproc.cli.streams import named, opened_store, set_up_options
+
+if TYPE_CHECKING:
+    from streamproc.settings import Bind, Settings
+    from streamproc.topology import Topology
+
+#: The role that the dashboard makes for itself in an embedded database.
+EMBEDDED_ROLE = "streamproc_dashboard"
+
+
+@click.group(name="dashboard", invoke_without_command=True)
+@click.option("--stream", "topic", metavar="STREAM", help="Only this stream. [default: all topic pages that ever ran]")
+@click.option("--bind", metavar="HOST:PORT", help="Where to listen. [default: dashboard.bind, 127.0.0.1:8090]")
+@click.option("--open", "open_", is_flag=True, help="Open a browser.")
+@set_up_options
+@click.pass_context
+def dashboard_command(ctx: click.Context, settings: Settings, topic: str | None, bind: str | None, open_: bool) -> None:
+    """Serve the pages until SIGTERM: what visitors do, any table, the pipeline itself.
+
+    It only reads, as the role of dashboard.database. Without a password or a proxy it listens on localhost
+    only. docs/dashboard.md says how to let others look.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    asyncio.run(_serve(settings, topic, bind, open_))
+
+
+@dashboard_command.command(name="grant")
+@click.argument("role")
+@settings_options
+def grant_command(role: str, config: Path | None, topics: Path | None) -> None:
+    """Write the SQL that creates ROLE and gives it what the pages read.
+
+    For psql, as the owner of the tables, once the streams have run; again when a stream is added. Give the role a
+    password yourself: ALTER ROLE … PASSWORD.
+    """
+    from streamproc.cli.options import load_settings  # noqa: PLC0415 - keeps --help fast
+    from streamproc.dashboard.role import grants  # noqa: PLC0415
+
+    settings = load_settings(config, topics)
+    beside = settings.warehouse.embedded or settings.warehouse == settings.ledger
+    click.echo(grants(role, list(load_topics(settings)), warehouse=beside).as_string(None), nl=False)
+
+
+async def _serve(settings: Settings, topic: str | None, where: str | None, open_: bool) -> None:
+    from streamproc.dashboard.access import access  # noqa: PLC0415 - keeps --help fast
+    from streamproc.dashboard.server import Sources, serve  # noqa: PLC0415
+    from streamproc.errors import StreamprocError  # noqa: PLC0415
+    from streamproc.runtimes.attach import attached, running_broker  # noqa: PLC0415
+    from streamproc.runtimes.service import signals  # noqa: PLC0415
+
+    own = settings.dashboard
+    bind = _bind(where) if where else own.bind
+    allowed = access(own.password, own.user_header, own.proxies, bind.host)
+    pages = named(load_topics(settings), topic)
+    stop = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(signals(stop))
+        if own.database is not None and not own.database.embedded:
+            database, warehouse = own.database.reveal(), settings.warehouse.reveal()
+            warehouse = "none" if warehouse.startswith("embedded:") else warehouse
+        else:
+            endpoints = await stack.enter_async_context(attached(settings))
+            database, warehouse = endpoints.ledger, endpoints.warehouse or "none"
+        if settings.ledger.embedded and own.database is None:
+            database = await _as_reader(database, [page.name for page in pages])
+            warehouse = database if settings.warehouse.embedded else warehouse
+        if topic is None:
+            pages = await _that_ran(database, pages)
+        broker = await stack.enter_async_context(running_broker(settings))
+        try:
+            store = await stack.enter_async_context(opened_store(settings))
+        except StreamprocError:
+            store = None  # the page says that samples are not shown
+
+        def ready(address: str) -> None:
+            click.echo(f"Dashboard: {address}")
+            if open_:
+                click.launch(address)
+
+        sources = Sources(pages, database, broker, warehouse, store, own.statement_timeout)
+        await serve(sources, bind, allowed, stop, ready)
+
+
+def _bind(text: str) -> Bind:
+    from streamproc.quantities import Invalid  # noqa: PLC0415 - keeps --help fast
+    from streamproc.settings.parse import bind  # noqa: PLC0415
+
+    try:
+        return bind(text, Path())
+    except Invalid as error:
+        raise click.BadParameter(str(error), param_hint="--bind") from None
+
+
+async def _as_reader(database: str, streams: list[str]) -> str:
+    """The embedded database as a role that may only read; it is made here, as nobody else would."""
+    from psycopg import AsyncConnection  # noqa: PLC0415 - keeps --help fast
+    from psycopg.conninfo import make_conninfo  # noqa: PLC0415
+
+    from streamproc.dashboard.role import existing, grants  # noqa: PLC0415
+    from streamproc.database import Database  # noqa: PLC0415
+
+    with Database(database, "streamproc dashboard").speaking("make the dashboard's role"):
+        async with await AsyncConnection.connect(database) as conn:
+            there = await existing(conn, ["streamproc", "warehouse", *streams])
+            if "streamproc" in there:
+                readable = [name for name in streams if name in there]
+                await conn.execute(grants(EMBEDDED_ROLE, readable, warehouse="warehouse" in there))
+    return make_conninfo(database, user=EMBEDDED_ROLE) if "streamproc" in there else database
+
+
+async def _that_ran(database: str, pages: list[Topology]) -> list[Topology]:
+    """The pages whose streams ever ran; all when none did or the database does not say."""
+    from streamproc.database import Database  # noqa: PLC0415 - keeps --help fast
+    from streamproc.errors import StreamprocError  # noqa: PLC0415
+    from streamproc.ledger.reading import streams  # noqa: PLC0415
+
+    try:
+        async with Database(database, "streamproc dashboard", timeout=3.0) as opened:
+            ran = await streams(opened)
+    except StreamprocError:
+        return pages
+    return [page for page in pages if page.name in ran] or pages

@@ -1,0 +1,160 @@
+"""What can be asked of a table: its dimensions, its measures, and how a measure of several rows is made one.
+
+Counts and sums of several rows add up, smallest and largest values compare. Distinct counts, averages and
+percentiles do neither: of several rows the largest is shown, and called a peak.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import LiteralString
+
+import polars as pl
+
+from streamproc.sinks.summaries_layout import Layout
+from streamproc.topology import DAY, HOUR, MINUTE, Derived, Measure, Table, Topology
+
+#: Grains that are offered, microseconds: each a multiple of the one before, aligned to 1970 UTC as windows are.
+GRAINS = {"minute": MINUTE, "5 minutes": 5 * MINUTE, "hour": HOUR, "day": DAY}
+
+#: Number of rows of a session table. No column can have a name with a blank in it.
+ROWS = "number of sessions"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A measure as a page shows it.
+
+    ``name``: the page's name for it. ``column``: of the table (``""``: rows are counted). ``fold``: SQL
+    aggregate that makes several rows one. ``step``: of a funnel, rows that came this far are counted.
+    ``additive``: the fold says the same as one row for all would. ``error``: of an approximate value, in words.
+    """
+
+    name: str
+    column: str
+    fold: LiteralString
+    comment: str
+    additive: bool = True
+    error: str = ""
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Explorable:
+    """A declared table. ``start``, ``end``: its time columns. ``dimensions``: columns to group by."""
+
+    stream: str
+    table: Table
+    start: str
+    end: str
+    dimensions: Sequence[str]
+    measures: Sequence[Column]
+
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return self.table.name
+
+    @property
+    def session(self) -> bool:
+        """Whether a row is a session."""
+        return self.table.window.kind == "session"
+
+    @property
+    def grains(self) -> dict[str, int]:
+        """Time steps by name; a window's own when it is none of the usual ones. Steps never cut a window."""
+        window = self.table.window
+        if self.session:
+            return dict(GRAINS)
+        own = window.hop if window.kind == "hopping" else window.size
+        usual = {n: us for n, us in GRAINS.items() if us == own or (us > own and us % window.size == 0)}
+        return usual if own in usual.values() else {"window": own, **usual}
+
+    @property
+    def settles(self) -> int:
+        """Microseconds after its end until a window (a session: its last event) cannot change any more."""
+        return self.table.lateness + (self.table.window.gap if self.session else 0)
+
+    def measure(self, name: str) -> Column:
+        """The measure of this name. Raises KeyError."""
+        return {column.name: column for column in self.measures}[name]
+
+    def whole_rows(self, by: Sequence[str], grain: int) -> bool:
+        """Whether grouping like this leaves every row alone."""
+        window = self.table.window
+        own = window.hop if window.kind == "hopping" else window.size
+        return not self.session and grain == own and set(self.table.by) <= set(by)
+
+
+def explorable(topology: Topology) -> dict[str, Explorable]:
+    """Every table of a stream, by name."""
+    return {table.name: _explorable(topology.name, table) for table in topology.tables}
+
+
+def _explorable(stream: str, table: Table) -> Explorable:
+    layout = Layout(table, stream)
+    start, end = (column.name for column in layout.span)
+    dimensions = [column.name for column in layout.by]
+    measures = [Column(ROWS, "", "count", "Number of sessions")] if layout.session else []
+    for measure in table.measures:
+        if measure.kind in {"first", "last"} and not measure.type.is_numeric():
+            if layout.session and measure.type in {pl.String(), pl.Boolean()}:
+                dimensions.append(measure.name)
+        elif measure.kind == "funnel":
+            measures += _steps(measure)
+        else:
+            measures.append(_column(measure))
+    for derived in table.derived:
+        if derived.type in {pl.String(), pl.Boolean()}:
+            dimensions.append(derived.name)
+        elif derived.type.is_numeric():
+            measures.append(_derived(derived))
+    return Explorable(stream, table, start, end, dimensions, measures)
+
+
+def _column(measure: Measure) -> Column:
+    what = f"{measure.kind.replace('_', ' ')} of {measure.column or 'events'}"
+    comment = measure.comment or what[0].upper() + what[1:]
+    if measure.where and not measure.comment:
+        comment += f", where {measure.where}"
+    match measure.kind:
+        case "count" | "sum":
+            return Column(measure.name, measure.name, "sum", comment)
+        case "min" | "max":
+            return Column(measure.name, measure.name, "min" if measure.kind == "min" else "max", comment)
+        case _:
+            return Column(
+                measure.name, measure.name, "max", comment, additive=False, error=error_of(measure)
+            )
+
+
+def _derived(derived: Derived) -> Column:
+    return Column(derived.name, derived.name, "max", derived.comment or derived.sql, additive=False)
+
+
+def _steps(measure: Measure) -> list[Column]:
+    return [
+        Column(f"{measure.name} · {step}", f"{measure.name}_step", "count", f"Came to step {step}", step=number)
+        for number, (step, _) in enumerate(measure.steps, start=1)
+    ]
+
+
+def error_of(measure: Measure) -> str:
+    """The error of a measure's values in words, empty for exact ones. Sources: docs/tables.md."""
+    match measure.kind:
+        case "approx_distinct":
+            return f"±{104 / math.sqrt(2**measure.precision):.1f} % standard error"
+        case "distinct":
+            return "exact to a million, ±0.1 % above"
+        case "approx_percentile":
+            # Single-sided rank error of DataSketches' KLL at 99 % confidence: 2.296 / k^0.9021.
+            return f"rank ±{229.6 / measure.precision**0.9021:.1f} %"
+        case _:
+            return ""
+
+
+def marked(column: Column) -> bool:
+    """Whether a value of the column is an estimate that a page has to mark."""
+    return bool(column.error) and not column.error.startswith("exact")

@@ -1,0 +1,332 @@
+"""Questions of the page *Explore*: from a viewer's choice to SQL.
+
+Names come from the catalog, never from the viewer: a choice holds only names that are there
+(:func:`read_choice`), and values travel as parameters.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+from psycopg import sql
+
+from streamproc.dashboard.catalog import Column, Explorable
+from streamproc.dashboard.reading import Question
+
+#: Rows of a page of the table.
+PAGE = 25
+#: Lines of a chart, bars of one, points of it.
+SERIES, BARS, POINTS = 6, 15, 6_000
+
+RANGES = {
+    "1 hour": timedelta(hours=1),
+    "6 hours": timedelta(hours=6),
+    "24 hours": timedelta(days=1),
+    "7 days": timedelta(days=7),
+    "30 days": timedelta(days=30),
+}
+_COMMA = sql.SQL(", ")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a viewer has chosen. ``grain``: name of a time step, ``""`` for the whole range as one.
+
+    ``range``: one of :data:`RANGES`, or ``""`` where ``since`` and ``until`` (half-open) say it.
+    ``order``: the time column, a dimension or a measure.
+    """
+
+    table: Explorable
+    measures: tuple[str, ...]
+    by: tuple[str, ...]
+    grain: str
+    range: str
+    since: datetime
+    until: datetime
+    order: str
+    descending: bool = True
+
+    @property
+    def step(self) -> int:
+        """The grain in microseconds, 0 without one."""
+        return self.table.grains[self.grain] if self.grain else 0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Columns that tell rows apart."""
+        return (*((self.table.start,) if self.grain else ()), *self.by)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of an answer."""
+        return (*self.keys, *self.measures)
+
+    @property
+    def merges(self) -> bool:
+        """Whether a row of the answer may stand for several of the table."""
+        return not self.table.whole_rows(self.by, self.step)
+
+    @property
+    def charted(self) -> str:
+        """The measure that the chart shows: the one it is sorted by, else the first."""
+        return self.order if self.order in self.measures else self.measures[0]
+
+    def address(self) -> str:
+        """The choice as a query string, which :func:`read_choice` reads."""
+        window = (
+            {"range": self.range}
+            if self.range
+            else {"from": self.since.isoformat(), "to": self.until.isoformat()}
+        )
+        return urlencode(
+            {
+                "table": self.table.name,
+                "measures": ",".join(self.measures),
+                "by": ",".join(self.by),
+                "grain": self.grain,
+                **window,
+                "order": self.order,
+                "direction": "down" if self.descending else "up",
+            }
+        )
+
+
+def read_choice(given: Mapping[str, str], tables: Mapping[str, Explorable], clock: datetime) -> Choice:
+    """The choice that a query string makes; what it does not say, or says wrongly, is what is usual.
+
+    ``clock``: the newest event time; a range ends there.
+    """
+    table = tables.get(given.get("table", "")) or next(iter(tables.values()))
+    offered = [column.name for column in table.measures]
+    measures = _among(given.get("measures"), offered) or tuple(offered[:2])
+    by = _among(given.get("by"), table.dimensions) if "by" in given else ()
+    grains = table.grains
+    grain = given.get("grain", _usual_grain(table))
+    grain = grain if grain in grains or grain == "" else next(iter(grains))
+    if not grain and not by and "by" not in given:
+        by = tuple(table.dimensions[:1])
+    span = given.get("range", "24 hours")
+    since, until = _moment(given.get("from")), _moment(given.get("to"))
+    if "from" not in given or since is None or until is None or since >= until:
+        span = span if span in RANGES else "24 hours"
+        until = clock + timedelta(microseconds=1)
+        since = until - RANGES[span]
+    else:
+        span = ""
+    keys = (*((table.start,) if grain else ()), *by)
+    order = given.get("order", table.start if grain else measures[0])
+    order = order if order in {*keys, *measures} else measures[0]
+    return Choice(table, measures, by, grain, span, since, until, order, given.get("direction") != "up")
+
+
+def _usual_grain(table: Explorable) -> str:
+    names = list(table.grains)
+    return "hour" if table.session and "hour" in names else names[0]
+
+
+def _among(given: str | None, offered: Sequence[str]) -> tuple[str, ...]:
+    asked = (given or "").split(",")
+    return tuple(name for name in offered if name in asked)
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def rows(choice: Choice, after: str | None = None, limit: int = PAGE) -> Question:
+    """``limit`` rows and one, to see whether there are more, in the chosen order behind ``after``.
+
+    ``after`` is what :func:`cursor` made of the last row before; a row is found by its values, not by its
+    number, so that new rows move nothing.
+    """
+    parameters: dict[str, object] = {**_span(choice), "limit": limit + 1}
+    where: sql.Composable = sql.SQL("")
+    order = _order(choice)
+    if after is not None and (values := _read_cursor(after, len(order))) is not None:
+        where = sql.SQL(" WHERE ") + _behind(choice, values, parameters)
+    statement = sql.SQL("SELECT * FROM ({}) AS grouped{} ORDER BY {} LIMIT %(limit)s").format(
+        _grouped(choice), where, _COMMA.join(_sorted(name, down) for name, down in order)
+    )
+    return Question(statement, parameters, f"read {choice.table.name}")
+
+
+def everything(choice: Choice, limit: int) -> Question:
+    """The rows for a download, in the chosen order."""
+    return rows(choice, None, limit)
+
+
+def cursor(choice: Choice, row: Sequence[Any]) -> str:
+    """Where ``row`` of an answer stands."""
+    values = dict(zip(choice.columns, row, strict=True))
+    packed = [_packed(values[name]) for name, _ in _order(choice)]
+    return base64.urlsafe_b64encode(json.dumps(packed).encode()).decode()
+
+
+def _packed(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _read_cursor(text: str, length: int) -> list[Any] | None:
+    try:
+        values = json.loads(base64.urlsafe_b64decode(text))
+    except ValueError:
+        return None
+    fits = isinstance(values, list) and len(values) == length
+    return values if fits and not any(isinstance(v, list | dict) for v in values) else None
+
+
+def _order(choice: Choice) -> list[tuple[str, bool]]:
+    """Columns to sort by and whether downwards; the keys behind the chosen one make it a total order."""
+    rest = [(key, key == choice.table.start) for key in choice.keys if key != choice.order]
+    return [(choice.order, choice.descending), *rest]
+
+
+def _sorted(name: str, down: bool) -> sql.Composed:
+    direction = sql.SQL("DESC" if down else "ASC")
+    return sql.SQL("{} {} NULLS LAST").format(sql.Identifier(name), direction)
+
+
+def _behind(choice: Choice, values: Sequence[Any], parameters: dict[str, object]) -> sql.Composable:
+    """SQL: rows that stand behind the values; nulls are last."""
+    ways = []
+    equal: list[sql.Composable] = []
+    for number, ((name, down), value) in enumerate(zip(_order(choice), values, strict=True)):
+        column, key = sql.Identifier(name), f"after_{number}"
+        parameters[key] = value
+        place = sql.Placeholder(key) + sql.SQL(_cast(choice, name))
+        if value is not None:
+            beyond = sql.SQL("({0} {1} {2} OR {0} IS NULL)").format(
+                column, sql.SQL("<" if down else ">"), place
+            )
+            ways.append(sql.SQL("({})").format(sql.SQL(" AND ").join([*equal, beyond])))
+        equal.append(sql.SQL("{} IS NOT DISTINCT FROM {}").format(column, place))
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(ways)) if ways else sql.SQL("false")
+
+
+def _cast(choice: Choice, name: str) -> Any:
+    if name == choice.table.start:
+        return "::timestamptz"
+    if name in choice.measures:
+        return "::numeric"
+    return ""
+
+
+def _grouped(choice: Choice) -> sql.Composed:
+    selected: list[sql.Composable] = [
+        *(sql.SQL("{} AS {}").format(_key(choice, key), sql.Identifier(key)) for key in choice.keys),
+        *(
+            sql.SQL("{} AS {}").format(
+                value(choice.table.measure(name), merges=choice.merges), sql.Identifier(name)
+            )
+            for name in choice.measures
+        ),
+    ]
+    grouping: sql.Composable = sql.SQL("")
+    if choice.merges and choice.keys:
+        grouping = sql.SQL(" GROUP BY ") + _COMMA.join(_key(choice, key) for key in choice.keys)
+    return sql.SQL("SELECT {} FROM {} WHERE {}{}").format(
+        _COMMA.join(selected), _table(choice), _in_range(choice), grouping
+    )
+
+
+def value(column: Column, *, merges: bool) -> sql.Composable:
+    """SQL: a measure over rows of the table, or of one row when nothing ``merges``."""
+    name = sql.Identifier(column.column)
+    if column.step:
+        return sql.SQL("count(*) FILTER (WHERE {} >= {})").format(name, sql.Literal(column.step))
+    if not column.column:
+        return sql.SQL("count(*)")
+    return sql.SQL("{}({})").format(sql.SQL(column.fold), name) if merges else name
+
+
+def _table(choice: Choice) -> sql.Identifier:
+    return sql.Identifier(choice.table.stream, choice.table.name)
+
+
+def _key(choice: Choice, key: str) -> sql.Composable:
+    if key != choice.table.start:
+        return sql.Identifier(key)
+    start = sql.Identifier(choice.table.start)
+    if not choice.merges:
+        return start
+    return sql.SQL("date_bin({} * interval '1 microsecond', {}, 'epoch'::timestamptz)").format(
+        sql.Literal(choice.step), start
+    )
+
+
+def _span(choice: Choice) -> dict[str, object]:
+    return {"since": choice.since, "until": choice.until}
+
+
+def _in_range(choice: Choice) -> sql.Composable:
+    """SQL: the rows of the range. Where windows overlap and several become one, only every so many are taken.
+
+    A window of the range is one that starts in it.
+    """
+    start = sql.Identifier(choice.table.start)
+    within = sql.SQL("{0} >= %(since)s AND {0} < %(until)s").format(start)
+    window = choice.table.table.window
+    if window.kind != "hopping" or choice.step == window.hop:
+        return within
+    apart = sql.SQL(" AND {0} = date_bin({1} * interval '1 microsecond', {0}, 'epoch'::timestamptz)")
+    return within + apart.format(start, sql.Literal(window.size))
+
+
+def chart(choice: Choice) -> Question:
+    """The chart's rows: ``time`` (with a grain), dimensions, the charted measure.
+
+    With a grain, of the biggest groups only; without, the biggest groups themselves.
+    """
+    measure = value(choice.table.measure(choice.charted), merges=True)
+    dimensions = [sql.Identifier(name) for name in choice.by]
+    parameters: dict[str, object] = {**_span(choice), "points": POINTS, "series": SERIES, "bars": BARS}
+    within = _in_range(choice)
+    table = _table(choice)
+    doing = f"draw {choice.table.name}"
+    if not choice.grain:
+        statement = sql.SQL(
+            "SELECT {columns} FROM {table} WHERE {within}{group} ORDER BY {measure} DESC NULLS LAST LIMIT %(bars)s"
+        ).format(
+            columns=_COMMA.join([*dimensions, measure]),
+            table=table,
+            within=within,
+            group=sql.SQL(" GROUP BY ") + _COMMA.join(dimensions) if dimensions else sql.SQL(""),
+            measure=measure,
+        )
+        return Question(statement, parameters, doing)
+    time = sql.SQL("date_bin({} * interval '1 microsecond', {}, 'epoch'::timestamptz)").format(
+        sql.Literal(choice.step), sql.Identifier(choice.table.start)
+    )
+    if not choice.by:
+        statement = sql.SQL(
+            "SELECT {time}, {measure} FROM {table} WHERE {within} GROUP BY 1 ORDER BY 1 DESC LIMIT %(points)s"
+        ).format(time=time, measure=measure, table=table, within=within)
+        return Question(statement, parameters, doing)
+    same = sql.SQL(" AND ").join(
+        sql.SQL("t.{0} IS NOT DISTINCT FROM top.{0}").format(dimension) for dimension in dimensions
+    )
+    statement = sql.SQL(
+        "WITH top AS MATERIALIZED (SELECT {names} FROM {table} WHERE {within} GROUP BY {names}"
+        " ORDER BY {measure} DESC NULLS LAST LIMIT %(series)s)"
+        " SELECT {time}, {mine}, {measure} FROM {table} AS t JOIN top ON {same} WHERE {within}"
+        " GROUP BY 1, {mine} ORDER BY 1 DESC LIMIT %(points)s"
+    ).format(
+        names=_COMMA.join(dimensions),
+        mine=_COMMA.join(sql.SQL("t.{}").format(d) for d in dimensions),
+        table=table,
+        within=within,
+        measure=measure,
+        time=time,
+        same=same,
+    )
+    return Question(statement, parameters, doing)

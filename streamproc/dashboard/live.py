@@ -1,0 +1,338 @@
+"""What visitors do now: the questions of the page *Live*, for whatever tables a topic page declares.
+
+Time is event time. "Now" is the newest event time the stream has accepted, but not later than the database's
+clock, so a page of old events reads as it did when they were new, and says how old they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from psycopg import sql
+
+from streamproc.dashboard.catalog import error_of
+from streamproc.dashboard.reading import Question, Reader
+from streamproc.sinks.summaries_layout import Layout
+from streamproc.tables.sketches import sketching
+from streamproc.topology import HOUR, MINUTE, Measure, Table, Topology
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+#: Minutes that the line of page views shows, and earlier hours it is compared with.
+MINUTES, EARLIER = 60, 3
+#: Rows of a ranking, of the newest sessions.
+RANKED, SESSIONS = 8, 8
+#: Sessions that began this much before now are in the funnel.
+FUNNEL_SPAN = timedelta(hours=24)
+
+#: Ranking → columns that can carry it, the better first. Without a value: whether it is shown.
+_RANKINGS: Mapping[str, tuple[tuple[str, ...], bool]] = {
+    "Top pages": (("path", "page_path"), False),
+    "Referrers": (("referrer_source", "referrer_medium"), True),
+    "Campaigns": (("utm_campaign",), False),
+    "Countries": (("country",), True),
+    "Devices": (("device_class",), True),
+}
+
+#: Columns of the newest sessions that are worth a place, as far as a page has them.
+_TOLD = ("landing_page", "exit_page", "referrer_medium", "utm_campaign", "country", "device_class")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The biggest values of ``column`` in ``table`` by its ``measure``. ``blank``: whether null counts."""
+
+    title: str
+    table: Table
+    column: str
+    measure: Measure
+    blank: bool
+
+    @property
+    def span(self) -> timedelta:
+        """How far back it looks: an hour; two windows where windows are longer."""
+        return timedelta(microseconds=HOUR if self.table.window.size < HOUR else 2 * self.table.window.size)
+
+
+class Counting(NamedTuple):
+    """A measure and its table."""
+
+    table: Table
+    measure: Measure
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """What a topic page has for the page *Live*; ``None`` where it has nothing."""
+
+    views: Counting | None
+    visitors: Counting | None
+    rankings: Sequence[Ranking]
+    sessions: Table | None
+    funnel: Counting | None
+
+
+def panels(topology: Topology) -> Panels:
+    """The tables that answer best: shortest windows, then fewest columns."""
+    windowed = sorted(
+        (t for t in topology.tables if t.window.kind != "session"), key=lambda t: (t.window.size, len(t.by))
+    )
+    tumbling = [t for t in windowed if t.window.kind == "tumbling"]
+    sessions = [t for t in topology.tables if t.window.kind == "session"]
+    counted = [Counting(t, m) for t in tumbling for m in t.measures if m.kind == "count"]
+    views = [c for c in counted if c.table.window.size <= 5 * MINUTE]
+    pages = [c for c in views if "page_view" in (c.table.where or "") or c.measure.name == "views"]
+    visitors = [
+        Counting(t, m)
+        for t in sorted(windowed, key=lambda t: (t.window.kind != "hopping", t.window.size, len(t.by)))
+        for m in t.measures
+        if m.kind in {"approx_distinct", "distinct"} and t.window.size <= HOUR and not m.where
+    ]
+    funnels = [Counting(t, m) for t in sessions for m in t.measures if m.kind == "funnel"]
+    return Panels(
+        next(iter([*pages, *views]), None),
+        next(iter(visitors), None),
+        list(_rankings(counted)),
+        max(sessions, key=lambda t: sum(m.name in _TOLD for m in t.measures), default=None),
+        next(iter(funnels), None),
+    )
+
+
+def _rankings(counted: Iterable[Counting]) -> Iterable[Ranking]:
+    counted = list(counted)
+    for title, (columns, blank) in _RANKINGS.items():
+        for column in columns:
+            found = next((c for c in counted if column in c.table.by), None)
+            if found is not None:
+                yield Ranking(title, found.table, column, found.measure, blank)
+                break
+
+
+class Minute(NamedTuple):
+    """Page views of a window and of the same one in earlier hours. ``None``: from before the table's first rows."""
+
+    start: datetime
+    views: int | None
+    earlier: tuple[int | None, ...]
+    open: bool
+    filling: bool
+
+
+class Visitors(NamedTuple):
+    """Distinct visitors of ``[since, until)``. ``error``: in words, empty where exact."""
+
+    number: int
+    since: datetime
+    until: datetime
+    error: str
+
+
+class Ranked(NamedTuple):
+    """A ranking's rows, ``(value, views)``, and since when."""
+
+    ranking: Ranking
+    since: datetime
+    rows: Sequence[tuple[str | None, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The page at one moment. ``now``: event time, ``None`` when there never was an event.
+
+    ``watermark``: event time up to which all partitions are complete. ``committed_at``: the newest commit,
+    ``asked_at``: when this was read, both on the database's clock. ``sessions``: names of columns and rows.
+    ``funnel``: sessions that came to each step.
+    """
+
+    asked_at: datetime
+    now: datetime | None = None
+    watermark: datetime | None = None
+    committed_at: datetime | None = None
+    minutes: Sequence[Minute] = ()
+    visitors: Visitors | None = None
+    active: int | None = None
+    rankings: Sequence[Ranked] = ()
+    sessions: tuple[Sequence[str], Sequence[tuple[Any, ...]]] = ((), ())
+    funnel: Sequence[tuple[str, int]] = ()
+    hour: tuple[int, int] | None = None
+    problems: Sequence[str] = field(default=())
+
+
+#: A partition that has had no event for an hour holds no watermark up here: the pipeline's own waits, because it
+#: must not be wrong; a picture of "still open" only has to be helpful.
+_CLOCK = """
+    SELECT clock_timestamp(), least(max(clock_us), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
+           min(clock_us) FILTER (WHERE clock_us > newest - 3600000000), max(updated_at) FILTER (WHERE records > 0)
+    FROM (SELECT *, max(clock_us) OVER () AS newest FROM streamproc.partitions WHERE stream = %(stream)s) AS p
+"""
+
+
+class Live:
+    """Looks at one stream's tables as the page needs it."""
+
+    def __init__(self, topology: Topology, reader: Reader) -> None:
+        self.topology = topology
+        self.panels = panels(topology)
+        self._reader = reader
+
+    async def look(self) -> Snapshot:
+        """Ask everything, at once. Raises :class:`DependencyError` and :class:`LedgerError`."""
+        clock = Question(sql.SQL(_CLOCK).format(), {"stream": self.topology.name}, "read the clock")
+        ((asked_at, now_us, low_us, committed_at),) = (await self._reader.ask(clock)).rows
+        if now_us is None:
+            return Snapshot(asked_at, committed_at=committed_at)
+        now = _time(now_us)
+        watermark = _time(min(low_us, now_us) - self.topology.contract.event_time.disorder)
+        minutes, hour, visitors, ranked, sessions, active, funnel = await asyncio.gather(
+            self._minutes(now, watermark),
+            self._hour(now),
+            self._visitors(now),
+            asyncio.gather(*(self._ranked(ranking, now) for ranking in self.panels.rankings)),
+            self._sessions(),
+            self._active(now),
+            self._funnel(now),
+        )
+        return Snapshot(
+            asked_at, now, watermark, committed_at, minutes, visitors, active, ranked, sessions, funnel, hour
+        )
+
+    async def _minutes(self, now: datetime, watermark: datetime) -> list[Minute]:
+        if self.panels.views is None:
+            return []
+        table, measure = self.panels.views
+        size = timedelta(microseconds=table.window.size)
+        last = floor(now, size)
+        first = last - (max(1, timedelta(minutes=MINUTES) // size) - 1) * size
+        # Hours are asked for one by one: what lies between them is nobody's business.
+        hours = [timedelta(hours=back) for back in range(EARLIER + 1)]
+        found = await asyncio.gather(
+            *(self._sums(self.panels.views, first - hour, last + size - hour) for hour in hours)
+        )
+        minutes = []
+        for number in range((last - first) // size + 1):
+            start = first + number * size
+            views, *earlier = (sums.get(start - hour) for hour, sums in zip(hours, found, strict=True))
+            # An hour of which no row is there was not counted; in one that was, no row means no view.
+            counted = [0 if v is None and sums else v for v, sums in zip(earlier, found[1:], strict=True)]
+            if views is None and (counted[0] is not None or (found[0] and start > min(found[0]))):
+                views = 0
+            ends = start + size
+            is_open = ends + timedelta(microseconds=table.lateness) > watermark
+            minutes.append(Minute(start, views, tuple(counted), is_open, ends > watermark))
+        return minutes
+
+    async def _sums(self, counting: Counting, since: datetime, until: datetime) -> dict[datetime, int]:
+        statement = sql.SQL(
+            "SELECT window_start, sum({})::bigint FROM {} WHERE window_start >= %(since)s AND window_start < %(until)s"
+            " GROUP BY 1"
+        ).format(sql.Identifier(counting.measure.name), self._name(counting.table))
+        question = Question(statement, {"since": since, "until": until}, "count page views")
+        return dict((await self._reader.ask(question)).rows)
+
+    async def _hour(self, now: datetime) -> tuple[int, int] | None:
+        """Page views of the 60 minutes to now, and of those before."""
+        if self.panels.views is None:
+            return None
+        size = timedelta(microseconds=self.panels.views.table.window.size)
+        end, hour = floor(now, size) + size, timedelta(hours=1)
+        ours, before = await asyncio.gather(
+            self._sums(self.panels.views, end - hour, end),
+            self._sums(self.panels.views, end - 2 * hour, end - hour),
+        )
+        return sum(ours.values()), sum(before.values())
+
+    async def _visitors(self, now: datetime) -> Visitors | None:
+        """Distinct visitors of the window that holds the newest event, of all its keys together.
+
+        Distinct counts do not add up, their sketches do: those of an open window are in its state.
+        """
+        if self.panels.visitors is None:
+            return None
+        table, measure = self.panels.visitors
+        layout = Layout(table, self.topology.name)
+        step = timedelta(microseconds=table.window.hop or table.window.size)
+        until = floor(now, step) + step
+        sketch = sql.Identifier(f"{measure.name}__sketch")
+        since = until - timedelta(microseconds=table.window.size)
+        statement = sql.SQL(
+            "SELECT {} FROM {} WHERE window_start = %(since)s AND {} IS NOT NULL"
+        ).format(sketch, layout.state, sketch)
+        microseconds = (since - _EPOCH) // timedelta(microseconds=1)
+        question = Question(statement, {"since": microseconds}, "count visitors")
+        images = [bytes(image) for (image,) in (await self._reader.ask(question)).rows]
+        number = sketching(measure).union(images)[1] if images else 0
+        return Visitors(int(number or 0), since, until, error_of(measure))
+
+    async def _ranked(self, ranking: Ranking, now: datetime) -> Ranked:
+        size = timedelta(microseconds=ranking.table.window.size)
+        since = floor(now, size) + size - ranking.span
+        column = sql.Identifier(ranking.column)
+        statement = sql.SQL(
+            "SELECT {column}::text, sum({measure})::bigint FROM {table}"
+            " WHERE window_start >= %(since)s AND window_start <= %(now)s{some}"
+            " GROUP BY 1 ORDER BY 2 DESC NULLS LAST, 1 LIMIT %(limit)s"
+        ).format(
+            column=column,
+            measure=sql.Identifier(ranking.measure.name),
+            table=self._name(ranking.table),
+            some=sql.SQL("") if ranking.blank else sql.SQL(" AND {} IS NOT NULL").format(column),
+        )
+        parameters = {"since": since, "now": now, "limit": RANKED}
+        answer = await self._reader.ask(Question(statement, parameters, f"rank {ranking.column}"))
+        return Ranked(ranking, since, [(value, int(views or 0)) for value, views in answer.rows])
+
+    async def _sessions(self) -> tuple[Sequence[str], Sequence[tuple[Any, ...]]]:
+        """The sessions that began last."""
+        table = self.panels.sessions
+        if table is None:
+            return (), ()
+        names = {m.name for m in table.measures}
+        columns = ["session_start", "session_end", *(n for n in _TOLD if n in names and n != "exit_page")]
+        columns += [n for n in ("pages", "events", "revenue") if n in names][:2]
+        statement = sql.SQL("SELECT {} FROM {} ORDER BY session_start DESC LIMIT %(limit)s").format(
+            sql.SQL(", ").join(map(sql.Identifier, columns)), self._name(table)
+        )
+        answer = await self._reader.ask(Question(statement, {"limit": SESSIONS}, "read the newest sessions"))
+        return columns, answer.rows
+
+    async def _active(self, now: datetime) -> int | None:
+        """Sessions that an event now could still belong to."""
+        table = self.panels.sessions
+        if table is None:
+            return None
+        gap, cap = (timedelta(microseconds=us) for us in (table.window.gap, table.window.cap))
+        statement = sql.SQL(
+            "SELECT count(*) FROM {} WHERE session_start > %(oldest)s AND session_end >= %(since)s"
+        ).format(self._name(table))
+        parameters = {"oldest": now - cap, "since": now - gap}
+        return int((await self._reader.ask(Question(statement, parameters, "count sessions"))).rows[0][0])
+
+    async def _funnel(self, now: datetime) -> list[tuple[str, int]]:
+        if self.panels.funnel is None:
+            return []
+        table, measure = self.panels.funnel
+        column = sql.Identifier(f"{measure.name}_step")
+        counts = sql.SQL(", ").join(
+            sql.SQL("count(*) FILTER (WHERE {} >= {})").format(column, sql.Literal(number))
+            for number in range(1, len(measure.steps) + 1)
+        )
+        statement = sql.SQL("SELECT {} FROM {} WHERE session_start > %(since)s").format(counts, self._name(table))
+        question = Question(statement, {"since": now - FUNNEL_SPAN}, "read the funnel")
+        (row,) = (await self._reader.ask(question)).rows
+        return [(name, count) for (name, _), count in zip(measure.steps, row, strict=True)]
+
+    def _name(self, table: Table) -> sql.Identifier:
+        return sql.Identifier(self.topology.name, table.name)
+
+
+def floor(moment: datetime, step: timedelta) -> datetime:
+    """The multiple of ``step`` since 1970 UTC at or before ``moment``."""
+    return moment - (moment - _EPOCH) % step
+
+
+def _time(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)

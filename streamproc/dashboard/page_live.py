@@ -1,0 +1,151 @@
+"""The page *Live*: what visitors do now."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from nicegui import ui
+from starlette.requests import Request
+
+from streamproc.dashboard import charts, markup
+from streamproc.dashboard.live import Ranked, Snapshot
+from streamproc.dashboard.shell import Site, Stream, frame, keep_fresh, notices, pulse
+
+#: Seconds between two looks.
+REFRESH = 2.0
+
+_BLANK = {"Referrers": "direct or unknown", "Countries": "unknown", "Devices": "unknown"}
+
+
+async def live_page(site: Site, request: Request) -> None:
+    """Build the page; it keeps itself up to date."""
+    stream = site.stream(request)
+    panels = stream.live.panels
+    with frame(site, stream, request) as banner:
+        tiles = ui.html("", sanitize=False).classes("tiles")
+        with ui.element("section").classes("card"):
+            sub = ui.html("", sanitize=False)
+            chart = ui.echart({}).classes("chart").props('role="img" aria-label="Page views per minute"')
+            chart.set_visibility(panels.views is not None)
+        ui.on("theme", chart.update)
+        with ui.element("div").classes("grid"):
+            rankings = [
+                ui.html("", sanitize=False, tag="section").classes("card") for _ in [*panels.rankings, panels.funnel]
+            ]
+        sessions = ui.html("", sanitize=False, tag="section").classes("card")
+
+    async def refresh() -> None:
+        seen = await stream.snapshot.get()
+        found = seen.value
+        banner.content = notices(seen, found.committed_at if found else None)
+        if found is None:
+            return
+        ui.run_javascript(pulse(found.committed_at, well=not banner.content))
+        tiles.content = _tiles(stream, found)
+        sub.content = _minutes_head(stream, found)
+        options = charts.minutes(found.minutes)
+        if found.minutes and options != chart.options:
+            chart.options.clear()
+            chart.options.update(options)
+            chart.update()
+        for place, ranked in zip(rankings, found.rankings, strict=False):
+            place.content = _ranking(ranked)
+        rankings[-1].content = _funnel(stream, found)
+        sessions.content = _sessions(stream, found)
+
+    await keep_fresh(refresh, REFRESH)
+
+
+def _tiles(stream: Stream, found: Snapshot) -> str:
+    tiles = []
+    if found.visitors is not None:
+        v = found.visitors
+        minutes = round((v.until - v.since) / timedelta(minutes=1))
+        note = f"last {minutes} min{', ' + v.error if v.error else ''}"
+        tiles.append(markup.tile("Visitors now", markup.approximate(v.number, v.error), note))
+    if found.minutes:
+        whole = next((row for row in reversed(found.minutes) if not row.filling), None)
+        if whole is not None:
+            note = markup.Raw(f"in the minute of {markup.when(whole.start, 'minute').html}")
+            tiles.append(markup.tile("Page views a minute", markup.number(whole.views), note))
+    if found.hour is not None:
+        ours, before = found.hour
+        tiles.append(markup.tile("Page views in 60 min", markup.number(ours), _change(ours, before)))
+    if found.active is not None and stream.live.panels.sessions is not None:
+        gap = stream.live.panels.sessions.window.gap // 60_000_000
+        tiles.append(markup.tile("Open sessions", markup.number(found.active), f"an event in the last {gap} min"))
+    now = markup.when(found.now) if found.now else markup.Raw("–")
+    tiles.append(markup.tile("Newest event", now, markup.when(found.now, "ago")))
+    return "".join(tiles)
+
+
+def _change(ours: int, before: int) -> str:
+    if not before:
+        return "no hour before to compare with"
+    change = 100 * (ours - before) / before
+    sign = "▲" if change > 0 else "▼" if change < 0 else "="
+    return f"{sign} {abs(change):.0f} % against the hour before"
+
+
+def _minutes_head(stream: Stream, found: Snapshot) -> str:
+    head = "<h2>Page views per minute</h2>"
+    views = stream.live.panels.views
+    if views is None:
+        return head + markup.empty("No table counts per minute", "Declare one with a window of up to 5 minutes.")
+    if not found.minutes:
+        return head + markup.empty("No events yet", "The line begins with the first one.")
+    lateness = views.table.lateness // 60_000_000
+    earlier = sum(any(row.earlier[back] is not None for row in found.minutes) for back in range(3))
+    compared = "grey: the same minute of the hours before" if earlier else "earlier hours appear once there are some"
+    return (
+        f'{head}<p class="sub">Blue: the last 60 minutes; {compared}. Dashed: still open, late events may be '
+        f"added for {lateness} min; hollow: still filling.</p>"
+    )
+
+
+def _ranking(ranked: Ranked) -> str:
+    ranking = ranked.ranking
+    since = markup.when(ranked.since, "minute").html
+    head = f'<h2>{ranking.title}</h2><p class="sub">since {since} · {markup.cell(ranking.measure.name)}</p>'
+    if not ranked.rows:
+        return head + markup.empty("Nothing yet", f"No event had a {ranking.column} since then.")
+    rows = [
+        (markup.Raw(f'<span class="none">{_BLANK.get(ranking.title, "none")}</span>') if value is None else value, n, f"{n:,}")
+        for value, n in ranked.rows
+    ]
+    return head + markup.bars(ranking.title, rows, ranking.measure.name)
+
+
+def _funnel(stream: Stream, found: Snapshot) -> str:
+    if stream.live.panels.funnel is None:
+        return "<h2>Funnel</h2>" + markup.empty("No funnel", "No session table of this stream declares one.")
+    name = stream.live.panels.funnel.measure.name
+    head = (
+        f"<h2>Funnel: {markup.cell(name.replace('_', ' '))}</h2>"
+        '<p class="sub">sessions begun in the last 24 h that came to each step · open ones still move on</p>'
+    )
+    if not found.funnel or not found.funnel[0][1]:
+        return head + markup.empty("Nobody yet", "No session has come to the first step.")
+    first = found.funnel[0][1]
+    rows = [(step.replace("_", " "), n, f"{n:,} · {100 * n / first:.0f} %") for step, n in found.funnel]
+    return head + markup.bars("Funnel", rows, "sessions")
+
+
+def _sessions(stream: Stream, found: Snapshot) -> str:
+    columns, rows = found.sessions
+    table = stream.live.panels.sessions
+    if table is None:
+        return "<h2>Newest sessions</h2>" + markup.empty("No sessions", "This stream declares no session table.")
+    settles = timedelta(microseconds=table.window.gap + table.lateness)
+    gap = table.window.gap // 60_000_000
+    head = (
+        '<h2>Newest sessions</h2><p class="sub">those that began last · open: an event within '
+        f"{gap} min of the last one still belongs to it</p>"
+    )
+    if not rows:
+        return head + markup.empty("No sessions yet")
+    shown = [name.removesuffix("_class").replace("session_", "").replace("_", " ") for name in columns]
+    tag = markup.Raw('<span class="tag">open</span>')
+    may_grow = [found.watermark is None or row[1] + settles > found.watermark for row in rows]
+    marked = [[*row, tag if grows else "done"] for row, grows in zip(rows, may_grow, strict=True)]
+    return head + markup.table("Newest sessions", [*shown, "state"], marked)

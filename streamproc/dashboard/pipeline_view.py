@@ -1,0 +1,207 @@
+"""The pipeline as the page *Pipeline* shows it: what the ledger says, and how far the source is ahead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from psycopg import sql
+
+from streamproc.dashboard.reading import Question, Reader
+from streamproc.ledger import EpochSummary, Ledger, ObjectTotal, PartitionStatus
+from streamproc.model import Partition
+from streamproc.sinks.warehouse import WarehouseStatus
+from streamproc.topology import Topology
+
+#: How far back the charts go, and the width of a bar.
+SPAN, BIN = timedelta(minutes=15), timedelta(seconds=10)
+#: Epochs that are listed.
+EPOCHS = 8
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+#: Records by outcome, and how long an epoch's oldest record and its newest event waited for the commit.
+_BINS = """
+    SELECT date_bin(%(bin)s, e.committed_at, 'epoch'::timestamptz),
+           sum(r.accepted)::bigint, sum(r.filtered)::bigint, sum(r.rejected)::bigint, sum(r.duplicate)::bigint,
+           max(extract(epoch FROM e.committed_at - e.started_at))::float8
+    FROM streamproc.epochs AS e JOIN streamproc.epoch_ranges AS r ON r.epoch = e.id
+    WHERE e.stream = %(stream)s AND e.committed_at >= clock_timestamp() - %(span)s
+    GROUP BY 1 ORDER BY 1
+"""
+
+#: From the newest event of an epoch to its commit. Producers whose clocks are ahead make it negative: 0 then.
+_FRESHNESS = """
+    SELECT date_bin(%(bin)s, committed_at, 'epoch'::timestamptz),
+           max(greatest(extract(epoch FROM committed_at) - newest / 1000000.0, 0))::float8
+    FROM (SELECT epoch, max(committed_at) AS committed_at, max(max_time_us) AS newest FROM streamproc.objects
+          WHERE stream = %(stream)s AND kind = 'events' AND state = 'committed'
+            AND committed_at >= clock_timestamp() - %(span)s AND max_time_us IS NOT NULL
+          GROUP BY 1) AS epochs
+    GROUP BY 1 ORDER BY 1
+"""
+
+_REPLAYS = """
+    SELECT r.name, r.state, r.asked, r.operator, r.created_at,
+           sum(greatest(least(coalesce(p.position, g.after), g.through) - g.after, 0))::bigint,
+           sum(g.through - g.after)::bigint
+    FROM streamproc.replays AS r
+    LEFT JOIN streamproc.replay_ranges AS g USING (stream, name)
+    LEFT JOIN streamproc.partitions AS p
+           ON p.stream = r.namespace AND (p.source, p.partition) = (g.source, g.partition)
+    WHERE r.stream = %(stream)s AND r.state <> 'promoted'
+    GROUP BY 1, 2, 3, 4, 5 ORDER BY r.created_at
+"""
+
+
+class Bin(NamedTuple):
+    """Ten seconds of commits. ``seconds``: the longest from an epoch's first record to its commit."""
+
+    start: datetime
+    accepted: int
+    filtered: int
+    rejected: int
+    duplicate: int
+    seconds: float
+
+    @property
+    def records(self) -> int:
+        """All of them."""
+        return self.accepted + self.filtered + self.rejected + self.duplicate
+
+
+class Replay(NamedTuple):
+    """A replay that was not promoted yet: ``done`` of ``records``."""
+
+    name: str
+    state: str
+    asked: str
+    operator: str
+    created_at: datetime
+    done: int
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """How far the source is ahead of the ledger.
+
+    ``last``: newest position by partition (Kafka), ``behind``: seconds by partition (Kinesis).
+    ``problem``: why it is not known.
+    """
+
+    last: Mapping[Partition, int]
+    behind: Mapping[Partition, float]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRow:
+    """A partition. ``lag`` in records, ``behind`` in seconds, ``None`` where unknown."""
+
+    status: PartitionStatus
+    lag: int | None
+    behind: float | None
+    watermark: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSnapshot:
+    """The page at one moment, ``asked_at`` on the database's clock."""
+
+    asked_at: datetime
+    partitions: Sequence[PartitionRow]
+    bins: Sequence[Bin]
+    freshness: Sequence[tuple[datetime, float]]
+    epochs: Sequence[EpochSummary]
+    late: Mapping[str, int]
+    objects: Sequence[ObjectTotal]
+    warehouse: WarehouseStatus | None
+    replays: Sequence[Replay]
+    notes: Sequence[str]
+
+
+Find = Callable[[], Awaitable[Any]]
+
+
+class PipelineView:
+    """Reads one stream's ledger.
+
+    ``ledger`` is open. ``ends`` asks the source, ``totals`` and ``warehouse`` what is slow to count: callables that keep
+    their answers for a while.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        reader: Reader,
+        *,
+        ends: Callable[[], Awaitable[Ends]],
+        totals: Callable[[], Awaitable[Sequence[ObjectTotal]]],
+        warehouse: Callable[[], Awaitable[WarehouseStatus | None]],
+    ) -> None:
+        self.topology = topology
+        self._reader = reader
+        self._ledger = ledger_over(reader, topology.name)
+        self._ends = ends
+        self._totals = totals
+        self._warehouse = warehouse
+
+    async def look(self) -> PipelineSnapshot:
+        """Ask everything, at once. Raises :class:`DependencyError` and :class:`LedgerError`."""
+        await self._reader.connect()
+        statuses, shards, epochs, late, bins, freshness, replays, clock, ends, objects = await asyncio.gather(
+            self._ledger.status(),
+            self._ledger.shards(),
+            self._ledger.epochs(limit=EPOCHS),
+            self._ledger.late(),
+            self._ask(_BINS, "count commits"),
+            self._ask(_FRESHNESS, "measure freshness"),
+            self._ask(_REPLAYS, "look for replays"),
+            self._ask("SELECT clock_timestamp()", "read the clock"),
+            self._ends(),
+            self._totals(),
+        )
+        behind = {
+            partition: 0.0 if shard.finished else shard.behind_ms / 1000
+            for partition, shard in shards.items()
+            if shard.finished or shard.behind_ms is not None
+        }
+        notes = [] if ends.problem is None or behind else [ends.problem]
+        return PipelineSnapshot(
+            clock[0][0],
+            [self._row(status, ends, behind) for status in statuses],
+            [Bin(*row) for row in bins],
+            [(moment, seconds) for moment, seconds in freshness],
+            epochs,
+            late,
+            objects,
+            await self._warehouse(),
+            [Replay(*row) for row in replays],
+            notes,
+        )
+
+    def _row(
+        self, status: PartitionStatus, ends: Ends, behind: Mapping[Partition, float]
+    ) -> PartitionRow:
+        last = ends.last.get(status.partition)
+        lag = None if last is None else max(0, last - (-1 if status.position is None else status.position))
+        watermark = None
+        if status.clock_us is not None:
+            microseconds = status.clock_us - self.topology.contract.event_time.disorder
+            watermark = _EPOCH + timedelta(microseconds=microseconds)
+        return PartitionRow(status, lag, behind.get(status.partition), watermark)
+
+    async def _ask(self, statement: str, doing: str) -> Sequence[tuple[Any, ...]]:
+        parameters = {"stream": self.topology.name, "span": SPAN, "bin": BIN}
+        return (await self._reader.ask(Question(sql.SQL(statement).format(), parameters, doing))).rows  # type: ignore[arg-type]  # ours, a constant
+
+
+def ledger_over(reader: Reader, stream: str) -> Ledger:
+    """A ledger that reads through the dashboard's own read-only connections."""
+    ledger = Ledger("", stream, "dashboard")
+    ledger.database = reader.database
+    return ledger

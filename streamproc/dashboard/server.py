@@ -1,0 +1,231 @@
+"""The dashboard's server: pages, downloads, health; one process that only reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import uvicorn
+from fastapi import FastAPI
+from nicegui import ui
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+
+from streamproc.dashboard.access import Access, Gate
+from streamproc.dashboard.catalog import explorable
+from streamproc.dashboard.download import LIMIT, as_csv, as_parquet
+from streamproc.dashboard.explore import everything, read_choice
+from streamproc.dashboard.live import Live
+from streamproc.dashboard.page_explore import explore_page
+from streamproc.dashboard.page_live import live_page
+from streamproc.dashboard.page_pipeline import pipeline_page
+from streamproc.dashboard.pipeline_view import Ends, PipelineView, ledger_over
+from streamproc.dashboard.reading import POOL, Reader, Shared, explain, read_only
+from streamproc.dashboard.reject_samples import RejectReader
+from streamproc.dashboard.shell import Site, Stream
+from streamproc.database import Database
+from streamproc.errors import DependencyError, StreamprocError
+from streamproc.ledger import ObjectTotal
+from streamproc.settings import Bind
+from streamproc.sinks.object_store import ObjectStore
+from streamproc.sinks.warehouse import WarehouseStatus, open_warehouse
+from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.sources.kafka_positions import spans
+from streamproc.sources.opening import Connection
+from streamproc.topology import Topology
+
+T = TypeVar("T")
+
+#: Seconds for which answers are shared: what costs little, what asks the broker, what reads a whole list.
+QUICK, ASKED, COUNTED = 1.5, 5.0, 30.0
+
+_NO_ENDS = "The broker was not asked: the end of the topic, and so the lag, is unknown."
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What is read. ``database``: conninfo of ledger and tables. ``broker``: ``None`` when it cannot be asked.
+
+    ``warehouse``: conninfo or ``none``. ``store``: the open lake, for samples of rejects, or ``None``.
+    """
+
+    topologies: Sequence[Topology]
+    database: str
+    broker: Connection | None = None
+    warehouse: str = "none"
+    store: ObjectStore | None = None
+    statement_timeout: float = 5.0
+
+
+async def serve(
+    sources: Sources, bind: Bind, access: Access, stop: asyncio.Event, ready: Callable[[str], None]
+) -> None:
+    """Serve until ``stop``; ``ready`` is told the address once the port answers.
+
+    The database may be away, at the start too: the pages say so. Raises :class:`DependencyError` when the port is
+    taken, :class:`ConfigError` for a connection string that is none.
+    """
+    database = Database(
+        read_only(sources.database, sources.statement_timeout), "streamproc dashboard", size=POOL, timeout=3.0
+    )
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        reader = Reader(database)
+        site = Site(
+            {topology.name: _stream(topology, reader, sources) for topology in sources.topologies},
+            password=access.password is not None,
+        )
+        config = uvicorn.Config(
+            Gate(application(site), access),
+            host=bind.host,
+            port=bind.port,
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,  # the gate judges proxies by itself
+            server_header=False,
+            ws_max_size=1_048_576,
+            timeout_graceful_shutdown=2,
+        )
+        await _run(_Server(config), bind, stop, ready)
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to whoever runs it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run(
+    server: uvicorn.Server, bind: Bind, stop: asyncio.Event, ready: Callable[[str], None]
+) -> None:
+    config = server.config
+    try:
+        socket = config.bind_socket()
+    except (OSError, SystemExit) as error:  # uvicorn exits by itself when a port is taken
+        raise DependencyError(str(bind), "the dashboard cannot listen there", "set dashboard.bind") from error
+    host = "localhost" if bind.host in {"127.0.0.1", "::1"} else bind.host
+    port = socket.getsockname()[1]
+    serving = asyncio.create_task(server.serve(sockets=[socket]))
+    stopping = asyncio.create_task(stop.wait())
+    while not server.started and not serving.done():
+        await asyncio.wait({serving}, timeout=0.02)
+    if not serving.done():
+        ready(f"http://{host}:{port}/")
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    stopping.cancel()
+    await serving
+
+
+def _stream(topology: Topology, reader: Reader, sources: Sources) -> Stream:
+    ledger = ledger_over(reader, topology.name)
+    totals = _kept(Shared(ledger.object_totals, COUNTED), list[ObjectTotal]())
+    ends = Shared(lambda: _ends(sources.broker, topology), ASKED)
+    warehouse = Shared(lambda: _warehouse(sources, topology), COUNTED)
+
+    async def newest_ends() -> Ends:
+        seen = await ends.get()
+        return seen.value or Ends({}, {}, str(seen.problem))
+
+    live = Live(topology, reader)
+    view = PipelineView(
+        topology, reader, ends=newest_ends, totals=totals, warehouse=_kept(warehouse, None)
+    )
+    rejects = None
+    if sources.store is not None:
+        rejects = Shared(RejectReader(topology.name, reader, sources.store).look, ASKED)
+    return Stream(
+        topology, reader, explorable(topology), live, Shared(live.look, QUICK), Shared(view.look, QUICK), rejects
+    )
+
+
+def _kept(shared: Shared[T], without: T) -> Callable[[], Awaitable[T]]:
+    async def newest() -> T:
+        value = (await shared.get()).value
+        return without if value is None else value
+
+    return newest
+
+
+async def _ends(broker: Connection | None, topology: Topology) -> Ends:
+    if not isinstance(broker, KafkaConnection):
+        return Ends({}, {}, _NO_ENDS if broker is None else None)
+    found = await spans(broker, topology.topic.name)
+    return Ends({partition: span.last for partition, span in found.items()}, {})
+
+
+async def _warehouse(sources: Sources, topology: Topology) -> WarehouseStatus | None:
+    if not topology.sinks.warehouse or sources.warehouse == "none":
+        return None
+    warehouse = open_warehouse(read_only(sources.warehouse, sources.statement_timeout), topology.name)
+    if warehouse is None:
+        return None
+    try:
+        await warehouse.open()
+        return await warehouse.status()
+    finally:
+        await warehouse.close()
+
+
+def application(site: Site) -> FastAPI:
+    """The ASGI application; NiceGUI keeps its pages for the whole process, so there can be one."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        return PlainTextResponse("ok\n")
+
+    @app.get("/download.{kind}")
+    async def download(request: Request, kind: str) -> Response:
+        return await _download(site, request, kind)
+
+    @ui.page("/")
+    async def live(request: Request) -> None:
+        await live_page(site, request)
+
+    @ui.page("/explore")
+    async def explore(request: Request) -> None:
+        await explore_page(site, request)
+
+    @ui.page("/pipeline")
+    async def pipeline(request: Request) -> None:
+        await pipeline_page(site, request)
+
+    ui.run_with(app, title="streamproc", dark=None, language="en-US", show_welcome_message=False, tailwind=False, favicon=_ICON)
+    return app
+
+
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path fill="none" stroke="#0072b2" stroke-width="3" '
+    'stroke-linecap="round" d="M2 8c4-5 7 5 11 0s6-2 9 0M2 15c4-5 7 5 11 0s6-2 9 0"/></svg>'
+)
+
+
+async def _download(site: Site, request: Request, kind: str) -> Response:
+    if kind not in {"csv", "parquet"}:
+        return PlainTextResponse("There are .csv and .parquet.\n", 404)
+    stream = site.stream(request)
+    seen = await stream.snapshot.get()
+    now = (seen.value.now if seen.value else None) or datetime.now(UTC)
+    choice = read_choice(dict(request.query_params), stream.tables, now)
+    try:
+        answer = await stream.reader.ask(everything(choice, LIMIT))
+    except StreamprocError as error:
+        return PlainTextResponse(": ".join(explain(error)) + "\n", 503)
+    if len(answer.rows) > LIMIT:
+        return PlainTextResponse(f"More than {LIMIT:,} rows: choose a shorter range.\n", 413)
+    name = f"{stream.topology.name}-{choice.table.name}.{kind}"
+    headers = {"content-disposition": f'attachment; filename="{name}"', "cache-control": "no-store"}
+    if kind == "csv":
+        return StreamingResponse(
+            as_csv(answer.columns, answer.rows), media_type="text/csv; charset=utf-8", headers=headers
+        )
+    body = await asyncio.to_thread(as_parquet, answer)
+    return Response(body, media_type="application/vnd.apache.parquet", headers=headers)
+

@@ -1,0 +1,152 @@
+"""What all pages share: the frame around them, the streams behind them, and how they keep up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from nicegui import background_tasks, ui
+from starlette.requests import Request
+
+from streamproc.dashboard import markup
+from streamproc.dashboard.access import SESSION
+from streamproc.dashboard.catalog import Explorable
+from streamproc.dashboard.live import Live, Snapshot
+from streamproc.dashboard.pipeline_view import PipelineSnapshot
+from streamproc.dashboard.reading import Reader, Seen, Shared, explain
+from streamproc.dashboard.reject_samples import RejectSamples
+from streamproc.dashboard.sessions import form_token
+from streamproc.topology import Topology
+
+HERE = Path(__file__).parent
+PAGES = {"/": "Live", "/explore": "Explore", "/pipeline": "Pipeline"}
+
+#: Seconds without a commit after which a page says so.
+STALE = 60.0
+
+#: Seconds for which a page that is asked for waits for its numbers.
+PATIENCE = 0.5
+
+_MARK = (
+    '<svg viewBox="0 0 24 24" aria-hidden="true"><path fill="none" stroke="var(--accent)" stroke-width="2.4" '
+    'stroke-linecap="round" d="M2 8c4-5 7 5 11 0s6-2 9 0M2 15c4-5 7 5 11 0s6-2 9 0"/></svg>'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream that can be looked at."""
+
+    topology: Topology
+    reader: Reader
+    tables: Mapping[str, Explorable]
+    live: Live
+    snapshot: Shared[Snapshot]
+    pipeline: Shared[PipelineSnapshot]
+    rejects: Shared[RejectSamples] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """All streams, by name. ``password``: whether viewers log in here, and so may log out."""
+
+    streams: Mapping[str, Stream]
+    password: bool
+
+    def stream(self, request: Request) -> Stream:
+        """The one that the address names, else the first."""
+        return self.streams.get(request.query_params.get("stream", "")) or next(iter(self.streams.values()))
+
+
+@contextmanager
+def frame(site: Site, stream: Stream, request: Request) -> Iterator[ui.html]:
+    """The page's head and navigation; its content goes into the block. Yields the place of banners."""
+    ui.add_css((HERE / "look.css").read_text())
+    ui.add_head_html(f"<script>{(HERE / 'look.js').read_text()}</script>")
+    ui.add_body_html("<script>addEventListener('load', () => theme.apply())</script>")
+    path = request.url.path
+    ui.page_title(f"{PAGES[path]} · {stream.topology.name} · streamproc")
+    # Outside of what NiceGUI builds, so that it is there with the first bytes, before any script.
+    ui.add_body_html(f'<header class="top">{_head(site, stream, path, request)}</header>')
+    with ui.element("div").props('id="main" tabindex="-1"'):
+        notices = ui.html(markup.banner("info", "Reading …", ""), sanitize=False).props('aria-live="polite"')
+        yield notices
+
+
+def _head(site: Site, stream: Stream, path: str, request: Request) -> str:
+    name = stream.topology.name
+    links = "".join(
+        f'<a href="{page}?stream={escape(name)}"{" aria-current=page" if page == path else ""}>{title}</a>'
+        for page, title in PAGES.items()
+    )
+    chosen = f'<span class="stream">{escape(name)}</span>'
+    if len(site.streams) > 1:
+        options = "".join(
+            f"<option{' selected' if each == name else ''}>{escape(each)}</option>" for each in site.streams
+        )
+        chosen = (
+            '<label class="sr" for="stream">Stream</label><select id="stream" '
+            f"onchange=\"location.search='stream=' + encodeURIComponent(this.value)\">{options}</select>"
+        )
+    leave = ""
+    if site.password:
+        token = form_token(request.cookies.get(SESSION, ""))
+        leave = (
+            f'<form method="post" action="/logout"><input type="hidden" name="token" value="{token}">'
+            '<button class="plain">Log out</button></form>'
+        )
+    return (
+        f'<a class="skip" href="#main">Skip to content</a><span class="brand">{_MARK}streamproc {chosen}</span>'
+        f'<nav aria-label="Pages">{links}</nav><span class="right"><span id="pulse" class="pulse"></span>'
+        f'<button class="plain" id="theme" onclick="theme.next()">Theme: auto</button>{leave}</span>'
+    )
+
+
+def pulse(moment: datetime | None, *, well: bool) -> str:
+    """Script: the sign in the head that says how fresh the page is."""
+    what = "committed " + markup.when(moment, "ago").html if moment else "no commits yet"
+    return (
+        "(p => { if (p) { p.className = 'pulse%s'; if (p.dataset.is !== %r) { p.dataset.is = %r; p.innerHTML = %r } } })"
+        "(document.getElementById('pulse'))" % ("" if well else " off", what, what, what)
+    )
+
+
+def notices(seen: Seen[Any], committed_at: datetime | None) -> str:
+    """The banner above a page: broken, stale, or nothing."""
+    if seen.problem is not None:
+        headline, text = explain(seen.problem)
+        if seen.value is None:
+            return markup.banner("broken", headline + ".", text)
+        since = markup.when(datetime.fromtimestamp(seen.at or 0, UTC)).html
+        return markup.banner(
+            "broken", headline + ".", markup.Raw(f"{escape(text)} The numbers below are those of {since}.")
+        )
+    if committed_at is not None and time.time() - committed_at.timestamp() > STALE:
+        text = (
+            f"The last commit was {markup.when(committed_at, 'ago').html}. Either no records arrive, or no worker "
+            "runs: the page <em>Pipeline</em> tells which."
+        )
+        return markup.banner("stale", "Nothing new.", markup.Raw(text))
+    return ""
+
+
+async def keep_fresh(refresh: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Fill the page now, and again every so often while it is open.
+
+    A page whose numbers take long is sent without them, and gets them later.
+    """
+    client = ui.context.client
+
+    async def first() -> None:
+        with client:
+            await refresh()
+
+    await asyncio.wait({background_tasks.create(first())}, timeout=PATIENCE)
+    ui.timer(seconds, refresh, immediate=False)
