@@ -7,7 +7,8 @@ committed in five steps, in this order, while the next one is being filled:
 2. *intend*: the ledger learns the keys about to be written (T1);
 3. *put* the objects, in parallel;
 4. *commit*: tables, positions, watermarks and object states change in one transaction (T2);
-5. *tell*: copy the positions to the source's own offsets, wake the publication. Nothing depends on these.
+5. *tell*: copy the positions to the source's own offsets, wake the publication, tell who watches what changed.
+   Nothing depends on these.
 
 A step that fails because something does not answer is tried again until it does; meanwhile one epoch at
 most is waiting and one is full, so memory is bounded and the source is simply not asked for more. A step
@@ -18,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import stamina
 import structlog
@@ -37,7 +39,7 @@ from streamproc.progress import PartitionProgress, RecentIds
 from streamproc.sinks.lake import Lake, LakeFile
 from streamproc.sinks.outbox import Outbox
 from streamproc.sinks.summaries import Summaries
-from streamproc.tables.fold import TableFold
+from streamproc.tables.fold import Delta, TableFold
 from streamproc.topology import Topology
 from streamproc.transform.pool import TransformPool
 
@@ -93,6 +95,17 @@ class Stats:
     last_commit_at: float = 0.0
 
 
+class Watcher(Protocol):
+    """Somebody who may want to know which rows of the tables a commit has changed."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it wants to know now."""
+
+    async def committed(self, epoch: uuid.UUID, deltas: Mapping[str, Delta]) -> None:
+        """These deltas, by table, are in the tables; must not raise."""
+
+
 class Pipeline:
     """Takes record batches of claimed partitions and commits epochs. One per worker and stream."""
 
@@ -108,6 +121,7 @@ class Pipeline:
         outbox: Outbox | None = None,
         tell: Callable[[Mapping[Partition, int]], Awaitable[None]] | None = None,
         committed: Callable[[Epoch, float], None] | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         """``committed`` is told of each epoch that is in the ledger, and the seconds its commit took."""
         self.topology = topology
@@ -122,6 +136,7 @@ class Pipeline:
         self._outbox = outbox
         self._tell = tell
         self._committed = committed
+        self._watcher = watcher
         self._folds = {table.name: TableFold(table) for table in topology.tables}
         self._progress: dict[Partition, PartitionProgress] = {}
         self._submitted: dict[Partition, int | None] = {}
@@ -406,6 +421,8 @@ class Pipeline:
             await self._tell({partition: share.through for partition, share in epoch.partitions.items()})
         if self._outbox is not None:
             self._outbox.noted.set()
+        if self._watcher is not None and self._watcher.wanted:
+            await self._watcher.committed(epoch.id, deltas)
 
     def _plan(self, epoch: Epoch) -> list[LakeFile]:
         epoch.encode()

@@ -16,8 +16,10 @@ import structlog
 from streamproc import failpoints
 from streamproc.epoch import Epoch
 from streamproc.errors import ConfigError, Mistake
+from streamproc.ops.changes import Changes, Watching
 from streamproc.ops.health import HealthServer
 from streamproc.ops.metrics import Metrics
+from streamproc.ops.tables import TablesApi
 from streamproc.ops.watch import LoopWatchdog
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.worker import Worker
@@ -47,9 +49,16 @@ async def serve(
         async with Endpoints(settings) as endpoints:
             workers: list[Worker] = []
             metrics = Metrics(lambda: [worker.observation.state() for worker in workers])
+            changes = Changes()
             workers += [
                 Worker(
-                    settings, page, endpoints, pages=folder, agents=agents, committed=counted(metrics, page)
+                    settings,
+                    page,
+                    endpoints,
+                    pages=folder,
+                    agents=agents,
+                    committed=counted(metrics, page),
+                    watcher=Watching(page, changes),
                 )
                 for page in pages.values()
             ]
@@ -60,6 +69,8 @@ async def serve(
                 lambda: probe(workers),
                 lambda: {"workers": [worker.observation.status() for worker in workers]},
                 metrics.render,
+                parts=[TablesApi(list(pages.values()), endpoints.ledger, settings.worker), changes],
+                token=settings.api_token,
             )
             watchdog = LoopWatchdog()
             await health.start()
