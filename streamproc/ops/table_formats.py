@@ -20,7 +20,7 @@ def as_json(rows: pl.DataFrame, about: Mapping[str, object]) -> bytes:
     plain = _readable(rows).with_columns(
         cs.float().fill_nan(None).replace([float("inf"), -float("inf")], None)
     )
-    head = orjson.dumps({**about, "columns": {name: str(kind) for name, kind in rows.schema.items()}})
+    head = orjson.dumps(about)
     return head[:-1] + b',"rows":' + plain.write_json().encode() + b"}"
 
 

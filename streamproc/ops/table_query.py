@@ -228,7 +228,7 @@ def _key(layout: Layout, token: str, *, newest_first: bool) -> tuple[object, ...
     wrong = BadQuestion("after: is not from an answer to this question; begin without it")
     try:
         said = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    except (ValueError, binascii.Error) as error:
+    except (ValueError, binascii.Error, RecursionError) as error:
         raise wrong from error
     if not isinstance(said, list) or said[:2] != [layout.table.name, newest_first]:
         raise wrong

@@ -70,7 +70,7 @@ class TablesApi:
                         "comment": layout.table.comment,
                         "window": layout.table.window.kind,
                         "by": [column.name for column in layout.by],
-                        "columns": {c.name: public_type(c.type).as_string(None) for c in layout.columns},
+                        "columns": _types(layout),
                     }
                     for stream, tables in self._layouts.items()
                     for name, layout in tables.items()
@@ -152,13 +152,21 @@ def _written(
     if token is not None:
         following = request.rel_url.update_query(after=token)
         headers["Link"] = f'<{following}>; rel="next"'
-    about = {"table": question.layout.table.name, "next": token}
+    layout = question.layout
+    about = {"table": layout.table.name, "columns": _types(layout), "next": token}
     return web.Response(body=write(rows, about), headers=headers)
+
+
+def _types(layout: Layout) -> dict[str, str]:
+    """Each column's PostgreSQL type, in order."""
+    return {column.name: public_type(column.type).as_string(None) for column in layout.columns}
 
 
 def _failed(error: Exception) -> web.Response:
     if isinstance(error, TimeoutError) or isinstance(error.__cause__, errors.QueryCanceled):
         return problem(504, f"it took longer than {_STATEMENT_SECONDS} seconds: narrow the time range")
+    if isinstance(error.__cause__, errors.DataError):
+        return problem(400, f"PostgreSQL refuses a value: {error.__cause__.diag.message_primary}")
     if isinstance(error.__cause__, errors.UndefinedTable | errors.UndefinedColumn):
         return problem(503, "the worker has not made the table yet", {"Retry-After": "5"})
     log.warning("table_not_read", why=str(error))
