@@ -78,7 +78,8 @@ class Limits:
 class Stats:
     """Running totals of this process, for status and health.
 
-    ``seconds``: by stage of work. ``last_commit``: Unix time; ``..._at``: monotonic clock.
+    ``seconds``: by stage of work. ``waiting_for``: what does not answer, ``waiting_step``: ``claim``, ``intend``,
+    ``put`` or ``commit``, which waits for it. ``last_commit``: Unix time; ``..._at``: monotonic clock.
     """
 
     epochs: int = 0
@@ -90,6 +91,7 @@ class Stats:
     late: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     waiting_for: str | None = None
+    waiting_step: str | None = None
     last_commit: float | None = None
     first_taken_at: float = 0.0
     last_commit_at: float = 0.0
@@ -301,7 +303,7 @@ class Pipeline:
         def fold() -> None:
             waited = time.perf_counter()
             out = transforming.result()
-            epoch.seconds["transform"] += time.perf_counter() - waited
+            epoch.spent("transform", waited)
             epoch.fold(batches, out, progress)
 
         self._folding.append(asyncio.get_running_loop().run_in_executor(self._compute, fold))
@@ -388,21 +390,20 @@ class Pipeline:
 
     async def _commit(self, epoch: Epoch) -> None:
         begin = time.perf_counter()
-        seconds = epoch.seconds
         files, deltas = await asyncio.gather(self._off_loop(self._plan, epoch), self._off_loop(epoch.seal))
         plans = [file.plan for file in files]
         claims = {partition: share.progress.claim for partition, share in epoch.partitions.items()}
         failpoint("intend.before")
+        encoded = time.perf_counter()
         await self._until_answered("intend", lambda: self._ledger.intend(epoch.id, plans, claims))
         failpoint("intend.after")
-        ready = time.perf_counter()
+        ready = epoch.spent("intend", encoded)
         written: Sequence[WrittenObject] = ()
         if self._lake is not None and files:
             lake = self._lake
             written = await self._until_answered("put", lambda: lake.write(files))
         files.clear()  # they are in the store
-        put = time.perf_counter()
-        seconds["put"] = put - ready
+        put = epoch.spent("put", ready)
 
         async def apply(conn: AsyncConnection[Any]) -> None:
             wanted = self._outbox is not None and self._outbox.wants_rows
@@ -412,7 +413,7 @@ class Pipeline:
 
         done = await self._until_answered("commit", lambda: self._ledger.commit(epoch.record(written), apply))
         failpoint("commit.acknowledged")
-        seconds["commit"] = time.perf_counter() - put
+        epoch.spent("commit", put)
         for partition, claim in done.claims.items():
             epoch.partitions[partition].progress.claim = claim
         self._account(epoch, time.perf_counter() - begin)
@@ -472,12 +473,12 @@ class Pipeline:
                 try:
                     result = await act()
                 except DependencyError as error:
-                    self.stats.waiting_for = error.what
+                    self.stats.waiting_for, self.stats.waiting_step = error.what, step
                     log.warning(
                         "waiting", step=step, on=error.what, problem=error.problem, attempt=attempt.num
                     )
                     raise
-                self.stats.waiting_for = None
+                self.stats.waiting_for = self.stats.waiting_step = None
                 return result
         raise AssertionError("stamina gave up though told not to")
 
