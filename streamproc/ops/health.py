@@ -79,7 +79,12 @@ class HealthServer:
             app.router.add_get("/metrics", self._metrics)
         for part in self._parts:
             part.add_routes(app, self._access)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSING)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=_CLOSING,
+            handler_cancellation=True,  # who has gone away needs no answer, and a listener no place
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port)
         await site.start()
