@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from prometheus_client import Counter, Gauge, Histogram, Info
+from prometheus_client import Counter, Histogram, Info
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
 from streamproc.epoch import Epoch
-from streamproc.ops.metrics_now import Machine, PartitionState, States, WorkerState
+from streamproc.ops.metrics_now import Listeners, Machine, PartitionState, States, WorkerState
 
 __all__ = ["Metrics", "PartitionState", "WorkerState"]
 
@@ -42,14 +42,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         registry.register(States(states))
         registry.register(Machine(volumes or {}))
-        Gauge(
-            "streamproc_listeners", "Clients that listen to changed windows.", registry=registry
-        ).set_function(lambda: listeners()[0])
-        Gauge(
-            "streamproc_listeners_dropped",
-            "Listeners that were too slow, since the start.",
-            registry=registry,
-        ).set_function(lambda: listeners()[1])
+        registry.register(Listeners(listeners))
         build = Info("streamproc_build", "Version of streamproc and of Python.", registry=registry)
         build.info({"version": version("streamproc"), "python": platform.python_version()})
         self._records = Counter(

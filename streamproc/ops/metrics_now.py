@@ -148,6 +148,19 @@ class States(Collector):
         yield from (sinks, loaded, notes, oldest)
 
 
+class Listeners(Collector):
+    """Those who listen to changed windows: how many now, and how many were dropped."""
+
+    def __init__(self, listeners: Callable[[], tuple[int, int]]) -> None:
+        self._listeners = listeners
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry."""
+        now, dropped = self._listeners()
+        yield GaugeMetricFamily("streamproc_listeners", "Clients that listen to changed windows.", now)
+        yield CounterMetricFamily("streamproc_listeners_dropped", "Listeners that were too slow.", dropped)
+
+
 class Machine(Collector):
     """What the process may use: memory, and the disks behind ``volumes``, by the name that a label gives them."""
 

@@ -17,6 +17,7 @@ from streamproc.ops import changes as module
 from streamproc.ops.changes import Change, Changes, Watching, changes_of
 from streamproc.tables.fold import Delta
 from streamproc.topology import Measure, Table, Window
+from tests.e2e.harness import until
 from tests.ops.ports import port
 from tests.sinks.topologies import topology
 
@@ -134,8 +135,7 @@ async def test_what_was_not_counted_while_nobody_listened_is_missed_and_not_pass
             changes.tell([change(1)])
             _, last, _ = await stream.take()
             response.close()
-        while changes.listening:
-            await asyncio.sleep(0)
+        await until(lambda: not changes.listening, "the worker notices that nobody listens")
         assert changes.wanted, "for a minute"
         now[0] += 61
         assert not changes.wanted
