@@ -113,11 +113,17 @@ class Epoch:
     ) -> None:
         self.id = uuid.uuid4()
         self.started_at = datetime.now(UTC)
+        #: As :attr:`started_at`, on the clock of :attr:`intervals`.
+        self.begun = time.perf_counter()
         self._started = time.monotonic()
         self.partitions: dict[Partition, PartitionEpoch] = {}
         self.late: dict[str, int] = dict.fromkeys(folds, 0)
         self.records = 0
         self.seconds: dict[str, float] = {"transform": 0.0, "fold": 0.0, "encode": 0.0}
+        #: When each stage began first and ended last, by ``time.perf_counter``; and of what is done batch by batch,
+        #: how long each took.
+        self.intervals: dict[str, tuple[float, float]] = {}
+        self.batches: dict[str, list[float]] = {"transform": [], "fold": []}
         #: Rejects by reason, and records dropped by filter.
         self.reasons: dict[str, int] = {}
         self.filtered_by: dict[str, int] = {}
@@ -183,11 +189,19 @@ class Epoch:
             self._fold_tables()
         self.records += sum(map(len, batches))
         self._note(batches, out)
-        folded = time.perf_counter()
-        self.seconds["fold"] += folded - begin
+        folded = self.spent("fold", begin)
         if self._encoder is not None:
             self._encode_full(self._encoder)
-            self.seconds["encode"] += time.perf_counter() - folded
+            self.spent("encode", folded)
+
+    def spent(self, stage: str, begin: float) -> float:
+        """Add what has passed since ``begin`` to a stage; returns now. Both by ``time.perf_counter``."""
+        end = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + end - begin
+        self.intervals[stage] = (self.intervals.get(stage, (begin,))[0], end)
+        if stage in self.batches:
+            self.batches[stage].append(end - begin)
+        return end
 
     def _note(self, batches: Sequence[RecordBatch], out: Transformed) -> None:
         if len(out.rejects):
@@ -242,7 +256,7 @@ class Epoch:
             for share in self.partitions.values():
                 share.encode_events(self._encoder)
                 share.encode_rejects(self._encoder)
-        self.seconds["encode"] += time.perf_counter() - begin
+        self.spent("encode", begin)
 
     def seal(self) -> dict[str, Delta]:
         """Each table's delta of this epoch, keyed by table name, ready to be merged into the summaries.
@@ -255,7 +269,7 @@ class Epoch:
         for name, fold in self._folds.items():
             if partials := self._partials.pop(name):  # each is let go as soon as its table is sealed
                 deltas[name] = fold.seal(fold.merge(partials))
-        self.seconds["seal"] = time.perf_counter() - begin
+        self.spent("seal", begin)
         return deltas
 
     def record(self, objects: Sequence[WrittenObject]) -> EpochRecord:

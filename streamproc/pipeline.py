@@ -7,7 +7,8 @@ committed in five steps, in this order, while the next one is being filled:
 2. *intend*: the ledger learns the keys about to be written (T1);
 3. *put* the objects, in parallel;
 4. *commit*: tables, positions, watermarks and object states change in one transaction (T2);
-5. *tell*: copy the positions to the source's own offsets, wake the publication. Nothing depends on these.
+5. *tell*: copy the positions to the source's own offsets, wake the publication, tell who watches what changed.
+   Nothing depends on these.
 
 A step that fails because something does not answer is tried again until it does; meanwhile one epoch at
 most is waiting and one is full, so memory is bounded and the source is simply not asked for more. A step
@@ -18,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import stamina
 import structlog
@@ -37,7 +39,7 @@ from streamproc.progress import PartitionProgress, RecentIds
 from streamproc.sinks.lake import Lake, LakeFile
 from streamproc.sinks.outbox import Outbox
 from streamproc.sinks.summaries import Summaries
-from streamproc.tables.fold import TableFold
+from streamproc.tables.fold import Delta, TableFold
 from streamproc.topology import Topology
 from streamproc.transform.pool import TransformPool
 
@@ -76,7 +78,8 @@ class Limits:
 class Stats:
     """Running totals of this process, for status and health.
 
-    ``seconds``: by stage of work. ``last_commit``: Unix time; ``..._at``: monotonic clock.
+    ``seconds``: by stage of work. ``waiting_for``: what does not answer, ``waiting_step``: ``claim``, ``intend``,
+    ``put`` or ``commit``, which waits for it. ``last_commit``: Unix time; ``..._at``: monotonic clock.
     """
 
     epochs: int = 0
@@ -88,9 +91,21 @@ class Stats:
     late: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     waiting_for: str | None = None
+    waiting_step: str | None = None
     last_commit: float | None = None
     first_taken_at: float = 0.0
     last_commit_at: float = 0.0
+
+
+class Watcher(Protocol):
+    """Somebody who may want to know which rows of the tables a commit has changed."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it wants to know now."""
+
+    async def committed(self, epoch: uuid.UUID, deltas: Mapping[str, Delta]) -> None:
+        """These deltas, by table, are in the tables; must not raise."""
 
 
 class Pipeline:
@@ -108,6 +123,7 @@ class Pipeline:
         outbox: Outbox | None = None,
         tell: Callable[[Mapping[Partition, int]], Awaitable[None]] | None = None,
         committed: Callable[[Epoch, float], None] | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         """``committed`` is told of each epoch that is in the ledger, and the seconds its commit took."""
         self.topology = topology
@@ -122,6 +138,7 @@ class Pipeline:
         self._outbox = outbox
         self._tell = tell
         self._committed = committed
+        self._watcher = watcher
         self._folds = {table.name: TableFold(table) for table in topology.tables}
         self._progress: dict[Partition, PartitionProgress] = {}
         self._submitted: dict[Partition, int | None] = {}
@@ -291,7 +308,7 @@ class Pipeline:
         def fold() -> None:
             waited = time.perf_counter()
             out = transforming.result()
-            epoch.seconds["transform"] += time.perf_counter() - waited
+            epoch.spent("transform", waited)
             epoch.fold(batches, out, progress)
 
         self._folding.append(asyncio.get_running_loop().run_in_executor(self._compute, fold))
@@ -378,21 +395,20 @@ class Pipeline:
 
     async def _commit(self, epoch: Epoch) -> None:
         begin = time.perf_counter()
-        seconds = epoch.seconds
         files, deltas = await asyncio.gather(self._off_loop(self._plan, epoch), self._off_loop(epoch.seal))
         plans = [file.plan for file in files]
         claims = {partition: share.progress.claim for partition, share in epoch.partitions.items()}
         failpoint("intend.before")
+        encoded = time.perf_counter()
         await self._until_answered("intend", lambda: self._ledger.intend(epoch.id, plans, claims))
         failpoint("intend.after")
-        ready = time.perf_counter()
+        ready = epoch.spent("intend", encoded)
         written: Sequence[WrittenObject] = ()
         if self._lake is not None and files:
             lake = self._lake
             written = await self._until_answered("put", lambda: lake.write(files))
         files.clear()  # they are in the store
-        put = time.perf_counter()
-        seconds["put"] = put - ready
+        put = epoch.spent("put", ready)
 
         async def apply(conn: AsyncConnection[Any]) -> None:
             wanted = self._outbox is not None and self._outbox.wants_rows
@@ -402,7 +418,7 @@ class Pipeline:
 
         done = await self._until_answered("commit", lambda: self._ledger.commit(epoch.record(written), apply))
         failpoint("commit.acknowledged")
-        seconds["commit"] = time.perf_counter() - put
+        epoch.spent("commit", put)
         for partition, claim in done.claims.items():
             epoch.partitions[partition].progress.claim = claim
         self._account(epoch, time.perf_counter() - begin)
@@ -411,6 +427,8 @@ class Pipeline:
             await self._tell({partition: share.through for partition, share in epoch.partitions.items()})
         if self._outbox is not None:
             self._outbox.noted.set()
+        if self._watcher is not None and self._watcher.wanted:
+            await self._watcher.committed(epoch.id, deltas)
 
     def _plan(self, epoch: Epoch) -> list[LakeFile]:
         epoch.encode()
@@ -460,12 +478,12 @@ class Pipeline:
                 try:
                     result = await act()
                 except DependencyError as error:
-                    self.stats.waiting_for = error.what
+                    self.stats.waiting_for, self.stats.waiting_step = error.what, step
                     log.warning(
                         "waiting", step=step, on=error.what, problem=error.problem, attempt=attempt.num
                     )
                     raise
-                self.stats.waiting_for = None
+                self.stats.waiting_for = self.stats.waiting_step = None
                 return result
         raise AssertionError("stamina gave up though told not to")
 

@@ -5,15 +5,20 @@ partitions can be processed, else 503 with the reason. ``GET /api/v1/status``: t
 every partition, always with 200. These answer JSON. ``GET /metrics``: Prometheus or OpenMetrics text, as the
 ``Accept`` header says.
 
-Nothing here changes anything, and nothing asks a database: each answers from what the process knows.
+Nothing here changes anything, and nothing asks a database: each answers from what the process knows. What gives
+data joins as a :class:`Part`: see :mod:`streamproc.ops.tables` and :mod:`streamproc.ops.changes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import structlog
 from aiohttp import web
+
+from streamproc.ops.access import Access
+from streamproc.redaction import Secret
 
 log = structlog.get_logger(__name__)
 
@@ -24,14 +29,37 @@ Status = Callable[[], Mapping[str, object]]
 #: The metrics in the format that an ``Accept`` header asks for, and its content type.
 Render = Callable[[str], tuple[bytes, str]]
 
+#: Seconds that answers under way have to end when the port closes; streams are told to end before.
+_CLOSING = 2.0
+
+
+class Part(Protocol):
+    """Something that gives data on the port."""
+
+    def add_routes(self, app: web.Application, access: Access) -> None:
+        """Serve it, each handler behind ``access``."""
+
+    async def close(self) -> None:
+        """End what is under way."""
+
 
 class HealthServer:
     """The worker's port. ``port`` 0 takes any free one; :attr:`address` says which."""
 
     def __init__(
-        self, host: str, port: int, probe: Probe, status: Status | None = None, render: Render | None = None
+        self,
+        host: str,
+        port: int,
+        probe: Probe,
+        status: Status | None = None,
+        render: Render | None = None,
+        *,
+        parts: Sequence[Part] = (),
+        token: Secret | None = None,
     ) -> None:
-        """Without ``status`` or ``render`` their addresses are not served."""
+        """Without ``status`` or ``render`` their addresses are not served. ``token``: what the ``parts`` ask for."""
+        self._parts = parts
+        self._access = Access(host, token)
         self._host = host
         self._port = port
         self._probe = probe
@@ -49,7 +77,14 @@ class HealthServer:
             app.router.add_get("/api/v1/status", self._state)
         if self._render is not None:
             app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None)
+        for part in self._parts:
+            part.add_routes(app, self._access)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=_CLOSING,
+            handler_cancellation=True,  # who has gone away needs no answer, and a listener no place
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port)
         await site.start()
@@ -59,6 +94,8 @@ class HealthServer:
 
     async def stop(self) -> None:
         """Stop listening. Calling it again does nothing."""
+        for part in self._parts:
+            await part.close()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

@@ -25,6 +25,8 @@ _ANSWER_WITHIN = 10.0
 #: there are records after it makes the worker not ready; five times that ends it, to be started again.
 STUCK_AFTER = 120.0
 _FLUSHES = 6
+#: What a starting worker calls a sink it waits for.
+_ENDPOINT = {"summaries": "ledger", "lake": "lake", "warehouse": "warehouse"}
 _END_AFTER = 5
 
 
@@ -120,7 +122,27 @@ class Observation:
             rebalances=worker.source.rebalances if worker.source is not None else 0,
             fences=self.fences,
             last_commit=worker.pipeline.stats.last_commit,
+            sinks=self._sinks(),
+            loaded=worker.upkeep.loaded,
+            unpublished=None if worker.publication is None else worker.publication.backlog,
         )
+
+    def _sinks(self) -> dict[str, bool]:
+        """Whether each sink took what it was given last."""
+        worker = self._worker
+        step = worker.pipeline.stats.waiting_step
+        sinks = {"summaries": step in {None, "put"}}
+        if worker.topology.sinks.lake:
+            sinks["lake"] = step != "put"
+        if worker.upkeep.loads:
+            sinks["warehouse"] = "load" not in worker.upkeep.failing
+        if worker.publication is not None:
+            sinks["publication"] = worker.publication.well
+        # A worker that has not come as far waits for one of them by name.
+        return {
+            sink: up and worker.state != f"waiting for the {_ENDPOINT.get(sink)}"
+            for sink, up in sinks.items()
+        }
 
     def status(self) -> dict[str, Any]:
         """Everything this process knows of the worker, as JSON."""

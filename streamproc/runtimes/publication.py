@@ -98,6 +98,16 @@ class Publication:
             await self._disconnect()
             await self._database.close()
 
+    @property
+    def backlog(self) -> Backlog:
+        """What is not published yet, as of the last attempt."""
+        return self._backlog
+
+    @property
+    def well(self) -> bool:
+        """Whether the last attempt was a success."""
+        return self._problem is None
+
     def facts(self) -> dict[str, Any]:
         """For the health answer, as of the last attempt."""
         return {

@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import structlog
 
 from streamproc import failpoints
 from streamproc.epoch import Epoch
 from streamproc.errors import ConfigError, Mistake
+from streamproc.ops.changes import Changes, Watching
 from streamproc.ops.health import HealthServer
 from streamproc.ops.metrics import Metrics
+from streamproc.ops.tables import TablesApi
+from streamproc.ops.tracing import Traces, open_traces
 from streamproc.ops.watch import LoopWatchdog
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.worker import Worker
@@ -42,14 +46,26 @@ async def serve(
     if failpoints.armed is not None:
         log.warning("failpoints_armed", points=failpoints.armed)  # a test; never elsewhere
     spare_the_collector()
+    traces = open_traces(settings.traces, settings.worker)
     ending = asyncio.Event()
     with signals(ending):
         async with Endpoints(settings) as endpoints:
             workers: list[Worker] = []
-            metrics = Metrics(lambda: [worker.observation.state() for worker in workers])
+            changes = Changes()
+            metrics = Metrics(
+                lambda: [worker.observation.state() for worker in workers],
+                volumes=volumes(settings),
+                listeners=lambda: (changes.listening, changes.dropped),
+            )
             workers += [
                 Worker(
-                    settings, page, endpoints, pages=folder, agents=agents, committed=counted(metrics, page)
+                    settings,
+                    page,
+                    endpoints,
+                    pages=folder,
+                    agents=agents,
+                    committed=noted(metrics, traces, page),
+                    watcher=Watching(page, changes),
                 )
                 for page in pages.values()
             ]
@@ -60,6 +76,8 @@ async def serve(
                 lambda: probe(workers),
                 lambda: {"workers": [worker.observation.status() for worker in workers]},
                 metrics.render,
+                parts=[TablesApi(list(pages.values()), endpoints.ledger, settings.worker), changes],
+                token=settings.api_token,
             )
             watchdog = LoopWatchdog()
             await health.start()
@@ -69,11 +87,27 @@ async def serve(
             finally:
                 watchdog.stop()
                 await health.stop()
+                if traces is not None:
+                    await traces.close()
 
 
-def counted(metrics: Metrics, page: Topology) -> Callable[[Epoch, float], None]:
-    """What a pipeline tells of its epochs, into the metrics."""
-    return lambda epoch, elapsed: metrics.committed(page.name, epoch, elapsed, time.time())
+def volumes(settings: Settings) -> dict[str, Path]:
+    """Folders of this machine that grow: what is embedded, and a lake that is a folder."""
+    folders = {"data": settings.data_dir}
+    if settings.lake.scheme == "file":
+        folders["lake"] = Path(unquote(urlsplit(settings.lake.reveal()).path))
+    return folders
+
+
+def noted(metrics: Metrics, traces: Traces | None, page: Topology) -> Callable[[Epoch, float], None]:
+    """What a pipeline tells of its epochs, into the metrics and the traces."""
+
+    def note(epoch: Epoch, elapsed: float) -> None:
+        metrics.committed(page.name, epoch, elapsed, time.time())
+        if traces is not None:
+            traces.committed(page.name, epoch)
+
+    return note
 
 
 async def _run_all(workers: Sequence[Worker], ending: asyncio.Event) -> None:

@@ -6,6 +6,7 @@ Every worker does it; several at once do no harm (the loader locks, the sweep is
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -42,6 +43,9 @@ class Upkeep:
         endpoints: Endpoints,
     ) -> None:
         assert endpoints.broker is not None
+        #: Work whose last turn failed, and the Unix time at which the warehouse had everything committed.
+        self.failing: set[str] = set()
+        self.loaded: float | None = None
         self._broker = endpoints.broker
         self._topology = topology
         self._ledger = ledger
@@ -65,6 +69,11 @@ class Upkeep:
         if self._warehouse is not None:
             await self._warehouse.close()
 
+    @property
+    def loads(self) -> bool:
+        """Whether there is a warehouse to load."""
+        return self._loader is not None
+
     async def run(self) -> None:
         """Until cancelled. A failure is logged and the work is tried again at its next turn."""
         async with asyncio.TaskGroup() as group:
@@ -77,7 +86,9 @@ class Upkeep:
     async def load(self) -> None:
         """Load the committed objects that the warehouse does not have yet."""
         if self._loader is not None:
+            begin = time.time()
             await self._loader.load_new()
+            self.loaded = begin
 
     async def finish(self) -> None:
         """Connect, load what is left, disconnect: for a run that has an end."""
@@ -138,7 +149,9 @@ class Upkeep:
         while True:
             try:
                 await work()
+                self.failing.discard(name)
             except StreamprocError as error:
+                self.failing.add(name)
                 log.warning("upkeep_failed", work=name, problem=str(error))
             end_if_cancelled()
             await asyncio.sleep(seconds)

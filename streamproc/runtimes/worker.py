@@ -28,7 +28,7 @@ from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
 from streamproc.ledger.shards import Shards
 from streamproc.model import Partition, RecordBatch
-from streamproc.pipeline import Limits, Pipeline
+from streamproc.pipeline import Limits, Pipeline, Watcher
 from streamproc.runtimes.agents import UserAgents
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.observation import Observation
@@ -72,8 +72,9 @@ class Worker:
         pages: Path,
         agents: str | None = None,
         committed: Callable[[Epoch, float], None] | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
-        """``pages``: the folder of the topic page, for files it names. ``committed``: see
+        """``pages``: the folder of the topic page, for files it names. ``committed``, ``watcher``: see
         :class:`~streamproc.pipeline.Pipeline`. Raises :class:`ConfigError`.
         """
         assert endpoints.broker is not None
@@ -116,6 +117,7 @@ class Worker:
             outbox=self._publication.outbox if self._publication else None,
             tell=self._copy_positions,
             committed=committed,
+            watcher=watcher,
         )
         self.observation = Observation(self)
         failpoints.watch(lambda: self.pipeline.uncommitted)

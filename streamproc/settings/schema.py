@@ -389,6 +389,25 @@ class Settings:
             "Address of health checks and metrics: `host:port`, port 0 for any free one",
         ),
     ]
+    api_token: Annotated[
+        Secret | None,
+        Setting(
+            parse.secret,
+            None,
+            "What `/api/v1/tables` and `/api/v1/events` ask for (`Authorization: Bearer …`); without it they "
+            "answer only on an address that no other machine reaches",
+            secret=True,
+        ),
+    ]
+    traces: Annotated[
+        str | None,
+        Setting(
+            parse.web_address,
+            None,
+            "OpenTelemetry collector that gets a trace of each epoch, by OTLP over HTTP (extra `otel`)",
+            computed="`OTEL_EXPORTER_OTLP_ENDPOINT`, else no traces",
+        ),
+    ]
     kafka: Kafka
     kinesis: Kinesis
     logs: Logs

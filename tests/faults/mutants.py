@@ -310,9 +310,9 @@ MUTANTS = (
             ),
             Change(
                 "pipeline.py",
-                "        put = time.perf_counter()\n",
+                '        put = epoch.spent("put", ready)\n',
                 '        await self._until_answered("intend", lambda: self._ledger.intend(epoch.id, plans, claims))\n'
-                "        put = time.perf_counter()\n",
+                '        put = epoch.spent("put", ready)\n',
             ),
         ),
         bench("kill at put.last"),

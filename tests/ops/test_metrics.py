@@ -52,6 +52,7 @@ class Committed:
         self.filtered_by = {"bots": 1}
         self.late = {"page_views": 3}
         self.seconds = {"fold": 0.2, "put": 0.02}
+        self.batches = {"transform": [0.1, 0.2], "fold": [0.05]}
         self.records = 10
         self.oldest_received_ms: int | None = 1_000_000
 
