@@ -59,6 +59,10 @@ install: $(VENV)/.installed-dev ## Install streamproc and the development tools 
 demo: $(VENV)/.installed ## Run the whole pipeline on this machine (ARGS="--events 500000 --headless")
 	$(BIN)/streamproc demo $(ARGS)
 
+.PHONY: demo-aws
+demo-aws: $(VENV)/.installed-aws ## Logs, Spark, Lambda, Redshift's loader and QuickSight on local servers (Java 17)
+	$(BIN)/python -m tests.e2e.aws_pipeline $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## Measure streamproc and a plain Faust agent on the same events (ARGS=--help)
 	$(BIN)/python benchmarks/run.py $(ARGS)
