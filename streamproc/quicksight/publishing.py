@@ -118,7 +118,8 @@ class Publisher:
             obstacle = "is there already and was not made by this command for this stream"
             return Change(wanted.kind, wanted.id, "update", obstacle=obstacle)
         state = there.get("Version", there)
-        if state.get("Status") == "CREATION_FAILED":
+        # A later version of a dashboard that fails leaves the published one as it was.
+        if state.get("Status") == "CREATION_FAILED" and state.get("VersionNumber", 1) == 1:
             return Change(wanted.kind, wanted.id, "replace", (f"its creation failed: {failures(state)}",))
         shared = await self._sharing(wanted)
         shared += [f"tag {key}" for key in self._tags if tags.get(key) != self._tags[key]]
@@ -203,7 +204,17 @@ def differing(wanted: Any, there: Any, path: str = "") -> list[str]:
 
 
 #: Members that name a part of a list, the most telling first.
-_NAMING = ("SheetId", "VisualId", "FilterGroupId", "FilterId", "Identifier", "ElementId", "FieldId", "ColumnName", "Name")
+_NAMING = (
+    "SheetId",
+    "VisualId",
+    "FilterGroupId",
+    "FilterId",
+    "Identifier",
+    "ElementId",
+    "FieldId",
+    "ColumnName",
+    "Name",
+)
 
 
 def _name(part: Any) -> str | None:

@@ -281,6 +281,16 @@ def test_throttling_and_slowness_are_waited_out(desk):
     assert desk.stub.throttled == 0
 
 
+def test_what_an_interrupted_run_began_is_waited_for(desk, monkeypatch):
+    desk.stub.slow = 3
+    with monkeypatch.context() as impatient:
+        impatient.setattr("streamproc.quicksight.service._DEADLINE", 0.0)
+        answer = desk.call("publish", "--yes", expect=1)
+        assert "is still CREATION_IN_PROGRESS" in answer.output
+    assert desk.done() == [("update", "summaries-aurora-postgresql"), *FIRST[1:]]
+    assert desk.done() == []
+
+
 def test_a_dashboard_that_the_service_cannot_make_is_told_with_its_reasons_and_made_anew_later(desk):
     reasons = [
         {"Type": "COLUMN_TYPE_MISMATCH", "Message": "views is not a number"},
