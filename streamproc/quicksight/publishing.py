@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamproc.errors import ConfigError, Mistake
-from streamproc.quicksight.permissions import Grants
 from streamproc.quicksight.refreshing import synchronize
 from streamproc.quicksight.resources import Kind, Resource
 from streamproc.quicksight.service import Service, failures
@@ -163,19 +162,19 @@ class Publisher:
         )
 
     async def _share(self, wanted: Resource) -> None:
-        """Exactly the principals of the settings: somebody who was taken out of them must not stay."""
+        """Exactly the principals of the settings: somebody who was taken out of them must not stay.
+
+        What is granted is always an owner's or a viewer's whole list; the service refuses others.
+        """
         if wanted.grants is None:
             return
         there = await self._service.grants(wanted.kind, wanted.id)
-        granted = {who: actions - there.get(who, frozenset()) for who, actions in wanted.grants.items()}
-        revoked = {who: actions - wanted.grants.get(who, frozenset()) for who, actions in there.items()}
-        granted, revoked = _without_empty(granted), _without_empty(revoked)
+        nothing: frozenset[str] = frozenset()
+        granted = {who: may for who, may in wanted.grants.items() if may - there.get(who, nothing)}
+        excess = {who: may - wanted.grants.get(who, nothing) for who, may in there.items()}
+        revoked = {who: actions for who, actions in excess.items() if actions}
         if granted or revoked:
             await self._service.grant(wanted, granted, revoked)
-
-
-def _without_empty(grants: Grants) -> dict[str, frozenset[str]]:
-    return {who: actions for who, actions in grants.items() if actions}
 
 
 def differing(wanted: Any, there: Any, path: str = "") -> list[str]:

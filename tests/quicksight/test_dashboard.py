@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,8 @@ from tests.quicksight.pages import (
     shipped,
     visuals_of,
 )
+from tests.support.quicksight_server import MODEL
+from tests.support.quicksight_stub import QuickSightStub
 
 BASE: dict[str, Any] = {
     "stream": {"name": "shop"},
@@ -327,3 +331,15 @@ def test_a_difference_is_named_by_what_it_is_in():
     there = {"a": {"x": 2, "filled": 3}, "s": [{"Name": "gone"}, {"Name": "one", "v": 2, "w": 3}], "l": [1]}
     assert differing(wanted, there) == ["a.x", "s[gone] goes", "s[one].v", "s[new] is new", "l"]
     assert differing(wanted, wanted | {"filled": 1}) == []
+
+
+def test_the_documented_policy_allows_every_operation_that_is_used():
+    """The stand-in has those operations and no others, and the tests of publishing run on it."""
+    text = (Path(__file__).parents[2] / "docs" / "quicksight.md").read_text()
+    (block,) = re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (statement,) = json.loads(block)["Statement"]
+    used = {name for name in MODEL.operation_names if hasattr(QuickSightStub, f"_{name}")}
+    # What a data set or a dashboard is built on has to be passed to it; no operation is called so.
+    assert set(statement["Action"]) == {
+        f"quicksight:{name}" for name in used | {"PassDataSource", "PassDataSet"}
+    }
