@@ -140,3 +140,27 @@ async def test_sessions_tell_their_duration_and_bounces_as_numbers(conn):
         conn, f"SELECT avg(bounce), avg(duration), count(DISTINCT visitor_id) FROM ({sessions.query}) q"
     )
     assert [tuple(map(float, row)) for row in found] == [(0.5, 45.0, 2.0)]
+
+
+async def plan(conn, query):
+    await conn.execute("SET enable_seqscan = off")  # of a table without rows no plan is cheaper than another
+    return "\n".join(line for (line,) in await rows(conn, f"EXPLAIN {query}"))
+
+
+async def test_an_incremental_refresh_reads_by_the_documented_index_and_not_by_that_of_the_raw_column(conn):
+    page = shipped()
+    await Summaries(page.tables, page.name).ensure(conn)
+    (views,) = (each for each in data_sets(page, warehouse="none") if each.identifier == "page_views")
+    refresh = f"SELECT * FROM ({views.query}) AS q WHERE window_start >= TIMESTAMP '2026-03-01'"
+    assert "Index Cond" not in await plan(conn, refresh)
+    await conn.execute("CREATE INDEX ON clickstream.page_views ((window_start AT TIME ZONE 'UTC'))")
+    assert "Index Cond" in await plan(conn, refresh)
+
+
+async def test_realtime_reads_by_the_index_that_is_there(conn):
+    page = shipped()
+    await Summaries(page.tables, page.name).ensure(conn)
+    (activity,) = (each for each in data_sets(page, warehouse="none") if each.kind == "hops")
+    assert "Index Cond" in await plan(
+        conn, f"SELECT host, sum(events) FROM ({activity.query}) AS q GROUP BY 1"
+    )
