@@ -50,10 +50,10 @@ def show_command(topic: str | None, config: Path | None, topics: Path | None, as
     settings = load_settings(config, topics)
     warehouse = engine(settings.quicksight.warehouse)
     found = [
-        [page.name, sheet.name, *_drawn(visual)]
+        [page.name, sheet.name, *_drawn(each.visual)]
         for page in _pages(settings, topic).values()
         for sheet in sheets(data_sets(page, warehouse=warehouse))
-        for visual, _ in sheet.elements
+        for each in sheet.elements
     ]
     header = ["stream", "sheet", "visual", "title"]
     if as_json:

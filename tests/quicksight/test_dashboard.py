@@ -229,6 +229,23 @@ def test_a_page_with_more_tables_than_a_dashboard_takes_is_refused():
         check(made(read_page(BASE | {"tables": tables}, "shop.toml")), ACCOUNT)
 
 
+def test_a_page_with_many_tables_has_further_sheets():
+    tables = {
+        f"t{n}": {"window": WINDOWS[0], "by": ["path"], "measures": {"n": MEASURES[0]}} for n in range(40)
+    }
+    page = read_page(BASE | {"tables": tables}, "shop.toml")
+    check(made(page), ACCOUNT)
+    names = [(sheet["Name"], len(sheet["Visuals"])) for sheet in definition_of(page)["Sheets"]]
+    # On the overview a line of each table and a number of the first; then a line, a bar chart and a table of each.
+    assert names == [
+        ("Overview", 41),
+        ("Content 1", 50),
+        ("Content 2", 50),
+        ("Content 3", 20),
+        ("Realtime", 1),
+    ]
+
+
 def first(definition: dict[str, Any], kind: str) -> dict[str, Any]:
     return next(content for _, found, content in visuals_of(definition) if found == kind)
 
