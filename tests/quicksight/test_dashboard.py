@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ from tests.quicksight.pages import (
 )
 from tests.support.quicksight_server import MODEL
 from tests.support.quicksight_stub import QuickSightStub
+
+
+@pytest.fixture(scope="module")
+def clickstream() -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """The definition of the shipped page's dashboard, and the columns of its data sets."""
+    return definition_of(shipped()), columns_of(shipped())
+
 
 BASE: dict[str, Any] = {
     "stream": {"name": "shop"},
@@ -106,7 +114,7 @@ def test_a_shipped_page_gives_what_the_service_would_take(path):
 
 
 @given(tables)
-@settings(max_examples=20)
+@settings(max_examples=12)
 def test_any_page_gives_what_the_service_would_take(found):
     page = read_page(BASE | {"tables": found}, "shop.toml")
     resources = made(page)
@@ -118,7 +126,7 @@ def test_any_page_gives_what_the_service_would_take(found):
 
 
 @given(tables)
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_every_visual_is_of_columns_that_are_there(found):
     """Found by text instead of by structure."""
     page = read_page(BASE | {"tables": found}, "shop.toml")
@@ -319,8 +327,10 @@ def sorted_by_nothing(d: dict[str, Any]) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_the_service_would_find_only_while_it_builds_a_dashboard_is_found_before(spoil, told):
-    definition, columns = definition_of(shipped()), columns_of(shipped())
+def test_what_the_service_would_find_only_while_it_builds_a_dashboard_is_found_before(
+    spoil, told, clickstream
+):
+    definition, columns = deepcopy(clickstream[0]), clickstream[1]
     assert list(definition_problems(definition, columns)) == []
     spoil(definition)
     assert told in "\n".join(definition_problems(definition, columns))
