@@ -17,7 +17,7 @@ from streamproc.errors import ConfigError, Mistake
 from streamproc.quicksight.checks import check
 from streamproc.quicksight.data_sets import data_sets
 from streamproc.quicksight.publishing import Change, Publisher
-from streamproc.quicksight.resources import Resource, resources
+from streamproc.quicksight.resources import Resource, engine, resources
 from streamproc.quicksight.service import Service, connected
 from streamproc.quicksight.sheets import sheets
 from streamproc.settings import Settings
@@ -48,12 +48,12 @@ def quicksight_command() -> None:
 def show_command(topic: str | None, config: Path | None, topics: Path | None, as_json: bool) -> None:
     """Show the sheets and visuals that the pages give, without asking anybody."""
     settings = load_settings(config, topics)
-    with_events = settings.quicksight.warehouse.scheme != "none"
+    warehouse = engine(settings.quicksight.warehouse)
     found = [
-        [page.name, sheet.name, *_drawn(visual)]
+        [page.name, sheet.name, *_drawn(each.visual)]
         for page in _pages(settings, topic).values()
-        for sheet in sheets(data_sets(page, warehouse=with_events))
-        for visual, _ in sheet.elements
+        for sheet in sheets(data_sets(page, warehouse=warehouse))
+        for each in sheet.elements
     ]
     header = ["stream", "sheet", "visual", "title"]
     if as_json:

@@ -120,10 +120,10 @@ def _described(measure: Measure) -> str:
     return f"{described}, where {measure.where}" if measure.where else described
 
 
-def selected(name: str, type_: pl.DataType) -> sql.Composable:
-    """SQL: the column as QuickSight can read it, under its own name."""
+def selected(name: str, type_: pl.DataType, *, zoned: bool) -> sql.Composable:
+    """SQL: the column as QuickSight can read it, under its own name. ``zoned``: times have a time zone."""
     id_ = sql.Identifier(name)
-    if isinstance(type_, pl.Datetime):
+    if isinstance(type_, pl.Datetime) and zoned:
         return sql.SQL("{0} AT TIME ZONE 'UTC' AS {0}").format(id_)
     if type_ == pl.Boolean():
         return sql.SQL("CASE WHEN {0} THEN 1 WHEN NOT {0} THEN 0 END AS {0}").format(id_)

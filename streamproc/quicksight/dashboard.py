@@ -57,7 +57,7 @@ def _sheet(sheet: Sheet) -> Json:
         "SheetId": sheet.id,
         "Name": sheet.name,
         "ContentType": "INTERACTIVE",
-        "Visuals": [visual for visual, _ in sheet.elements],
+        "Visuals": [each.visual for each in sheet.elements],
         "Layouts": [
             {"Configuration": {"GridLayout": {"Elements": sheet.layout(), "CanvasSizeOptions": _CANVAS}}}
         ],

@@ -65,14 +65,14 @@ class DataSet:
         return [each for each in self.columns if each.dimension and each.name not in key]
 
 
-def data_sets(page: Topology, *, warehouse: bool) -> list[DataSet]:
-    """All data sets of a stream. ``warehouse``: whether QuickSight can reach the events."""
+def data_sets(page: Topology, *, warehouse: str) -> list[DataSet]:
+    """All data sets of a stream. ``warehouse``: what has the events, ``redshift``, ``postgresql`` or ``none``."""
     found = []
     for table in page.tables:
         found.append(_of_table(table, page))
         found += [_of_funnel(table, measure, page) for measure in table.measures if measure.kind == "funnel"]
-    if warehouse and page.sinks.warehouse:
-        found.append(_of_events(page))
+    if warehouse != "none" and page.sinks.warehouse:
+        found.append(_of_events(page, zoned=warehouse != "redshift"))
     return found
 
 
@@ -115,10 +115,11 @@ def _of_funnel(table: Table, funnel: Measure, page: Topology) -> DataSet:
         )
         for number, (step, _) in enumerate(funnel.steps, start=1)
     )
-    names = [(each.name, each.type) for each in (*layout.by, layout.span[0])]
+    added = {"step", "step_name", "reached_at"}
+    names = [(each.name, each.type) for each in (*layout.by, layout.span[0]) if each.name not in added]
     heads = _known([column(name, type_) for name, type_ in names])
     firsts = [(each.name, each.type) for each in table.measures if each.kind in {"first", "last"}]
-    taken = {"step", "step_name", *(name for name, _ in names)}
+    taken = {*added, *(name for name, _ in names)}
     split = _known([column(n, type_) for n, type_ in firsts if type_ == pl.String() and n not in taken])
     query = sql.SQL(
         "SELECT {}, steps.step, steps.step_name FROM {} CROSS JOIN LATERAL (VALUES {})"
@@ -142,14 +143,17 @@ def _of_funnel(table: Table, funnel: Measure, page: Topology) -> DataSet:
     )
 
 
-def _of_events(page: Topology) -> DataSet:
-    """The events of the last month, without what holds JSON, which is for queries by hand."""
+def _of_events(page: Topology, *, zoned: bool) -> DataSet:
+    """The events of the last month, without what holds JSON, which is for queries by hand.
+
+    ``zoned``: times have a time zone; those in Redshift are in UTC and do not say so.
+    """
     json = {each.name for each in page.contract.fields if each.type is FieldType.JSON}
     types = {name: type_ for name, type_ in page.columns.items() if name not in json}
     amounts = {each.name for each in page.contract.fields if each.type is FieldType.NUMBER}
     columns = _known([column(n, type_, "SUM" if n in amounts else None) for n, type_ in types.items()])
     query = sql.SQL("SELECT {} FROM {} WHERE event_time >= CURRENT_DATE - {}").format(
-        sql.SQL(", ").join(_parts(list(types.items()), columns)),
+        sql.SQL(", ").join(_parts(list(types.items()), columns, zoned=zoned)),
         sql.Identifier("warehouse", page.name),
         sql.Literal(_EVENT_DAYS),
     )
@@ -158,9 +162,11 @@ def _of_events(page: Topology) -> DataSet:
     )
 
 
-def _parts(typed: Sequence[tuple[str, pl.DataType]], columns: Sequence[Column]) -> list[sql.Composable]:
+def _parts(
+    typed: Sequence[tuple[str, pl.DataType]], columns: Sequence[Column], *, zoned: bool = True
+) -> list[sql.Composable]:
     wanted = {each.name for each in columns}
-    return [selected(name, type_) for name, type_ in typed if name in wanted]
+    return [selected(name, type_, zoned=zoned) for name, type_ in typed if name in wanted]
 
 
 def _known(columns: Sequence[Column | None]) -> tuple[Column, ...]:

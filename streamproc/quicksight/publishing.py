@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamproc.errors import ConfigError, Mistake
-from streamproc.quicksight.permissions import Grants
 from streamproc.quicksight.refreshing import synchronize
 from streamproc.quicksight.resources import Kind, Resource
 from streamproc.quicksight.service import Service, failures
@@ -118,7 +117,8 @@ class Publisher:
             obstacle = "is there already and was not made by this command for this stream"
             return Change(wanted.kind, wanted.id, "update", obstacle=obstacle)
         state = there.get("Version", there)
-        if state.get("Status") == "CREATION_FAILED":
+        # A later version of a dashboard that fails leaves the published one as it was.
+        if state.get("Status") == "CREATION_FAILED" and state.get("VersionNumber", 1) == 1:
             return Change(wanted.kind, wanted.id, "replace", (f"its creation failed: {failures(state)}",))
         shared = await self._sharing(wanted)
         shared += [f"tag {key}" for key in self._tags if tags.get(key) != self._tags[key]]
@@ -162,19 +162,19 @@ class Publisher:
         )
 
     async def _share(self, wanted: Resource) -> None:
-        """Exactly the principals of the settings: somebody who was taken out of them must not stay."""
+        """Exactly the principals of the settings: somebody who was taken out of them must not stay.
+
+        What is granted is always an owner's or a viewer's whole list; the service refuses others.
+        """
         if wanted.grants is None:
             return
         there = await self._service.grants(wanted.kind, wanted.id)
-        granted = {who: actions - there.get(who, frozenset()) for who, actions in wanted.grants.items()}
-        revoked = {who: actions - wanted.grants.get(who, frozenset()) for who, actions in there.items()}
-        granted, revoked = _without_empty(granted), _without_empty(revoked)
+        nothing: frozenset[str] = frozenset()
+        granted = {who: may for who, may in wanted.grants.items() if may - there.get(who, nothing)}
+        excess = {who: may - wanted.grants.get(who, nothing) for who, may in there.items()}
+        revoked = {who: actions for who, actions in excess.items() if actions}
         if granted or revoked:
             await self._service.grant(wanted, granted, revoked)
-
-
-def _without_empty(grants: Grants) -> dict[str, frozenset[str]]:
-    return {who: actions for who, actions in grants.items() if actions}
 
 
 def differing(wanted: Any, there: Any, path: str = "") -> list[str]:
@@ -203,7 +203,17 @@ def differing(wanted: Any, there: Any, path: str = "") -> list[str]:
 
 
 #: Members that name a part of a list, the most telling first.
-_NAMING = ("SheetId", "VisualId", "FilterGroupId", "FilterId", "Identifier", "ElementId", "FieldId", "ColumnName", "Name")
+_NAMING = (
+    "SheetId",
+    "VisualId",
+    "FilterGroupId",
+    "FilterId",
+    "Identifier",
+    "ElementId",
+    "FieldId",
+    "ColumnName",
+    "Name",
+)
 
 
 def _name(part: Any) -> str | None:

@@ -76,7 +76,7 @@ def resources(page: Topology, settings: Settings, place: Place) -> list[Resource
     Raises :class:`ConfigError` when a setting is missing, or QuickSight cannot reach what it names.
     """
     asked = settings.quicksight
-    sets = data_sets(page, warehouse=asked.warehouse.scheme != "none")
+    sets = data_sets(page, warehouse=engine(asked.warehouse))
     sources = {
         role: _data_source(page, role, asked)
         for role in ("summaries", "warehouse")
@@ -148,6 +148,13 @@ def _database(url: Url) -> tuple[str, dict[str, Any]]:
         "redshift": ("REDSHIFT", "RedshiftParameters"),
     }[url.scheme]
     return type_, {parameters: {"Host": host, "Port": int(port), "Database": database}}
+
+
+def engine(url: Url) -> str:
+    """What speaks SQL there: ``redshift``, ``postgresql`` or ``none``."""
+    return {"none": "none", "redshift": "redshift", "redshift-cluster": "redshift"}.get(
+        url.scheme, "postgresql"
+    )
 
 
 def _data_set_id(page: Topology, data: DataSet, asked: QuickSight) -> str:

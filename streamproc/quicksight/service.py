@@ -132,9 +132,10 @@ class Service:
         return sorted(each for each in found if each == base or each.startswith(f"{base}-"))
 
     async def describe(self, kind: Kind, id_: str) -> dict[str, Any] | None:
-        """As the service has it, ``None`` when there is none."""
+        """As the service has it, of a dashboard its newest version. ``None`` when there is none."""
         names = _NAMES[kind]
-        answer = await self.maybe(f"describe_{names.verb}", **{names.id: id_})
+        newest = {"AliasName": "$LATEST"} if kind is Kind.DASHBOARD else {}
+        answer = await self.maybe(f"describe_{names.verb}", **{names.id: id_}, **newest)
         return None if answer is None else dict(answer[names.described])
 
     async def definition(self, id_: str) -> dict[str, Any]:
@@ -166,6 +167,7 @@ class Service:
         """Make what is there as ``resource`` says, and wait; a dashboard's new version becomes the one that is seen."""
         verb = _NAMES[resource.kind].verb
         request = {key: value for key, value in resource.request.items() if key != "Type"}
+        await self._quiet(resource)  # a run that was interrupted may have begun something
         answer = await self.call(f"update_{verb}", **request)
         version = int(answer["VersionArn"].rpartition("/")[2]) if resource.kind is Kind.DASHBOARD else 1
         await self._settled(resource, version)
@@ -213,25 +215,30 @@ class Service:
 
     async def _settled(self, resource: Resource, version: int) -> None:
         """Wait while it is being made. Raises :class:`DependencyError` with what the service found wrong."""
-        if resource.kind is Kind.DATA_SET:
-            return  # it is there at once; its rows come later
+        state = await self._quiet(resource, version)
+        if not state.get("Status", "_SUCCESSFUL").endswith("_SUCCESSFUL"):
+            raise DependencyError(str(resource), f"{state['Status']}: {failures(state)}")
+
+    async def _quiet(self, resource: Resource, version: int | None = None) -> dict[str, Any]:
+        """Its state once nothing is in progress; of a dashboard, that of a version or of the newest.
+
+        A data set has none: it is there at once, and its rows come later.
+        """
         waited, look = 0.0, _FIRST_LOOK
-        while waited < _DEADLINE:
-            state = await self._state(resource, version)
-            status = state.get("Status", "")
-            if status.endswith("_SUCCESSFUL"):
-                return
-            if not status.endswith("_IN_PROGRESS"):
-                raise DependencyError(str(resource), f"{status}: {failures(state)}")
+        while True:
+            if version is not None and resource.kind is Kind.DASHBOARD:
+                answer = await self.call("describe_dashboard", DashboardId=resource.id, VersionNumber=version)
+                found = answer["Dashboard"]
+            else:
+                found = await self.describe(resource.kind, resource.id) or {}
+            state: dict[str, Any] = found.get("Version", found)
+            if not state.get("Status", "").endswith("_IN_PROGRESS"):
+                return state
+            if waited >= _DEADLINE:
+                problem = f"is still {state['Status']} after {_DEADLINE:.0f} s"
+                raise DependencyError(str(resource), problem, "run it again")
             await self._pause(look)
             waited, look = waited + look, min(look * 2, _LAST_LOOK)
-        raise DependencyError(str(resource), f"is still being made after {_DEADLINE:.0f} s", "run it again")
-
-    async def _state(self, resource: Resource, version: int) -> dict[str, Any]:
-        if resource.kind is Kind.DASHBOARD:
-            answer = await self.call("describe_dashboard", DashboardId=resource.id, VersionNumber=version)
-            return dict(answer["Dashboard"]["Version"])
-        return await self.describe(resource.kind, resource.id) or {}
 
 
 def failures(state: Mapping[str, Any]) -> str:

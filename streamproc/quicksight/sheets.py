@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from streamproc.quicksight import visuals
 from streamproc.quicksight.columns import Column
@@ -22,6 +23,9 @@ _WIDTH = 36
 #: Width and height on the grid.
 _SMALL, _HALF, _WHOLE = (6, 4), (18, 10), (36, 12)
 
+#: Visuals of one sheet; the service's model allows 75, which nobody would scroll through.
+_MOST = 50
+
 #: Bar charts of one table; the table beside them has all its columns.
 _BARS = 5
 
@@ -30,24 +34,46 @@ _AUDIENCE = re.compile(r"(country|continent|region|city|postal_code|language|bro
 _CONTENT = re.compile(r"(host|path|page|url|query|title|section|landing|exit)(_.*)?")
 
 
+class Element(NamedTuple):
+    """A visual, its width and height on the grid, and the data set it shows."""
+
+    visual: Json
+    size: tuple[int, int]
+    data: DataSet
+
+
 @dataclass
 class Sheet:
-    """A sheet in the making. ``elements``: each visual with its size on the grid."""
+    """A sheet in the making."""
 
     id: str
     name: str
-    elements: list[tuple[Json, tuple[int, int]]] = field(default_factory=list)
-    data: dict[str, DataSet] = field(default_factory=dict)
+    elements: list[Element] = field(default_factory=list)
+
+    @property
+    def data(self) -> dict[str, DataSet]:
+        """What it shows, by identifier."""
+        return {each.data.identifier: each.data for each in self.elements}
+
+    @property
+    def pages(self) -> list[Sheet]:
+        """The sheet, or several when it has more visuals than one may have."""
+        parts = [self.elements[at : at + _MOST] for at in range(0, len(self.elements), _MOST)]
+        return [
+            Sheet(f"{self.id}-{number}" if number > 1 else self.id, f"{self.name} {number}", part)
+            if len(parts) > 1
+            else self
+            for number, part in enumerate(parts, start=1)
+        ]
 
     def add(self, size: tuple[int, int], data: DataSet, what: str, make: Callable[[str], Json]) -> None:
         """Put a visual on the sheet; its id says what it shows, so that it stays the same over updates."""
-        self.data[data.identifier] = data
-        self.elements.append((make(f"{self.id}-{data.key}-{what}"), size))
+        self.elements.append(Element(make(f"{self.id}-{data.key}-{what}"), size, data))
 
     def layout(self) -> list[Json]:
         """Left to right, a new row where the next does not fit."""
         placed, left, top, height = [], 0, 0, 0
-        for visual, (width, tall) in self.elements:
+        for visual, (width, tall), _ in self.elements:
             if left + width > _WIDTH:
                 left, top, height = 0, top + height, 0
             (content,) = visual.values()
@@ -96,7 +122,7 @@ def sheets(data_sets: Sequence[DataSet]) -> list[Sheet]:
     for data in by_kind["events"]:
         _events(realtime, data)
     found = [overview, acquisition, content, audience, sessions, realtime]
-    return [sheet for sheet in found if sheet.elements]
+    return [page for sheet in found for page in sheet.pages]
 
 
 _KINDS = ("windows", "sessions", "funnel", "hops", "events")

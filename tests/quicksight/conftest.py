@@ -72,10 +72,10 @@ class Desk:
     def write(self, page: str) -> None:
         (self.folder / "shop.toml").write_text(page)
 
-    def call(self, *arguments: str, expect: int = 0) -> Result:
+    def call(self, *arguments: str, expect: int = 0, topics: Path | None = None) -> Result:
         environment = {f"STREAMPROC_QUICKSIGHT_{key}": value for key, value in self.settings.items()}
-        topics = ["--topics", str(self.folder)]
-        answer = CliRunner().invoke(main, ["quicksight", *arguments, *topics], env=environment)
+        pages = ["--topics", str(topics or self.folder)]
+        answer = CliRunner().invoke(main, ["quicksight", *arguments, *pages], env=environment)
         assert answer.exit_code == expect, (answer.output, answer.exception)
         return answer
 

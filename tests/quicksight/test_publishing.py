@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.quicksight.conftest import HOPS, OWNER, PAGE, SECRET, VIEWER
+from tests.quicksight.pages import SHIPPED
 from tests.support.quicksight_stub import ACCOUNT
 
 pytestmark = pytest.mark.aws
@@ -24,6 +25,25 @@ def test_a_page_becomes_a_data_source_data_sets_and_a_dashboard(desk):
     assert desk.done() == FIRST
     assert set(desk.stub.data_sets) == {desk.id("table-views"), desk.id("table-visits")}
     assert set(desk.stub.dashboards) == {desk.id("")}
+
+
+def test_the_shipped_clickstream_is_published_as_it_is(desk):
+    desk.settings |= {"WAREHOUSE": "redshift-cluster://events/clicks", "WAREHOUSE_SECRET": SECRET}
+    desk.call("publish", "clickstream", "--yes", topics=SHIPPED[0].parent)
+    sets = {id_: each["ImportMode"] for id_, each in desk.stub.data_sets.items()}
+    base = f"{desk.prefix}-clickstream"
+    assert {id_.removeprefix(f"{base}-"): mode for id_, mode in sets.items()} == {
+        "table-page_views": "SPICE",
+        "table-site_activity": "DIRECT_QUERY",
+        "table-traffic_sources": "SPICE",
+        "table-audience": "SPICE",
+        "table-sessions": "SPICE",
+        "table-checkout_funnel": "SPICE",
+        "funnel-checkout_funnel-checkout": "SPICE",
+        "events": "DIRECT_QUERY",
+    }
+    answer = desk.call("diff", "clickstream", topics=SHIPPED[0].parent)
+    assert "QuickSight is as the pages say." in answer.stdout
 
 
 def test_publishing_again_changes_nothing(desk):
@@ -214,6 +234,18 @@ def test_who_leaves_the_settings_loses_the_permission_and_nothing_else_is_touche
     assert changed == {"UpdateDashboardPermissions", "TagResource"}
 
 
+def test_owners_and_viewers_change_places_by_whole_lists_of_actions(desk):
+    desk.done()
+    desk.settings |= {"OWNERS": VIEWER, "VIEWERS": OWNER}
+    dashboard = desk.stub.permissions[f"dashboard/{desk.id('')}"]
+    owner, viewer = set(dashboard[OWNER]), set(dashboard[VIEWER])
+    assert {action for action, _ in desk.done()} == {"share"}
+    assert dashboard == {OWNER: viewer, VIEWER: owner}
+    ((_, asked),) = desk.stub.asked("UpdateDashboardPermissions")
+    assert asked["GrantPermissions"] == [{"Principal": VIEWER, "Actions": sorted(owner)}]
+    assert desk.done() == []
+
+
 def test_without_principals_in_the_settings_permissions_are_left_to_people(desk):
     del desk.settings["OWNERS"], desk.settings["VIEWERS"]
     desk.done()
@@ -279,6 +311,16 @@ def test_throttling_and_slowness_are_waited_out(desk):
     desk.stub.slow = 2
     assert desk.done() == FIRST
     assert desk.stub.throttled == 0
+
+
+def test_what_an_interrupted_run_began_is_waited_for(desk, monkeypatch):
+    desk.stub.slow = 3
+    with monkeypatch.context() as impatient:
+        impatient.setattr("streamproc.quicksight.service._DEADLINE", 0.0)
+        answer = desk.call("publish", "--yes", expect=1)
+        assert "is still CREATION_IN_PROGRESS" in answer.output
+    assert desk.done() == [("update", "summaries-aurora-postgresql"), *FIRST[1:]]
+    assert desk.done() == []
 
 
 def test_a_dashboard_that_the_service_cannot_make_is_told_with_its_reasons_and_made_anew_later(desk):

@@ -2,8 +2,9 @@
 
 Of the operations that are used, moto 5.2 has those of data sources but their permissions, ``CreateDataSet``,
 ``CreateDashboard``, ``DescribeDashboard``, ``ListDashboards`` and tags. It keeps of a data set only the name and of a
-dashboard only one version, checks nothing, and has no other operation of either. So data sources and their tags are moto's,
-``CreateDataSet`` and ``CreateDashboard`` are sent to it too and have to succeed there, and the rest is kept here.
+dashboard only one version, checks nothing, and has no other operation of either. So data sources and their tags are
+moto's, ``CreateDataSet`` and ``CreateDashboard`` are sent to it too and have to succeed there, and the rest is kept
+here.
 
 Every request is parsed by the service model of botocore, checked against it (types, required members, bounds,
 enumerations, patterns), and refused as the service would when it is wrong. A dashboard is made in the background and
@@ -16,360 +17,19 @@ failures come only as told; how the service normalises a definition is guessed.
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
-import threading
-import urllib.parse
-from collections import defaultdict, deque
 from copy import deepcopy
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
 
-import botocore.session
-from botocore.validate import ParamValidator
+from tests.support.quicksight_data import DataSets, DataSources, Refreshes
+from tests.support.quicksight_server import ACCOUNT, QuickSightServer, Refusal
 
-ACCOUNT = "123456789012"  # moto's
-
-MODEL = botocore.session.get_session().get_service_model("quicksight")
-
-#: Resources of a page of a list.
-PAGE = 3
+__all__ = ["ACCOUNT", "QuickSightStub"]
 
 
-class Refusal(Exception):
-    """An error of the service: its code and message."""
-
-
-def _errors(shape: Any, value: Any, path: str) -> list[str]:
-    """What botocore's validator leaves out."""
-    limits, found = shape.metadata, []
-    measure = value if isinstance(value, int | float) else len(value) if hasattr(value, "__len__") else 0
-    if measure > limits.get("max", float("inf")):
-        found.append(f"{path}: at most {limits['max']}")
-    if shape.type_name == "structure":
-        for name, inner in value.items():
-            found += _errors(shape.members[name], inner, f"{path}.{name}")
-    elif shape.type_name == "list":
-        for inner in value:
-            found += _errors(shape.member, inner, path)
-    elif shape.type_name == "map":
-        for key, inner in value.items():
-            found += _errors(shape.key, key, f"{path} key") + _errors(shape.value, inner, f"{path}.{key}")
-    elif shape.type_name == "string":
-        if shape.enum and value not in shape.enum:
-            found.append(f"{path}: {value} is not in the enumeration")
-        pattern = limits.get("pattern")
-        if pattern and "\\p{" not in pattern and not re.fullmatch(pattern, value):
-            found.append(f"{path}: {value} does not match {pattern}")
-    return found
-
-
-def _route(operation: str) -> tuple[str, re.Pattern[str]]:
-    http_ = MODEL.operation_model(operation).http
-    return http_["method"], re.compile(
-        re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", http_["requestUri"].partition("?")[0])
-    )
-
-
-@dataclass
-class QuickSightStub:
-    """``moto``: host and port. ``throttled``: requests to refuse next. ``slow``: answers "in progress" first."""
-
-    moto: tuple[str, int]
-    throttled: int = 0
-    slow: int = 0
-    #: Operation → codes to refuse the next calls of it with.
-    refusals: dict[str, deque[str]] = field(default_factory=lambda: defaultdict(deque))
-    #: Id → what the service finds wrong while it makes it.
-    failing: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    data_sets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    schedules: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: defaultdict(dict))
-    properties: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: Id → versions, from the first.
-    dashboards: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    published: dict[str, int] = field(default_factory=dict)
-    permissions: dict[str, dict[str, set[str]]] = field(default_factory=lambda: defaultdict(dict))
-    tags: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
-    #: Id → state, where moto's "made at once" will not do.
-    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def __enter__(self) -> Self:
-        stub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def _serve(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status, answer, error = stub._answer(self.command, self.path, dict(self.headers), body)
-                content = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                if error:
-                    self.send_header("x-amzn-ErrorType", error)
-                self.end_headers()
-                self.wfile.write(content)
-
-            do_GET = do_POST = do_PUT = do_DELETE = _serve
-
-            def log_message(self, *_: object) -> None:
-                """Nothing."""
-
-        self._routes = {name: _route(name) for name in self._operations()}
-        self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def asked(self, *operations: str) -> list[tuple[str, dict[str, Any]]]:
-        """The requests of these operations, or those that change something."""
-        reading = ("Describe", "List")
-        return [
-            (name, arguments)
-            for name, arguments in self.requests
-            if (name in operations if operations else not name.startswith(reading))
-        ]
-
-    def _operations(self) -> list[str]:
-        return [name for name in MODEL.operation_names if hasattr(self, f"_{name}")]
-
-    def _answer(
-        self, method: str, target: str, headers: dict[str, str], body: bytes
-    ) -> tuple[int, dict[str, Any], str]:
-        with self._lock:
-            if self.throttled:
-                self.throttled -= 1
-                return 429, {"Message": "Rate exceeded"}, "ThrottlingException"
-            try:
-                operation, arguments = self._parsed(method, target, body)
-                self.requests.append((operation, arguments))
-                if self.refusals[operation]:
-                    raise Refusal(self.refusals[operation].popleft(), "as told")
-                self._sent = (method, target, headers, body)
-                answer = getattr(self, f"_{operation}")(deepcopy(arguments))
-                return 200, {"Status": 200, "RequestId": "r", **answer}, ""
-            except Refusal as refusal:
-                code, message = refusal.args
-                status = MODEL.shape_for(code).metadata["error"]["httpStatusCode"]
-                return status, {"Message": message}, code
-
-    def _parsed(self, method: str, target: str, body: bytes) -> tuple[str, dict[str, Any]]:
-        url = urllib.parse.urlsplit(target)
-        routes = [
-            (name, pattern.fullmatch(url.path))
-            for name, (verb, pattern) in self._routes.items()
-            if verb == method
-        ]
-        name, found = next(((name, found) for name, found in routes if found), ("", None))
-        if found is None:
-            raise Refusal("InvalidParameterValueException", f"no operation here: {method} {url.path}")
-        shape = MODEL.operation_model(name).input_shape
-        given = {key: urllib.parse.unquote(value) for key, value in found.groupdict().items()}
-        given |= dict(urllib.parse.parse_qsl(url.query))
-        arguments: dict[str, Any] = json.loads(body or b"{}")
-        for member, kind in shape.members.items():
-            place = kind.serialization.get("location")
-            if place in {"uri", "querystring"}:
-                value = given.get(kind.serialization.get("name", member))
-                if value is not None:
-                    arguments[member] = int(value) if kind.type_name in {"integer", "long"} else value
-        report = ParamValidator().validate(arguments, shape)
-        problems = [report.generate_report()] if report.has_errors() else _errors(shape, arguments, name)
-        if problems:
-            raise Refusal("InvalidParameterValueException", "; ".join(problems))
-        return name, arguments
-
-    def _by_moto(self) -> dict[str, Any]:
-        method, target, headers, body = self._sent
-        connection = http.client.HTTPConnection(*self.moto)
-        try:
-            connection.request(method, target, body, headers)
-            response = connection.getresponse()
-            answer: dict[str, Any] = json.loads(response.read())
-        finally:
-            connection.close()
-        if response.status >= 400:
-            code = response.headers.get("x-amzn-ErrorType") or answer.get(
-                "__type", "InternalFailureException"
-            )
-            raise Refusal(code, str(answer.get("Message") or answer.get("message")))
-        return answer
-
-    # Data sources: moto's, but for what it has not.
-
-    def _CreateDataSource(self, asked: dict[str, Any]) -> dict[str, Any]:
-        id_ = asked["DataSourceId"]
-        if id_ in self.sources:
-            raise Refusal("ResourceExistsException", id_)
-        answer = self._by_moto()
-        self._begin(self.sources, id_, "CREATION")
-        self._allow(f"datasource/{id_}", asked)
-        return answer | {"CreationStatus": "CREATION_IN_PROGRESS"}
-
-    def _UpdateDataSource(self, asked: dict[str, Any]) -> dict[str, Any]:
-        answer = self._by_moto()
-        self._begin(self.sources, asked["DataSourceId"], "UPDATE")
-        return answer | {"UpdateStatus": "UPDATE_IN_PROGRESS"}
-
-    def _DescribeDataSource(self, asked: dict[str, Any]) -> dict[str, Any]:
-        answer = self._by_moto()
-        answer["DataSource"] |= self._progress(self.sources[asked["DataSourceId"]])
-        answer["DataSource"] = {
-            key: value for key, value in answer["DataSource"].items() if value is not None
-        }
-        return answer
-
-    def _DeleteDataSource(self, asked: dict[str, Any]) -> dict[str, Any]:
-        self.sources.pop(asked["DataSourceId"], None)
-        self._forget(f"datasource/{asked['DataSourceId']}")
-        return self._by_moto()
-
-    def _ListDataSources(self, _: dict[str, Any]) -> dict[str, Any]:
-        return self._by_moto()
-
-    # Data sets.
-
-    def _CreateDataSet(self, asked: dict[str, Any]) -> dict[str, Any]:
-        id_ = asked["DataSetId"]
-        if id_ in self.data_sets:
-            raise Refusal("ResourceExistsException", id_)
-        self._look_at(asked)
-        assert self._by_moto()["DataSetId"] == id_
-        self._allow(f"dataset/{id_}", asked)
-        return self._keep(asked, "created")
-
-    def _UpdateDataSet(self, asked: dict[str, Any]) -> dict[str, Any]:
-        self._there(self.data_sets, asked["DataSetId"])
-        self._look_at(asked)
-        return self._keep(asked, "updated")
-
-    def _look_at(self, asked: dict[str, Any]) -> None:
-        for table in asked["PhysicalTableMap"].values():
-            (content,) = table.values()
-            if content["DataSourceArn"].rpartition("/")[2] not in self.sources:
-                raise Refusal("ResourceNotFoundException", content["DataSourceArn"])
-            names = [column["Name"] for column in content["Columns"]]
-            if len(names) != len(set(names)):
-                raise Refusal("InvalidParameterValueException", "a column stands twice")
-        for table in asked["LogicalTableMap"].values():
-            if table["Source"]["PhysicalTableId"] not in asked["PhysicalTableMap"]:
-                raise Refusal("InvalidParameterValueException", "no such physical table")
-            tagged = {t["TagColumnOperation"]["ColumnName"] for t in table.get("DataTransforms", ())}
-            if not tagged <= set(names):
-                raise Refusal("InvalidParameterValueException", f"no such column: {tagged - set(names)}")
-
-    def _keep(self, asked: dict[str, Any], ingestion: str) -> dict[str, Any]:
-        id_ = asked["DataSetId"]
-        (table,) = asked["PhysicalTableMap"].values()
-        (content,) = table.values()
-        columns = [{"Name": each["Name"], "Type": each["Type"]} for each in content["Columns"]]
-        kept = {
-            key: value for key, value in asked.items() if key not in {"Tags", "Permissions", "AwsAccountId"}
-        }
-        arn = self._arn(f"dataset/{id_}")
-        self.data_sets[id_] = kept | {"Arn": arn, "OutputColumns": columns}
-        answer = {"Arn": arn, "DataSetId": id_}
-        if asked["ImportMode"] == "SPICE":
-            answer |= {"IngestionId": ingestion, "IngestionArn": f"{arn}/ingestion/{ingestion}"}
-        return answer
-
-    def _DescribeDataSet(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return {"DataSet": self._there(self.data_sets, asked["DataSetId"])}
-
-    def _DeleteDataSet(self, asked: dict[str, Any]) -> dict[str, Any]:
-        id_ = asked["DataSetId"]
-        self._there(self.data_sets, id_)
-        self._forget(f"dataset/{id_}")
-        for kept in (self.data_sets, self.schedules, self.properties):
-            kept.pop(id_, None)  # type: ignore[attr-defined]  # mappings of different values
-        return {"DataSetId": id_}
-
-    def _ListDataSets(self, asked: dict[str, Any]) -> dict[str, Any]:
-        summaries = [{"DataSetId": id_, "Arn": self._arn(f"dataset/{id_}")} for id_ in self.data_sets]
-        return self._page("DataSetSummaries", summaries, asked)
-
-    def _DescribeIngestion(self, asked: dict[str, Any]) -> dict[str, Any]:
-        state = {
-            "Arn": f"{self._arn('dataset/' + asked['DataSetId'])}/ingestion/{asked['IngestionId']}",
-            "IngestionId": asked["IngestionId"],
-            "IngestionStatus": "COMPLETED",
-            "CreatedTime": 1.7e9,
-            "RowInfo": {"RowsIngested": 42},
-        }
-        if errors := self.failing.get(asked["DataSetId"]):
-            state |= {"IngestionStatus": "FAILED", "ErrorInfo": errors[0]}
-        return {"Ingestion": state}
-
-    # Refreshes.
-
-    def _PutDataSetRefreshProperties(self, asked: dict[str, Any]) -> dict[str, Any]:
-        data = self._there(self.data_sets, asked["DataSetId"])
-        wanted = asked["DataSetRefreshProperties"]
-        column = wanted["RefreshConfiguration"]["IncrementalRefresh"]["LookbackWindow"]["ColumnName"]
-        types = {each["Name"]: each["Type"] for each in data["OutputColumns"]}
-        if data["ImportMode"] != "SPICE" or types.get(column) != "DATETIME":
-            raise Refusal("InvalidParameterValueException", f"{column} cannot be looked back by")
-        self.properties[asked["DataSetId"]] = wanted
-        return {}
-
-    def _DeleteDataSetRefreshProperties(self, asked: dict[str, Any]) -> dict[str, Any]:
-        self._there(self.properties, asked["DataSetId"])
-        if any(
-            s["RefreshType"] == "INCREMENTAL_REFRESH" for s in self.schedules[asked["DataSetId"]].values()
-        ):
-            raise Refusal("ConflictException", "an incremental schedule needs it")
-        del self.properties[asked["DataSetId"]]
-        return {}
-
-    def _CreateRefreshSchedule(self, asked: dict[str, Any]) -> dict[str, Any]:
-        there = self.schedules[asked["DataSetId"]]
-        if asked["Schedule"]["ScheduleId"] in there:
-            raise Refusal("ResourceExistsException", asked["Schedule"]["ScheduleId"])
-        if len(there) == 5:
-            raise Refusal("LimitExceededException", "five schedules")
-        return self._scheduled(asked)
-
-    def _UpdateRefreshSchedule(self, asked: dict[str, Any]) -> dict[str, Any]:
-        self._there(self.schedules[asked["DataSetId"]], asked["Schedule"]["ScheduleId"])
-        return self._scheduled(asked)
-
-    def _scheduled(self, asked: dict[str, Any]) -> dict[str, Any]:
-        id_, schedule = asked["DataSetId"], asked["Schedule"]
-        if self._there(self.data_sets, id_)["ImportMode"] != "SPICE":
-            raise Refusal("PreconditionNotMetException", "not imported")
-        incremental = schedule["RefreshType"] == "INCREMENTAL_REFRESH"
-        if incremental and id_ not in self.properties:
-            raise Refusal("PreconditionNotMetException", "no look-back window")
-        frequency = schedule["ScheduleFrequency"]
-        if frequency["Interval"].startswith("MINUTE") and not incremental:
-            raise Refusal("InvalidParameterValueException", "too often for a full refresh")
-        if frequency["Interval"] == "DAILY" and not {"TimeOfTheDay", "Timezone"} <= frequency.keys():
-            raise Refusal("InvalidParameterValueException", "when?")
-        self.schedules[id_][schedule["ScheduleId"]] = schedule
-        return {"ScheduleId": schedule["ScheduleId"]}
-
-    def _ListRefreshSchedules(self, asked: dict[str, Any]) -> dict[str, Any]:
-        arn = self._arn(f"dataset/{asked['DataSetId']}/refresh-schedule")
-        kept = self.schedules[asked["DataSetId"]].values()
-        return {"RefreshSchedules": [{**each, "Arn": f"{arn}/{each['ScheduleId']}"} for each in kept]}
-
-    def _DeleteRefreshSchedule(self, asked: dict[str, Any]) -> dict[str, Any]:
-        self._there(self.schedules[asked["DataSetId"]], asked["ScheduleId"])
-        del self.schedules[asked["DataSetId"]][asked["ScheduleId"]]
-        return {}
-
-    # Dashboards.
+class Dashboards(QuickSightServer):
+    """Versions, the first of which moto keeps too."""
 
     def _CreateDashboard(self, asked: dict[str, Any]) -> dict[str, Any]:
         id_ = asked["DashboardId"]
@@ -382,7 +42,8 @@ class QuickSightStub:
         return self._version(asked)
 
     def _UpdateDashboard(self, asked: dict[str, Any]) -> dict[str, Any]:
-        self._there(self.dashboards, asked["DashboardId"])
+        if self._there(self.dashboards, asked["DashboardId"])[-1]["state"]["left"]:
+            raise Refusal("ConflictException", "the version before is still being made")
         return self._version(asked)
 
     def _version(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -417,7 +78,8 @@ class QuickSightStub:
     def _DescribeDashboard(self, asked: dict[str, Any]) -> dict[str, Any]:
         id_ = asked["DashboardId"]
         versions = self._there(self.dashboards, id_)
-        number = asked.get("VersionNumber", self.published[id_])
+        latest = len(versions) if asked.get("AliasName") == "$LATEST" else self.published[id_]
+        number = asked.get("VersionNumber", latest)
         version = versions[number - 1]
         arn = self._arn(f"dashboard/{id_}")
         return {
@@ -462,89 +124,6 @@ class QuickSightStub:
         found = [{"DashboardId": id_, "Arn": self._arn(f"dashboard/{id_}")} for id_ in self.dashboards]
         return self._page("DashboardSummaryList", found, asked)
 
-    # Permissions and tags.
 
-    def _DescribeDataSourcePermissions(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return self._allowed(f"datasource/{asked['DataSourceId']}")
-
-    def _DescribeDataSetPermissions(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return self._allowed(f"dataset/{asked['DataSetId']}")
-
-    def _DescribeDashboardPermissions(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return self._allowed(f"dashboard/{asked['DashboardId']}")
-
-    def _UpdateDataSourcePermissions(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return self._change(f"datasource/{asked['DataSourceId']}", asked)
-
-    def _UpdateDataSetPermissions(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return self._change(f"dataset/{asked['DataSetId']}", asked)
-
-    def _UpdateDashboardPermissions(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return self._change(f"dashboard/{asked['DashboardId']}", asked)
-
-    def _change(self, what: str, asked: dict[str, Any]) -> dict[str, Any]:
-        for each in asked.get("GrantPermissions", ()):
-            self.permissions[what].setdefault(each["Principal"], set()).update(each["Actions"])
-        for each in asked.get("RevokePermissions", ()):
-            left = self.permissions[what].get(each["Principal"], set())
-            left.difference_update(each["Actions"])
-            if not left:
-                self.permissions[what].pop(each["Principal"], None)
-        return self._allowed(what)
-
-    def _allow(self, what: str, asked: dict[str, Any]) -> None:
-        self._change(what, {"GrantPermissions": asked.get("Permissions", ())})
-        if not what.startswith("datasource/"):
-            self.tags[self._arn(what)] = {each["Key"]: each["Value"] for each in asked.get("Tags", ())}
-
-    def _allowed(self, what: str) -> dict[str, Any]:
-        kept = self.permissions[what].items()
-        return {"Permissions": [{"Principal": who, "Actions": sorted(actions)} for who, actions in kept]}
-
-    def _TagResource(self, asked: dict[str, Any]) -> dict[str, Any]:
-        if ":datasource/" in asked["ResourceArn"]:
-            return self._by_moto()
-        self.tags[asked["ResourceArn"]] |= {each["Key"]: each["Value"] for each in asked["Tags"]}
-        return {}
-
-    def _ListTagsForResource(self, asked: dict[str, Any]) -> dict[str, Any]:
-        if ":datasource/" in asked["ResourceArn"]:
-            return self._by_moto()
-        kept = self._there(self.tags, asked["ResourceArn"])
-        return {"Tags": [{"Key": key, "Value": value} for key, value in kept.items()]}
-
-    def _forget(self, what: str) -> None:
-        self.permissions.pop(what, None)
-        self.tags.pop(self._arn(what), None)
-
-    # Shared.
-
-    def _begin(
-        self, kept: dict[str, dict[str, Any]], id_: str, what: str, errors: list[dict[str, Any]] | None = None
-    ) -> None:
-        kept[id_] = {"what": what, "left": self.slow, "errors": self.failing.get(id_) or errors or []}
-
-    def _progress(self, state: dict[str, Any]) -> dict[str, Any]:
-        if state["left"]:
-            state["left"] -= 1
-            return {"Status": f"{state['what']}_IN_PROGRESS"}
-        if not state["errors"]:
-            return {"Status": f"{state['what']}_SUCCESSFUL"}
-        return {
-            "Status": f"{state['what']}_FAILED",
-            "Errors": state["errors"],
-            "ErrorInfo": state["errors"][0],
-        }
-
-    def _there(self, kept: dict[str, Any], id_: str) -> Any:
-        if id_ not in kept:
-            raise Refusal("ResourceNotFoundException", id_)
-        return kept[id_]
-
-    def _arn(self, what: str) -> str:
-        return f"arn:aws:quicksight:us-east-1:{ACCOUNT}:{what}"
-
-    def _page(self, key: str, found: list[dict[str, Any]], asked: dict[str, Any]) -> dict[str, Any]:
-        start = int(asked.get("NextToken", 0))
-        answer: dict[str, Any] = {key: found[start : start + PAGE]}
-        return answer | ({"NextToken": str(start + PAGE)} if start + PAGE < len(found) else {})
+class QuickSightStub(DataSources, DataSets, Refreshes, Dashboards):
+    """All of it, on a port of its own."""
