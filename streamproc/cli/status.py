@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import json
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import datetime
 
@@ -25,12 +26,17 @@ from streamproc.settings import Settings
 @topic_argument
 @set_up_options
 @json_option
-@click.option("--watch", is_flag=True, help="Again and again until Ctrl-C; with --json, one object a line.")
+@click.option(
+    "--watch/--once",
+    default=None,
+    help="Again and again until Ctrl-C, which is what a terminal gets; or one look, which is what a pipe or "
+    "--json gets. With --watch --json, one object a line.",
+)
 @click.option("--interval", default=2.0, show_default=True, help="Seconds between two looks of --watch.")
 def status_command(
-    settings: Settings, topic: str | None, as_json: bool, watch: bool, interval: float
+    settings: Settings, topic: str | None, as_json: bool, watch: bool | None, interval: float
 ) -> None:
-    """Show positions, lag, watermarks, owners and objects.
+    """Show positions, lag, watermarks, owners and objects, live on a terminal.
 
     For each partition: the committed position, the newest position of the topic, the lag in records, the
     watermark (event time up to which it is believed complete), the owner and the last commit. Then what
@@ -41,6 +47,8 @@ def status_command(
     and PostgreSQL is started when it is at rest. An embedded broker that does not run has no records, so
     there is no lag.
     """
+    if watch is None:
+        watch = sys.stdout.isatty() and not as_json
     try:
         asyncio.run(_status(settings, topic, as_json=as_json, interval=interval if watch else None))
     except KeyboardInterrupt:
@@ -55,17 +63,61 @@ async def _status(settings: Settings, topic: str | None, *, as_json: bool, inter
                 answer = {"streams": [as_dict(report) for report in reports]}
                 click.echo(json.dumps(answer, indent=None if interval else 2))
         elif interval and sys.stdout.isatty():
-            from rich.live import Live  # noqa: PLC0415 - for this case only
-
-            with Live(auto_refresh=False, vertical_overflow="visible") as live:
-                async for reports in looks:
-                    live.update(drawn(_sections(reports)), refresh=True)
+            await _live(looks)
         elif interval:
             async for reports in looks:
                 click.echo("\n".join(plain(_sections(reports))) + "\n")
         else:
             async for reports in looks:
                 show(_sections(reports))
+
+
+async def _live(looks: AsyncIterator[list[StreamReport]]) -> None:
+    """On a screen of its own, so that what is longer than the terminal does not scroll again and again. The last look
+    stays when it is over.
+    """
+    from rich.console import Console  # noqa: PLC0415 - for this case only
+    from rich.live import Live  # noqa: PLC0415
+
+    console = Console()
+    pace = Pace()
+    sections: list[Section] = []
+    try:
+        with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+            async for reports in looks:
+                sections = [pace.section(reports, time.monotonic()), *_sections(reports)]
+                live.update(drawn(sections), refresh=True)
+    finally:
+        console.print(drawn(sections))
+
+
+class Pace:
+    """Records a second of each stream, between one look and the next."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, tuple[float, Counts]] = {}
+
+    def section(self, reports: Sequence[StreamReport], now: float) -> Section:
+        """``now``: seconds of a monotonic clock. The first look knows no pace."""
+        rows: list[list[object]] = []
+        for report in reports:
+            totals = report.totals
+            at, past = self._before.get(report.stream, (now, totals))
+            self._before[report.stream] = now, totals
+            pace: list[object] = [None, None, None]
+            if now > at:
+                changes = [
+                    totals.records - past.records,
+                    totals.rejected - past.rejected,
+                    totals.duplicate - past.duplicate,
+                ]
+                # After `offsets set` there may be fewer than before.
+                pace = [max(0, change) / (now - at) for change in changes]
+            lag = _sum(each.lag for each in report.partitions)
+            newest = max((epoch.committed_at for epoch in report.epochs), default=None)
+            rows.append([report.stream, *pace, lag, newest])
+        header = ["stream", "records/s", "rejects/s", "duplicates/s", "lag", "last commit"]
+        return Section("now", header, rows)
 
 
 async def _looks(

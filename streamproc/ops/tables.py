@@ -49,6 +49,7 @@ class TablesApi:
     def __init__(self, pages: Sequence[Topology], conninfo: str, worker: str) -> None:
         self._layouts = {page.name: {t.name: Layout(t, page.name) for t in page.tables} for page in pages}
         self._database = Database(conninfo, f"streamproc {worker} api", size=_AT_ONCE)
+        self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._inside = 0
 
@@ -111,12 +112,12 @@ class TablesApi:
         if len(found) == 1:
             return found[0]
         known = ", ".join(f"{stream}.{table}" for stream, tables in self._layouts.items() for table in tables)
-        return problem(
-            404, f"{'several streams have' if found else 'there is no'} such table. There are: {known}"
-        )
+        why = "several streams have such a table, write stream.table" if found else "there is no such table"
+        return problem(404, f"{why}. There are: {known}")
 
     async def _answer(self, request: web.Request, question: Question, written: str) -> web.Response:
-        await self._database.open()
+        async with self._opening:
+            await self._database.open()
         async with self._database.connection("read a table") as conn:
             await conn.execute(_READ_ONLY)  # the pool ends the transaction
             body, more = await _read(conn, question.query())

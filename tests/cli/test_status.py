@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from streamproc.cli.status import Pace
 from streamproc.embedded.broker import answers_kafka, start_broker
 from streamproc.embedded.postgres import start_postgres
 from streamproc.ledger import Ledger, PartitionStatus
 from streamproc.model import Counts, Partition
-from streamproc.ops.status import PartitionReport
+from streamproc.ops.status import PartitionReport, StreamReport
 from streamproc.sinks.summaries import Summaries
 from streamproc.sources.kafka_positions import Span
 from tests.cli.shop import NOON, Reject, Shop
@@ -181,6 +185,59 @@ def test_watch_goes_on_until_ctrl_c_and_ends_well(shop: Shop) -> None:
         watch.stdout.read()
         assert watch.wait(20) == 0, watch.stderr.read()
     assert [look["streams"][0]["totals"]["records"] for look in looks] == [7, 7]
+
+
+@pytest.mark.slow
+def test_on_a_terminal_it_is_live_and_leaves_the_last_look_when_it_is_over(shop: Shop) -> None:
+    fill(shop)
+    ours, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 160, 0, 0))
+    command = [sys.executable, "-m", "streamproc", "status", "shop", "--interval", "0.05"]
+    environment = {**os.environ, **shop.environment, "TERM": "xterm-256color"}
+    with subprocess.Popen(
+        command, env=environment, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE
+    ) as live:
+        os.close(terminal)
+        shown = b""
+        while shown.count(b"records/s") < 3:
+            shown += os.read(ours, 65_536)
+        live.send_signal(signal.SIGINT)
+        while chunk := rest_of(ours):
+            shown += chunk
+        assert live.wait(30) == 0, live.stderr.read()
+    os.close(ours)
+    screen, _, left = shown.rpartition(b"\x1b[?1049l")
+    assert b"\x1b[?1049h" in screen, "on a screen of its own"
+    assert b"shop: partitions" in left and left.count(b"records/s") == 1
+    assert "--once" in shop.call("status", "--help").stdout
+    assert "\x1b" not in shop.call("status", "--once").stdout
+
+
+def rest_of(terminal: int) -> bytes:
+    """What comes; empty when nobody writes to it any more."""
+    try:
+        return os.read(terminal, 65_536)
+    except OSError:
+        return b""
+
+
+def test_the_pace_is_what_came_between_two_looks() -> None:
+    def look(records: int, rejected: int) -> StreamReport:
+        counts = Counts(records=records, accepted=records - rejected, rejected=rejected)
+        now = datetime.now(UTC)
+        status = PartitionStatus(Partition("clicks", "0"), 9, None, 1, None, now, now, counts)
+        partition = PartitionReport(Partition("clicks", "0"), status, Span(0, 9), None)
+        return StreamReport("shop", "clicks", [partition], [], [], [], None, [])
+
+    pace = Pace()
+    (first,) = pace.section([look(100, 1)], 10.0).rows
+    (second,) = pace.section([look(300, 5)], 12.0).rows
+    (third,) = pace.section([look(50, 0)], 13.0).rows
+    assert [row[:5] for row in (first, second, third)] == [
+        ["shop", None, None, None, 0],
+        ["shop", 100.0, 2.0, 0.0, 0],
+        ["shop", 0.0, 0.0, 0.0, 0],
+    ]
 
 
 # -- embedded --------------------------------------------------------------------------------------------

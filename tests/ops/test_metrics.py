@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from streamproc.epoch import Epoch, PartitionEpoch
 from streamproc.model import REJECT_SCHEMA, Claim, Counts, Partition, RecordBatch, Transformed
 from streamproc.ops.metrics import Metrics, PartitionState, WorkerState
+from streamproc.ops.metrics_now import memory_limit
 from streamproc.progress import PartitionProgress
 from streamproc.topic_pages import load_page
 
@@ -129,3 +130,45 @@ def test_an_epoch_notes_reasons_filters_and_the_oldest_batch(topology):
         {"bots": 3},
         5_000,
     )
+
+
+def test_sinks_loader_publication_and_batches_are_told():
+    state = WorkerState("s", None, sinks={"lake": False, "summaries": True}, loaded=7.0, unpublished=(3, 1.5))
+    metrics = Metrics(lambda: [state], listeners=lambda: (4, 1))
+    metrics.committed("s", Committed(), 0.1, now=2_000.0)
+    got = samples(metrics)
+    assert got[of("streamproc_sink_up", stream="s", sink="lake")] == 0
+    assert got[of("streamproc_sink_up", stream="s", sink="summaries")] == 1
+    assert got[of("streamproc_warehouse_loaded_timestamp_seconds", stream="s")] == 7
+    assert got[of("streamproc_unpublished_notes", stream="s")] == 3
+    assert got[of("streamproc_unpublished_oldest_seconds", stream="s")] == 1.5
+    assert got[of("streamproc_batch_seconds_count", stream="s", stage="transform")] == 2
+    assert got[of("streamproc_listeners")] == 4 and got[of("streamproc_listeners_dropped_total")] == 1
+
+
+def test_a_volume_that_is_not_made_yet_is_told_by_the_disk_it_will_lie_on(tmp_path):
+    metrics = Metrics(list, volumes={"data": tmp_path / "not" / "there", "root": tmp_path})
+    got = samples(metrics)
+    size = got[of("streamproc_disk_size_bytes", volume="root")]
+    assert size == got[of("streamproc_disk_size_bytes", volume="data")]
+    assert 0 <= got[of("streamproc_disk_free_bytes", volume="data")] <= size
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"proc/meminfo": "MemFree: 1 kB\nMemTotal:       4 kB\n"}, 4_096),
+        ({"proc/meminfo": "MemTotal: 4 kB\n", "sys/fs/cgroup/memory.max": "max\n"}, 4_096),
+        ({"proc/meminfo": "MemTotal: 4 kB\n", "sys/fs/cgroup/memory.max": "1000\n"}, 1_000),
+        (
+            {"proc/meminfo": "MemTotal: 4 kB\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": str(2**63)},
+            4_096,
+        ),
+    ],
+)
+def test_the_memory_limit_is_the_smallest_that_anybody_sets(tmp_path, files, limit):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory_limit(tmp_path) == limit

@@ -16,6 +16,7 @@ import pytest
 from streamproc.ops.tables import TablesApi
 from streamproc.sinks.summaries import Summaries
 from streamproc.topology import Measure, Table, Window
+from tests.e2e.harness import until
 from tests.ops.ports import port
 from tests.sinks.topologies import topology
 
@@ -220,6 +221,25 @@ async def test_a_question_that_takes_too_long_is_given_up_and_those_behind_it_ar
         assert len(refused) == 4
         await conn.rollback()
     assert len((await ask(api))["rows"]) == len(ROWS), "and afterwards all is as before"
+
+
+async def test_all_questions_together_have_two_connections_and_none_is_left(postgres, page):
+    def connections() -> int:
+        with psycopg.connect(postgres) as conn:
+            asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'streamproc test api'"
+            return conn.execute(asked).fetchone()[0]
+
+    async with port(TablesApi([page], postgres, "test")) as session:
+        assert connections() == 0, "nobody has asked yet"
+        codes = await asyncio.gather(*(one_status(session) for _ in range(10)))
+        assert set(codes) == {503}, "the worker has not made the tables"
+        assert 1 <= connections() <= 2
+    await until(lambda: connections() == 0, "they are closed")
+
+
+async def one_status(session):
+    async with session.get("/api/v1/tables/hits") as answer:
+        return answer.status
 
 
 async def test_a_page_ends_at_some_bytes(api, monkeypatch):
