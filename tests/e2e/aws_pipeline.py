@@ -117,7 +117,7 @@ class Pipeline:
         visitors: set[str] = set()
         try:
             for first in range(0, len(lines), _FIREHOSE):
-                event = firehose_event(lines[first : first + _FIREHOSE])
+                event = firehose_event(lines[first : first + _FIREHOSE], int(time.time() * 1000))
                 replied = function(event, Context())
                 assert replied is not None
                 assert [each["recordId"] for each in replied["records"]] == [
