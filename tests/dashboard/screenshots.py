@@ -24,7 +24,10 @@ def chromium() -> str | None:
 @contextmanager
 def browser() -> Iterator[Browser]:
     """Headless Chromium that can reach this machine only: a page that needs anything else breaks here."""
-    only_here = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"]
+    only_here = [
+        "--no-sandbox",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
+    ]
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium(), args=only_here)
         yield started
@@ -62,7 +65,9 @@ def shoot(address: str, into: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("address")
     parser.add_argument("--into", type=Path, default=Path("build/screenshots"))
     options = parser.parse_args()
