@@ -6,7 +6,6 @@ import asyncio
 import random
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,15 @@ MINUTE = timedelta(minutes=1)
 PATHS = ("/", "/cart", None, "", "=1+1", "<script>alert(1)</script>", "/a,b")
 
 
-@dataclass(repr=False)
 class Site:
     """``views``: rows of page_views; ``sessions``: of sessions and their funnel step. Times end at ``now``."""
 
-    url: str
-    topology: Topology
-    now: datetime
-    views: list[dict[str, Any]] = field(default_factory=list)
-    sessions: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def directory(self) -> Path:
-        return Path(self.url)
+    def __init__(self, url: str, topology: Topology, now: datetime) -> None:
+        self.url = url
+        self.topology = topology
+        self.now = now
+        self.views: list[dict[str, Any]] = []
+        self.sessions: list[dict[str, Any]] = []
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def test_a_formula_gets_an_apostrophe(start: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(-1, "-1"), (-1.5, "-1.5"), (Decimal("-2"), "-2"), (None, ""), (True, "true")]
+    ("value", "text"), [(-1, "-1"), (-1.5, "-1.5"), (Decimal(-2), "-2"), (None, ""), (True, "true")]
 )
 def test_numbers_are_left_alone(value: object, text: str) -> None:
     assert safe(value) == text

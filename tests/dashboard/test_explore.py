@@ -15,7 +15,7 @@ from streamproc.dashboard.catalog import ROWS, explorable
 from streamproc.dashboard.explore import PAGE, Choice, chart, cursor, everything, read_choice, rows
 from streamproc.dashboard.reading import Reader, read_only
 from streamproc.database import Database
-from streamproc.errors import DependencyError
+from streamproc.errors import DependencyError, LedgerError
 from tests.dashboard.conftest import Site
 
 
@@ -133,7 +133,8 @@ async def test_sessions_are_counted_and_funnel_steps_are_those_that_came_so_far(
 
 @pytest.mark.slow
 async def test_nothing_can_be_written(site: Site, reader: Reader) -> None:
-    with pytest.raises(Exception, match="read-only"):
+    await reader.connect()
+    with pytest.raises(LedgerError, match="read-only"):
         async with reader.database.connection("try") as conn:
             await conn.execute("DELETE FROM clickstream.page_views")
 
