@@ -3,7 +3,7 @@
 ``python -m benchmarks.dashboard [--rows N] [--rounds N]``
 
 Prints medians: milliseconds to the first paint of a page, to its numbers, and from a click to its answer; and the
-milliseconds PostgreSQL executes each statement of the page *Explore*.
+milliseconds of CPU that PostgreSQL takes for the statements of the page *Explore*.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import psycopg
 from playwright.sync_api import Browser, Page
 
@@ -43,7 +44,8 @@ _FILL = """
     INSERT INTO clickstream.page_views (window_start, window_end, host, path, views, visitors)
     SELECT start, start + interval '1 minute', 'www.example.com', '/page/' || path,
            1 + (hashint4(path) & 63), 1 + (hashint4(path) & 31)
-    FROM generate_series(date_trunc('minute', now()) - 10079 * interval '1 minute', now(), interval '1 minute') AS start,
+    FROM generate_series(date_trunc('minute', now()) - 10079 * interval '1 minute', now(), interval '1 minute')
+             AS start,
          generate_series(1, %(paths)s) AS path
     LIMIT %(rows)s
 """
@@ -88,9 +90,11 @@ def served(url: str, folder: Path) -> Iterator[str]:
     assert process.stdout is not None
     found = re.search(r"http://\S+", process.stdout.readline())
     assert found is not None
-    yield found[0]
-    process.send_signal(signal.SIGTERM)
-    process.wait(30)
+    try:
+        yield found[0]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
 
 
 def paints(chrome: Browser, address: str, rounds: int) -> tuple[float, float]:
@@ -135,24 +139,24 @@ def clicks(page: Page, address: str, rounds: int) -> dict[str, float]:
 
 
 def statements(url: str, topology: Topology, rounds: int) -> dict[str, tuple[float, float]]:
-    """Median execution times of the rows' and the chart's statement, as EXPLAIN ANALYZE tells them."""
+    """CPU milliseconds that PostgreSQL takes for the rows' and the chart's statement, means of the rounds."""
     tables, now = explorable(topology), datetime.now(UTC)
     found = {}
-    with psycopg.connect(url, autocommit=True, options="-c jit=off") as conn:
+    with psycopg.connect(
+        url, autocommit=True, options="-c jit=off -c max_parallel_workers_per_gather=0"
+    ) as conn:
+        backend = psutil.Process(conn.info.backend_pid)
         for name, query in _CHOICES.items():
             choice = read_choice(dict(part.split("=") for part in query.split("&")), tables, now)
-            times = []
+            costs = []
             for question in (rows(choice), chart(choice)):
-                taken = []
+                conn.execute(question.statement, question.parameters).fetchall()  # the first one warms up
+                before = backend.cpu_times()
                 for _ in range(rounds):
-                    explained = b"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + question.statement.as_bytes(
-                        conn
-                    )
-                    row = conn.execute(explained, question.parameters).fetchone()
-                    assert row is not None
-                    taken.append(row[0][0]["Execution Time"])
-                times.append(statistics.median(taken))
-            found[name] = (times[0], times[1])
+                    conn.execute(question.statement, question.parameters).fetchall()
+                after = backend.cpu_times()
+                costs.append(1000 * (after.user + after.system - before.user - before.system) / rounds)
+            found[name] = (costs[0], costs[1])
     return found
 
 
@@ -174,9 +178,9 @@ def main() -> None:
             conn.execute(_FILL, {"paths": -(-options.rows // 10_080), "rows": options.rows})
             conn.execute(_PARTITION)
             conn.execute("VACUUM ANALYZE clickstream.page_views")
-        print(f"{options.rows:,} rows, medians of {options.rounds}, milliseconds")
+        print(f"{options.rows:,} rows, milliseconds, {options.rounds} rounds")
         for name, (table, drawn) in statements(postgres.url, topology, options.rounds).items():
-            print(f"  PostgreSQL, {name}: rows {table:.0f}, chart {drawn:.0f}")
+            print(f"  PostgreSQL's CPU, {name}: rows {table:.0f}, chart {drawn:.0f}")
         with served(postgres.url, Path(folder)) as address, browser() as chrome:
             for path in ("", "explore", "pipeline"):
                 first, numbers = paints(chrome, address + path, options.rounds)

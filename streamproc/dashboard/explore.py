@@ -325,21 +325,24 @@ def chart(choice: Choice) -> Question:
             "SELECT {time}, {measure} FROM {table} WHERE {within} GROUP BY 1 ORDER BY 1 DESC LIMIT %(points)s"
         ).format(time=time, measure=measure, table=table, within=within)
         return Question(statement, parameters, doing)
+    # One pass over the rows; what comes second is over the groups, which are few.
     same = sql.SQL(" AND ").join(
-        sql.SQL("t.{0} IS NOT DISTINCT FROM top.{0}").format(dimension) for dimension in dimensions
+        sql.SQL("g.{0} IS NOT DISTINCT FROM top.{0}").format(dimension) for dimension in dimensions
     )
+    fold = choice.table.measure(choice.charted).fold
     statement = sql.SQL(
-        "WITH top AS MATERIALIZED (SELECT {names} FROM {table} WHERE {within} GROUP BY {names}"
-        " ORDER BY {measure} DESC NULLS LAST LIMIT %(series)s)"
-        " SELECT {time}, {mine}, {measure} FROM {table} AS t JOIN top ON {same} WHERE {within}"
-        " GROUP BY 1, {mine} ORDER BY 1 DESC LIMIT %(points)s"
+        "WITH g AS MATERIALIZED (SELECT {time} AS bin, {names}, {measure} AS value FROM {table} WHERE {within}"
+        " GROUP BY 1, {names}), top AS (SELECT {names} FROM g GROUP BY {names}"
+        " ORDER BY {fold}(value) DESC NULLS LAST LIMIT %(series)s)"
+        " SELECT g.bin, {mine}, g.value FROM g JOIN top ON {same} ORDER BY 1 DESC LIMIT %(points)s"
     ).format(
         names=_COMMA.join(dimensions),
-        mine=_COMMA.join(sql.SQL("t.{}").format(d) for d in dimensions),
+        mine=_COMMA.join(sql.SQL("g.{}").format(d) for d in dimensions),
         table=table,
         within=within,
         measure=measure,
         time=time,
         same=same,
+        fold=sql.SQL("sum" if fold == "count" else fold),
     )
     return Question(statement, parameters, doing)

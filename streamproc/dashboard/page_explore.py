@@ -24,7 +24,7 @@ from streamproc.dashboard.explore import (
     read_choice,
     rows,
 )
-from streamproc.dashboard.reading import Answer, explain
+from streamproc.dashboard.reading import Answer, Question, explain
 from streamproc.dashboard.shell import Site, Stream, frame, keep_fresh, pulse
 from streamproc.errors import StreamprocError
 
@@ -43,6 +43,7 @@ class Explorer:
         self._next: str | None = None
         self._busy = asyncio.Lock()
         self._shown = False
+        self._drawn: Question | None = None
 
     # Building -------------------------------------------------------------------------------------------------
 
@@ -226,21 +227,26 @@ class Explorer:
         """Ask, and show the answer or why there is none."""
         async with self._busy:
             choice = self.choice
-            asking = [self.stream.reader.ask(rows(choice, self._pages[-1]))]
-            if draw:
-                asking.append(self.stream.reader.ask(chart(choice)))
+            wanted = chart(choice)
+            draw = draw and wanted != self._drawn
+            drawing = asyncio.create_task(self.stream.reader.ask(wanted)) if draw else None
             try:
-                found, *drawn = await asyncio.gather(*asking)
+                found = await self.stream.reader.ask(rows(choice, self._pages[-1]))
+                newest = (await self.stream.snapshot.get()).value
+                open_from = answers.open_from(choice, newest.watermark if newest else None)
+                self._fill(choice, found, open_from)
+                if drawing is not None:
+                    self._draw(choice, await drawing, open_from)
+                    self._drawn = wanted
             except StreamprocError as error:
-                self._banner.content = markup.banner("broken", explain(error)[0] + ".", explain(error)[1])
-                return
-            self._shown = True
-            self._banner.content = ""
-            watermark = (await self.stream.snapshot.get()).value
-            open_from = answers.open_from(choice, watermark.watermark if watermark else None)
-            self._fill(choice, found, open_from)
-            if drawn:
-                self._draw(choice, drawn[0], open_from)
+                headline, text = explain(error)
+                self._banner.content = markup.banner("broken", headline + ".", text)
+            else:
+                self._shown = True
+                self._banner.content = ""
+            finally:
+                if drawing is not None:
+                    drawing.cancel()
 
     def _fill(self, choice: Choice, found: Answer, open_from: datetime | None) -> None:
         shown = found.rows[:PAGE]

@@ -41,7 +41,7 @@ def settle(page: Page) -> None:
     # Charts are drawn some frames after their canvas is there.
     page.wait_for_function("!document.querySelector('.chart') || document.querySelector('.chart canvas')")
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    page.wait_for_function("!document.body.textContent.includes('Reading …')")
+    page.wait_for_function("!document.querySelector('#main').innerText.includes('Reading …')")
 
 
 def shoot(address: str, into: Path, chrome: Browser) -> list[Path]:
