@@ -33,9 +33,9 @@ EMBEDDED_ROLE = "streamproc_dashboard"
 def dashboard_command(
     ctx: click.Context, settings: Settings, topic: str | None, bind: str | None, open_: bool
 ) -> None:
-    """Serve the pages until SIGTERM: what visitors do, any table, the pipeline itself.
+    """Serve the pages: visitors, tables, the pipeline.
 
-    It only reads, as the role of dashboard.database. Without a password or a proxy it listens on localhost
+    It runs until SIGTERM and only reads, as the role of dashboard.database. Without a password or a proxy it listens on localhost
     only. docs/dashboard.md says how to let others look.
     """
     if ctx.invoked_subcommand is not None:
