@@ -35,8 +35,8 @@ def dashboard_command(
 ) -> None:
     """Serve the pages: visitors, tables, the pipeline.
 
-    It runs until SIGTERM and only reads, as the role of dashboard.database. Without a password or a proxy it listens on localhost
-    only. docs/dashboard.md says how to let others look.
+    It runs until SIGTERM and only reads, as the role of dashboard.database. Without a password or a proxy it
+    listens on localhost only. docs/dashboard.md says how to let others look.
     """
     if ctx.invoked_subcommand is not None:
         return

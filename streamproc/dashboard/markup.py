@@ -148,9 +148,9 @@ def empty(headline: str, text: str = "") -> str:
 
 def banner(kind: str, headline: str, text: Raw | str) -> str:
     """A notice above a page. ``kind``: ``info``, ``stale`` or ``broken``; its sign tells, not its colour alone."""
-    sign = {"info": "ⓘ", "stale": "⏸", "broken": "⚠"}[kind]
+    sign = {"info": "i", "stale": "II", "broken": "!"}[kind]
     shown = text.html if isinstance(text, Raw) else escape(text)
     return (
-        f'<div class="banner {kind}" role="status"><span aria-hidden="true">{sign}</span>'
+        f'<div class="banner {kind}" role="status"><span class="sign" aria-hidden="true">{sign}</span>'
         f"<div><strong>{escape(headline)}</strong> {shown}</div></div>"
     )

@@ -232,7 +232,7 @@ def _rejects(seen: Seen[RejectSamples] | None) -> str:
             "The lake does not answer", explain(seen.problem)[1] if seen.problem else ""
         )
     if not seen.value.reasons:
-        return head + markup.empty("None", "Every record could be used.")
+        return head + markup.empty("None", "The lake holds no rejects of this stream.")
     since = markup.when(seen.value.since).html
     most = seen.value.reasons[0][1]
     return (
