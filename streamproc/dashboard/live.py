@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -159,7 +159,6 @@ class Snapshot:
     sessions: tuple[Sequence[str], Sequence[tuple[Any, ...]]] = ((), ())
     funnel: Sequence[tuple[str, int]] = ()
     hour: tuple[int, int] | None = None
-    problems: Sequence[str] = field(default=())
 
 
 #: A partition that has had no event for an hour holds no watermark up here: the pipeline's own waits, because it

@@ -124,9 +124,6 @@ class PipelineSnapshot:
     notes: Sequence[str]
 
 
-Find = Callable[[], Awaitable[Any]]
-
-
 class PipelineView:
     """Reads one stream's ledger.
 
