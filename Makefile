@@ -79,6 +79,14 @@ replay-show: $(VENV)/.installed-dev ## Replay 2,000,000 events beside live traff
 bench-kinesis: $(VENV)/.installed-dev ## What reading Kinesis costs, on a local server (ARGS="decode", "local --events 50000")
 	$(BIN)/python -m benchmarks.kinesis $(ARGS)
 
+.PHONY: bench-dashboard
+bench-dashboard: $(VENV)/.installed-dev ## How long the dashboard makes a viewer wait on 1,000,000 rows (ARGS="--rounds 9")
+	$(BIN)/python -m benchmarks.dashboard $(ARGS)
+
+.PHONY: screenshots
+screenshots: $(VENV)/.installed-dev ## Take the pages of a running dashboard (ARGS="http://localhost:8090/")
+	$(BIN)/python -m tests.dashboard.screenshots $(ARGS)
+
 .PHONY: bench-logs
 bench-logs: $(VENV)/.installed-dev ## Backfill of web logs, or their decoder alone (ARGS="--mib 100", ARGS=--parse)
 	$(BIN)/python -m benchmarks.logs $(ARGS)

@@ -21,16 +21,22 @@ EMBEDDED_ROLE = "streamproc_dashboard"
 
 
 @click.group(name="dashboard", invoke_without_command=True)
-@click.option("--stream", "topic", metavar="STREAM", help="Only this stream. [default: all topic pages that ever ran]")
-@click.option("--bind", metavar="HOST:PORT", help="Where to listen. [default: dashboard.bind, 127.0.0.1:8090]")
+@click.option(
+    "--stream", "topic", metavar="STREAM", help="Only this stream. [default: all topic pages that ever ran]"
+)
+@click.option(
+    "--bind", metavar="HOST:PORT", help="Where to listen. [default: dashboard.bind, 127.0.0.1:8090]"
+)
 @click.option("--open", "open_", is_flag=True, help="Open a browser.")
 @set_up_options
 @click.pass_context
-def dashboard_command(ctx: click.Context, settings: Settings, topic: str | None, bind: str | None, open_: bool) -> None:
-    """Serve the pages until SIGTERM: what visitors do, any table, the pipeline itself.
+def dashboard_command(
+    ctx: click.Context, settings: Settings, topic: str | None, bind: str | None, open_: bool
+) -> None:
+    """Serve the pages: visitors, tables, the pipeline.
 
-    It only reads, as the role of dashboard.database. Without a password or a proxy it listens on localhost
-    only. docs/dashboard.md says how to let others look.
+    It runs until SIGTERM and only reads, as the role of dashboard.database. Without a password or a proxy it
+    listens on localhost only. docs/dashboard.md says how to let others look.
     """
     if ctx.invoked_subcommand is not None:
         return

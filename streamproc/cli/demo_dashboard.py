@@ -27,8 +27,8 @@ def has_display() -> bool:
 async def run_dashboard(demo: Demo, directory: Path, topics: Path, *, open_: bool) -> None:
     """Serve the pages of the demo in ``directory`` from its first commit until this is cancelled.
 
-    ``demo.dashboard`` gets their address. A dashboard that does not start is no reason to end the demo: then there is no
-    address.
+    ``demo.dashboard`` gets their address. A dashboard that does not start is no reason to end the
+    demo: then there is no address.
     """
     while demo.stats is None or not demo.stats.epochs:  # noqa: ASYNC110 - the worker is made by the demo, later
         await asyncio.sleep(0.2)

@@ -69,7 +69,9 @@ def access(password: Secret | None, user_header: str | None, proxies: str | None
             mistakes.append(Mistake("dashboard.proxies", f"{part!r} is no network", fix))
     if password is None and user_header is None and not is_local(host):
         fix = "Set dashboard.password, or dashboard.user_header and dashboard.proxies, or bind to 127.0.0.1"
-        mistakes.append(Mistake("dashboard.bind", f"{host} can be reached from elsewhere, without a login", fix))
+        mistakes.append(
+            Mistake("dashboard.bind", f"{host} can be reached from elsewhere, without a login", fix)
+        )
     if user_header is not None and not networks and not mistakes:
         fix = "Set dashboard.proxies to the addresses of the proxies"
         mistakes.append(Mistake("dashboard.user_header", "would be believed from anyone", fix))
@@ -145,7 +147,9 @@ class Gate:
         elif request is not None and scope["path"] == "/logout" and request.method == "POST":
             given = (await _form(request)).get("token", "")
             if given != form_token(token or ""):
-                await _refuse(PlainTextResponse("The page is too old: load it again.\n", 403), scope, receive, send)
+                await _refuse(
+                    PlainTextResponse("The page is too old: load it again.\n", 403), scope, receive, send
+                )
                 return
             sessions.end(token)
             response = RedirectResponse("/login", 303)

@@ -125,9 +125,7 @@ def _column(measure: Measure) -> Column:
         case "min" | "max":
             return Column(measure.name, measure.name, "min" if measure.kind == "min" else "max", comment)
         case _:
-            return Column(
-                measure.name, measure.name, "max", comment, additive=False, error=error_of(measure)
-            )
+            return Column(measure.name, measure.name, "max", comment, additive=False, error=error_of(measure))
 
 
 def _derived(derived: Derived) -> Column:
@@ -136,7 +134,9 @@ def _derived(derived: Derived) -> Column:
 
 def _steps(measure: Measure) -> list[Column]:
     return [
-        Column(f"{measure.name} · {step}", f"{measure.name}_step", "count", f"Came to step {step}", step=number)
+        Column(
+            f"{measure.name} · {step}", f"{measure.name}_step", "count", f"Came to step {step}", step=number
+        )
         for number, (step, _) in enumerate(measure.steps, start=1)
     ]
 

@@ -1,9 +1,10 @@
-"""Charts as ECharts options. Values of keys that begin with a colon are JavaScript, run in the browser: the
-page's colours (:file:`look.js`), so that a chart is dark where the page is. No text of an event is ever part of such
-a script.
+"""Charts as ECharts options.
 
-Lines differ in dash and symbol as well as in colour; the colours are those of Okabe and Ito (2008), which the common kinds
-of colour blindness tell apart. What may still change is drawn dashed, on a shaded ground.
+Values of keys that begin with a colon are JavaScript, run in the browser: the page's colours (:file:`look.js`), so
+that a chart is dark where the page is. No text of an event is ever part of such a script.
+
+Lines differ in dash and symbol as well as in colour; the colours are those of Okabe and Ito (2008), which the common
+kinds of colour blindness tell apart. What may still change is drawn dashed, on a shaded ground.
 """
 
 from __future__ import annotations
@@ -87,7 +88,12 @@ def minutes(rows: Sequence[Minute]) -> Options:
                     "type": "line",
                     "data": points,
                     "symbol": "none",
-                    "lineStyle": {"width": 1.3, ":color": "ink('--earlier')", "type": _DASHES[back], "opacity": 0.9},
+                    "lineStyle": {
+                        "width": 1.3,
+                        ":color": "ink('--earlier')",
+                        "type": _DASHES[back],
+                        "opacity": 0.9,
+                    },
                     "itemStyle": {":color": "ink('--earlier')"},
                 }
             )
@@ -136,7 +142,9 @@ def throughput(bins: Sequence[Bin], now: datetime) -> Options:
             "data": [[_at(each.start), round(getattr(each, name) / seconds, 1)] for each in bins],
             "itemStyle": {
                 ":color": f"ink('--c{colour}')",
-                "decal": {"symbol": decal, "symbolSize": 0.7, "rotation": 0.6} if decal else {"symbol": "none"},
+                "decal": {"symbol": decal, "symbolSize": 0.7, "rotation": 0.6}
+                if decal
+                else {"symbol": "none"},
             },
         }
         for name, colour, decal in (
@@ -147,7 +155,14 @@ def throughput(bins: Sequence[Bin], now: datetime) -> Options:
         )
     ]
     axis = {**_time_axis(), "min": _at(now - SPAN), "max": _at(now)}
-    return {**options, "xAxis": axis, "yAxis": _value_axis("/s"), "series": series, "legend": _legend(), "grid": _below_legend()}
+    return {
+        **options,
+        "xAxis": axis,
+        "yAxis": _value_axis("/s"),
+        "series": series,
+        "legend": _legend(),
+        "grid": _below_legend(),
+    }
 
 
 def freshness(commits: Sequence[Bin], events: Sequence[tuple[datetime, float]], now: datetime) -> Options:
@@ -169,7 +184,14 @@ def freshness(commits: Sequence[Bin], events: Sequence[tuple[datetime, float]], 
         for name, points, number in lines
     ]
     axis = {**_time_axis(), "min": _at(now - SPAN), "max": _at(now)}
-    return {**_base(), "xAxis": axis, "yAxis": {**_value_axis(" s"), "min": 0}, "series": series, "legend": _legend(), "grid": _below_legend()}
+    return {
+        **_base(),
+        "xAxis": axis,
+        "yAxis": {**_value_axis(" s"), "min": 0},
+        "series": series,
+        "legend": _legend(),
+        "grid": _below_legend(),
+    }
 
 
 def _legend() -> Options:
@@ -209,7 +231,11 @@ def lines(series: Series, open_from: datetime | None, until: datetime) -> Option
             "itemStyle": {":color": colour},
         }
         drawn.append(
-            {**shared, "data": [[_at(t), v] for t, v in settled], "lineStyle": {**style, "type": _DASHES[number % 6]}}
+            {
+                **shared,
+                "data": [[_at(t), v] for t, v in settled],
+                "lineStyle": {**style, "type": _DASHES[number % 6]},
+            }
         )
         if moving:
             data = [{"value": [_at(t), v], "symbol": "emptyCircle"} for t, v in [*settled[-1:], *moving]]

@@ -10,7 +10,8 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
 
@@ -172,17 +173,35 @@ def cursor(choice: Choice, row: Sequence[Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(packed).encode()).decode()
 
 
-def _packed(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
+#: Kinds of values in a cursor, and the type that PostgreSQL reads them as.
+_KINDS = {"number": "numeric", "time": "timestamptz", "date": "date", "flag": "boolean", "text": "text"}
 
 
-def _read_cursor(text: str, length: int) -> list[Any] | None:
+def _packed(value: Any) -> list[str] | None:
+    match value:
+        case None:
+            return None
+        case bool():
+            return ["flag", str(value).lower()]
+        case int() | float() | Decimal():
+            return ["number", str(value)]
+        case datetime():
+            return ["time", value.isoformat()]
+        case date():
+            return ["date", value.isoformat()]
+        case _:
+            return ["text", str(value)]
+
+
+def _read_cursor(text: str, length: int) -> list[tuple[str, str] | None] | None:
+    """Pairs of type and value; ``None`` for what is no cursor of that many columns."""
     try:
         values = json.loads(base64.urlsafe_b64decode(text))
-    except ValueError:
+        if len(values) != length:
+            return None
+        return [None if v is None else (_KINDS[v[0]], str(v[1])) for v in values]
+    except (ValueError, TypeError, LookupError):
         return None
-    fits = isinstance(values, list) and len(values) == length
-    return values if fits and not any(isinstance(v, list | dict) for v in values) else None
 
 
 def _order(choice: Choice) -> list[tuple[str, bool]]:
@@ -196,29 +215,23 @@ def _sorted(name: str, down: bool) -> sql.Composed:
     return sql.SQL("{} {} NULLS LAST").format(sql.Identifier(name), direction)
 
 
-def _behind(choice: Choice, values: Sequence[Any], parameters: dict[str, object]) -> sql.Composable:
+def _behind(
+    choice: Choice, values: Sequence[tuple[str, str] | None], parameters: dict[str, object]
+) -> sql.Composable:
     """SQL: rows that stand behind the values; nulls are last."""
-    ways = []
+    ways: list[sql.Composable] = []
     equal: list[sql.Composable] = []
     for number, ((name, down), value) in enumerate(zip(_order(choice), values, strict=True)):
-        column, key = sql.Identifier(name), f"after_{number}"
-        parameters[key] = value
-        place = sql.Placeholder(key) + sql.SQL(_cast(choice, name))
-        if value is not None:
-            beyond = sql.SQL("({0} {1} {2} OR {0} IS NULL)").format(
-                column, sql.SQL("<" if down else ">"), place
-            )
-            ways.append(sql.SQL("({})").format(sql.SQL(" AND ").join([*equal, beyond])))
-        equal.append(sql.SQL("{} IS NOT DISTINCT FROM {}").format(column, place))
+        column = sql.Identifier(name)
+        if value is None:
+            equal.append(sql.SQL("{} IS NULL").format(column))
+            continue
+        kind, parameters[f"after_{number}"] = value
+        place = sql.SQL("{}::{}").format(sql.Placeholder(f"after_{number}"), sql.Identifier(kind))
+        beyond = sql.SQL("({0} {1} {2} OR {0} IS NULL)").format(column, sql.SQL("<" if down else ">"), place)
+        ways.append(sql.SQL("({})").format(sql.SQL(" AND ").join([*equal, beyond])))
+        equal.append(sql.SQL("{} = {}").format(column, place))
     return sql.SQL("({})").format(sql.SQL(" OR ").join(ways)) if ways else sql.SQL("false")
-
-
-def _cast(choice: Choice, name: str) -> Any:
-    if name == choice.table.start:
-        return "::timestamptz"
-    if name in choice.measures:
-        return "::numeric"
-    return ""
 
 
 def _grouped(choice: Choice) -> sql.Composed:
@@ -312,21 +325,24 @@ def chart(choice: Choice) -> Question:
             "SELECT {time}, {measure} FROM {table} WHERE {within} GROUP BY 1 ORDER BY 1 DESC LIMIT %(points)s"
         ).format(time=time, measure=measure, table=table, within=within)
         return Question(statement, parameters, doing)
+    # One pass over the rows; what comes second is over the groups, which are few.
     same = sql.SQL(" AND ").join(
-        sql.SQL("t.{0} IS NOT DISTINCT FROM top.{0}").format(dimension) for dimension in dimensions
+        sql.SQL("g.{0} IS NOT DISTINCT FROM top.{0}").format(dimension) for dimension in dimensions
     )
+    fold = choice.table.measure(choice.charted).fold
     statement = sql.SQL(
-        "WITH top AS MATERIALIZED (SELECT {names} FROM {table} WHERE {within} GROUP BY {names}"
-        " ORDER BY {measure} DESC NULLS LAST LIMIT %(series)s)"
-        " SELECT {time}, {mine}, {measure} FROM {table} AS t JOIN top ON {same} WHERE {within}"
-        " GROUP BY 1, {mine} ORDER BY 1 DESC LIMIT %(points)s"
+        "WITH g AS MATERIALIZED (SELECT {time} AS bin, {names}, {measure} AS value FROM {table} WHERE {within}"
+        " GROUP BY 1, {names}), top AS (SELECT {names} FROM g GROUP BY {names}"
+        " ORDER BY {fold}(value) DESC NULLS LAST LIMIT %(series)s)"
+        " SELECT g.bin, {mine}, g.value FROM g JOIN top ON {same} ORDER BY 1 DESC LIMIT %(points)s"
     ).format(
         names=_COMMA.join(dimensions),
-        mine=_COMMA.join(sql.SQL("t.{}").format(d) for d in dimensions),
+        mine=_COMMA.join(sql.SQL("g.{}").format(d) for d in dimensions),
         table=table,
         within=within,
         measure=measure,
         time=time,
         same=same,
+        fold=sql.SQL("sum" if fold == "count" else fold),
     )
     return Question(statement, parameters, doing)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -159,7 +159,6 @@ class Snapshot:
     sessions: tuple[Sequence[str], Sequence[tuple[Any, ...]]] = ((), ())
     funnel: Sequence[tuple[str, int]] = ()
     hour: tuple[int, int] | None = None
-    problems: Sequence[str] = field(default=())
 
 
 #: A partition that has had no event for an hour holds no watermark up here: the pipeline's own waits, because it
@@ -187,14 +186,10 @@ class Live:
             return Snapshot(asked_at, committed_at=committed_at)
         now = _time(now_us)
         watermark = _time(min(low_us, now_us) - self.topology.contract.event_time.disorder)
-        minutes, hour, visitors, ranked, sessions, active, funnel = await asyncio.gather(
-            self._minutes(now, watermark),
-            self._hour(now),
-            self._visitors(now),
+        (minutes, hour, visitors), (sessions, active, funnel), ranked = await asyncio.gather(
+            asyncio.gather(self._minutes(now, watermark), self._hour(now), self._visitors(now)),
+            asyncio.gather(self._sessions(), self._active(now), self._funnel(now)),
             asyncio.gather(*(self._ranked(ranking, now) for ranking in self.panels.rankings)),
-            self._sessions(),
-            self._active(now),
-            self._funnel(now),
         )
         return Snapshot(
             asked_at, now, watermark, committed_at, minutes, visitors, active, ranked, sessions, funnel, hour
@@ -203,7 +198,7 @@ class Live:
     async def _minutes(self, now: datetime, watermark: datetime) -> list[Minute]:
         if self.panels.views is None:
             return []
-        table, measure = self.panels.views
+        table = self.panels.views.table
         size = timedelta(microseconds=table.window.size)
         last = floor(now, size)
         first = last - (max(1, timedelta(minutes=MINUTES) // size) - 1) * size
@@ -258,9 +253,9 @@ class Live:
         until = floor(now, step) + step
         sketch = sql.Identifier(f"{measure.name}__sketch")
         since = until - timedelta(microseconds=table.window.size)
-        statement = sql.SQL(
-            "SELECT {} FROM {} WHERE window_start = %(since)s AND {} IS NOT NULL"
-        ).format(sketch, layout.state, sketch)
+        statement = sql.SQL("SELECT {} FROM {} WHERE window_start = %(since)s AND {} IS NOT NULL").format(
+            sketch, layout.state, sketch
+        )
         microseconds = (since - _EPOCH) // timedelta(microseconds=1)
         question = Question(statement, {"since": microseconds}, "count visitors")
         images = [bytes(image) for (image,) in (await self._reader.ask(question)).rows]
@@ -320,7 +315,9 @@ class Live:
             sql.SQL("count(*) FILTER (WHERE {} >= {})").format(column, sql.Literal(number))
             for number in range(1, len(measure.steps) + 1)
         )
-        statement = sql.SQL("SELECT {} FROM {} WHERE session_start > %(since)s").format(counts, self._name(table))
+        statement = sql.SQL("SELECT {} FROM {} WHERE session_start > %(since)s").format(
+            counts, self._name(table)
+        )
         question = Question(statement, {"since": now - FUNNEL_SPAN}, "read the funnel")
         (row,) = (await self._reader.ask(question)).rows
         return [(name, count) for (name, _), count in zip(measure.steps, row, strict=True)]

@@ -48,6 +48,11 @@
   window.escaped = text => String(text).replace(/[&<>"']/g, c => `&#${c.charCodeAt(0)};`);
   window.moment = value => dated.format(new Date(value));
 
+  window.showMoment = (entry, text) => {
+    const moment = new Date(text);
+    if (entry) entry.value = new Date(moment - moment.getTimezoneOffset() * 60000).toISOString().slice(0, 16);
+  };
+
   const wanted = () => localStorage.getItem("streamproc-theme") || "auto";
   window.theme = {
     dark: () => wanted() === "dark" || (wanted() === "auto" && matchMedia("(prefers-color-scheme: dark)").matches),

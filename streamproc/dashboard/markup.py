@@ -23,7 +23,7 @@ Cell = Any  # a value, or Raw
 def number(value: float | Decimal | None) -> str:
     """With separators; fractions to two digits."""
     if value is None:
-        return "–"
+        return "\N{EN DASH}"
     if isinstance(value, int) or value == int(value):
         return f"{int(value):,}"
     return f"{value:,.2f}"
@@ -32,32 +32,34 @@ def number(value: float | Decimal | None) -> str:
 def approximate(value: float | None, error: str) -> Raw:
     """An estimate, marked as one, with its error to read."""
     if value is None:
-        return Raw("–")
+        return Raw("&ndash;")
     if not error:
         return Raw(number(value))
     about = escape(f"An estimate, {error}")
-    return Raw(f'<span class="approx" title="{about}"><span aria-label="about">≈</span>&#8239;{number(value)}</span>')
+    return Raw(
+        f'<span class="approx" title="{about}"><span aria-label="about">≈</span>&#8239;{number(value)}</span>'
+    )
 
 
 def when(moment: datetime | None, form: str = "time") -> Raw:
     """A time, which the browser shows in the viewer's zone.
 
-    ``form``: ``time`` (today's without the date), ``minute``, ``full``, ``ago``. Until then, and without scripts, it is in UTC.
+    ``form``: ``time`` (today's without the date), ``minute``, ``full``, ``ago``. Without scripts it is in UTC.
     """
     if moment is None:
-        return Raw("–")
+        return Raw("&ndash;")
     utc = moment.astimezone(UTC)
     text = f"{utc:%Y-%m-%d %H:%M} UTC"
     return Raw(f'<time datetime="{utc.isoformat()}" data-form="{form}">{text}</time>')
 
 
-def cell(value: Cell) -> str:
+def cell(value: Cell) -> str:  # noqa: PLR0911 - one for each kind of value
     """A value as HTML. Null is a dash, an empty text says so."""
     match value:
         case Raw():
             return value.html
         case None:
-            return '<span class="none">–</span>'
+            return '<span class="none">&ndash;</span>'
         case bool():
             return "yes" if value else "no"
         case int() | float() | Decimal():
@@ -82,7 +84,9 @@ def is_number(value: Cell) -> bool:
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
 
 
-def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequence[int] = ()) -> str:
+def table(
+    caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequence[int] = ()
+) -> str:
     """A table; columns of numbers, and those named by ``right``, are set to the right."""
     numeric = {
         place for place in range(len(header)) if place in right or any(is_number(row[place]) for row in rows)
@@ -121,7 +125,8 @@ def bars(caption: str, rows: Sequence[tuple[Cell, float, str]], unit: str) -> st
         for label, value, text in rows
     )
     return (
-        f'<table class="bars{long}"><caption class="sr">{escape(caption)}</caption><thead class="sr"><tr>'
+        f'<table class="bars{long}"><caption class="sr">{escape(caption)}</caption>'
+        '<colgroup><col><col class="count"></colgroup><thead class="sr"><tr>'
         f'<th scope="col">{escape(caption)}</th><th scope="col">{escape(unit)}</th></tr></thead>'
         f"<tbody>{lines}</tbody></table>"
     )
@@ -142,10 +147,10 @@ def empty(headline: str, text: str = "") -> str:
 
 
 def banner(kind: str, headline: str, text: Raw | str) -> str:
-    """A notice above a page. ``kind``: ``info``, ``stale`` or ``broken``; told apart by its sign, not by colour only."""
-    sign = {"info": "ⓘ", "stale": "⏸", "broken": "⚠"}[kind]
+    """A notice above a page. ``kind``: ``info``, ``stale`` or ``broken``; its sign tells, not its colour alone."""
+    sign = {"info": "i", "stale": "II", "broken": "!"}[kind]
     shown = text.html if isinstance(text, Raw) else escape(text)
     return (
-        f'<div class="banner {kind}" role="status"><span aria-hidden="true">{sign}</span>'
+        f'<div class="banner {kind}" role="status"><span class="sign" aria-hidden="true">{sign}</span>'
         f"<div><strong>{escape(headline)}</strong> {shown}</div></div>"
     )

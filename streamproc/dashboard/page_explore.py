@@ -13,7 +13,8 @@ from nicegui import events, ui
 from starlette.requests import Request
 
 from streamproc.dashboard import charts, markup
-from streamproc.dashboard.catalog import Column, marked
+from streamproc.dashboard import explore_answers as answers
+from streamproc.dashboard.catalog import marked
 from streamproc.dashboard.explore import (
     PAGE,
     RANGES,
@@ -23,13 +24,13 @@ from streamproc.dashboard.explore import (
     read_choice,
     rows,
 )
-from streamproc.dashboard.reading import Answer, explain
+from streamproc.dashboard.reading import Answer, Question, explain
 from streamproc.dashboard.shell import Site, Stream, frame, keep_fresh, pulse
 from streamproc.errors import StreamprocError
 
 #: Seconds between two looks at the first page of a range that ends now.
 REFRESH = 10.0
-_OWN = "from – to"
+_OWN = "from … to"
 
 
 class Explorer:
@@ -42,6 +43,7 @@ class Explorer:
         self._next: str | None = None
         self._busy = asyncio.Lock()
         self._shown = False
+        self._drawn: Question | None = None
 
     # Building -------------------------------------------------------------------------------------------------
 
@@ -52,14 +54,16 @@ class Explorer:
             self._controls()
         with ui.element("section").classes("card"):
             self._title = ui.html("", sanitize=False)
-            self._chart = ui.echart({}).classes("chart").props('role="img" aria-label="Chart of the chosen table"')
+            self._chart = (
+                ui.echart({}).classes("chart").props('role="img" aria-label="Chart of the chosen table"')
+            )
         ui.on("theme", self._chart.update)
         with ui.element("section").classes("card"):
-            with ui.element("div").classes("scroll").props('tabindex="0" role="region" aria-label="Rows"'):
-                with ui.element("table"):
-                    with ui.element("thead"):
-                        self._head = ui.html("", sanitize=False, tag="tr")
-                    self._body = ui.html("", sanitize=False, tag="tbody")
+            region = ui.element("div").classes("scroll").props('tabindex="0" role="region" aria-label="Rows"')
+            with region, ui.element("table"):
+                with ui.element("thead"):
+                    self._head = ui.html("", sanitize=False, tag="tr")
+                self._body = ui.html("", sanitize=False, tag="tbody")
             self._none = ui.html("", sanitize=False)
             with ui.element("div").classes("actions").style("margin-top: .75rem"):
                 self._back = self._button("← Previous", self._previous)
@@ -85,10 +89,17 @@ class Explorer:
                 {n: n.replace("_", " ") for n in self.stream.tables}, label="Table", value=choice.table.name
             ).on_value_change(self._another_table)
             self._measures = ui.select(
-                [c.name for c in choice.table.measures], label="Measures", value=list(choice.measures), multiple=True
+                [c.name for c in choice.table.measures],
+                label="Measures",
+                value=list(choice.measures),
+                multiple=True,
             ).on_value_change(lambda e: self._change(measures=self._in_order(e.value, measures=True)))
             self._by = ui.select(
-                list(choice.table.dimensions), label="By", value=list(choice.by), multiple=True, clearable=True
+                list(choice.table.dimensions),
+                label="By",
+                value=list(choice.by),
+                multiple=True,
+                clearable=True,
             ).on_value_change(lambda e: self._change(by=self._in_order(e.value or [], measures=False)))
             self._grain = ui.select(self._grains(), label="Time step", value=choice.grain).on_value_change(
                 lambda e: self._change(grain=e.value)
@@ -97,7 +108,8 @@ class Explorer:
                 [*RANGES, _OWN], label="Range", value=choice.range or _OWN
             ).on_value_change(self._another_range)
             self._moments = [
-                self._moment(label, moment) for label, moment in (("From", choice.since), ("To", choice.until))
+                self._moment(label, moment)
+                for label, moment in (("From", choice.since), ("To", choice.until))
             ]
         for select in (self._table, self._measures, self._by, self._grain, self._range):
             select.props("outlined dense options-dense")
@@ -117,13 +129,10 @@ class Explorer:
         return field, entry
 
     def _show_moments(self) -> None:
-        for (field, entry), moment in zip(
-            self._moments, (self.choice.since, self.choice.until), strict=True
-        ):
+        for (field, entry), moment in zip(self._moments, (self.choice.since, self.choice.until), strict=True):
             field.set_visibility(not self.choice.range)
             ui.run_javascript(
-                f"setTimeout(() => {{ const e = document.getElementById('c{entry.id}'), d = new Date('{moment.isoformat()}');"
-                " if (e) e.value = new Date(d - d.getTimezoneOffset() * 60000).toISOString().slice(0, 16) }, 0)"
+                f"setTimeout(() => showMoment(document.getElementById('c{entry.id}'), '{moment.isoformat()}'), 0)"
             )
 
     def _grains(self) -> dict[str, str]:
@@ -136,7 +145,7 @@ class Explorer:
         offered = [c.name for c in table.measures] if measures else table.dimensions
         return tuple(name for name in offered if name in names)
 
-    async def _another_table(self, event: events.ValueChangeEventArguments) -> None:
+    async def _another_table(self, event: events.ValueChangeEventArguments[Any]) -> None:
         if event.value == self.choice.table.name:
             return
         now = await self._now()
@@ -150,7 +159,7 @@ class Explorer:
         self._grain.set_options(self._grains(), value=choice.grain)
         await self._begin()
 
-    async def _another_range(self, event: events.ValueChangeEventArguments) -> None:
+    async def _another_range(self, event: events.ValueChangeEventArguments[Any]) -> None:
         if event.value == _OWN:
             await self._change(range="")
         else:
@@ -218,21 +227,26 @@ class Explorer:
         """Ask, and show the answer or why there is none."""
         async with self._busy:
             choice = self.choice
-            asking = [self.stream.reader.ask(rows(choice, self._pages[-1]))]
-            if draw:
-                asking.append(self.stream.reader.ask(chart(choice)))
+            wanted = chart(choice)
+            draw = draw and wanted != self._drawn
+            drawing = asyncio.create_task(self.stream.reader.ask(wanted)) if draw else None
             try:
-                found, *drawn = await asyncio.gather(*asking)
+                found = await self.stream.reader.ask(rows(choice, self._pages[-1]))
+                newest = (await self.stream.snapshot.get()).value
+                open_from = answers.open_from(choice, newest.watermark if newest else None)
+                self._fill(choice, found, open_from)
+                if drawing is not None:
+                    self._draw(choice, await drawing, open_from)
+                    self._drawn = wanted
             except StreamprocError as error:
-                self._banner.content = markup.banner("broken", explain(error)[0] + ".", explain(error)[1])
-                return
-            self._shown = True
-            self._banner.content = ""
-            watermark = (await self.stream.snapshot.get()).value
-            open_from = _open_from(choice, watermark.watermark if watermark else None)
-            self._fill(choice, found, open_from)
-            if drawn:
-                self._draw(choice, drawn[0], open_from)
+                headline, text = explain(error)
+                self._banner.content = markup.banner("broken", headline + ".", text)
+            else:
+                self._shown = True
+                self._banner.content = ""
+            finally:
+                if drawing is not None:
+                    drawing.cancel()
 
     def _fill(self, choice: Choice, found: Answer, open_from: datetime | None) -> None:
         shown = found.rows[:PAGE]
@@ -240,23 +254,31 @@ class Explorer:
         columns = {column.name: column for column in choice.table.measures}
         numeric = {len(choice.keys) + place for place in range(len(choice.measures))}
         self._head.content = "".join(
-            _heading(choice, name, columns.get(name), place in numeric) for place, name in enumerate(choice.columns)
+            answers.heading(choice, name, columns.get(name), place in numeric)
+            for place, name in enumerate(choice.columns)
         )
-        self._body.content = markup.body([_row(choice, row, columns, open_from) for row in shown], numeric)
-        self._none.content = "" if shown else markup.empty(
-            "No rows in this range", "Choose a longer range, or another table: windows count from their start."
+        self._body.content = markup.body(
+            [answers.row(choice, row, columns, open_from) for row in shown], numeric
+        )
+        self._none.content = (
+            ""
+            if shown
+            else markup.empty(
+                "No rows in this range",
+                "Choose a longer range, or another table: windows count from their start.",
+            )
         )
         page = len(self._pages)
         for button, usable in ((self._back, page > 1), (self._on, self._next is not None)):
             button.props(remove="disabled") if usable else button.props("disabled")
         first = (page - 1) * PAGE + 1
-        self._where.content = f"rows {first:,}–{first + len(shown) - 1:,}" if shown else ""
+        self._where.content = f"rows {first:,}\N{EN DASH}{first + len(shown) - 1:,}" if shown else ""
         address = f"stream={escape(self.stream.topology.name)}&amp;{escape(choice.address())}"
         self._files.content = (
             f'<a class="act" href="/download.csv?{address}" download>CSV</a>'
             f'<a class="act" href="/download.parquet?{address}" download>Parquet</a>'
         )
-        self._about.content = _about(choice)
+        self._about.content = answers.about(choice)
 
     def _draw(self, choice: Choice, answer: Answer, open_from: datetime | None) -> None:
         column = choice.table.measure(choice.charted)
@@ -264,99 +286,27 @@ class Explorer:
         peak = " · peak of a row" if not column.additive and choice.merges else ""
         by = " by " + ", ".join(choice.by) if choice.by else ""
         step = f" per {choice.grain}" if choice.grain else ""
-        note = "the biggest 6 groups" if choice.grain and choice.by else "the biggest 15" if not choice.grain else ""
+        note = (
+            "the biggest 6 groups"
+            if choice.grain and choice.by
+            else "the biggest 15"
+            if not choice.grain
+            else ""
+        )
         self._title.content = (
             f"<h2>{escape(column.name)}{escape(by + step)}</h2>"
             f'<p class="sub">{escape(column.comment + error + peak)}{" · " + note if note else ""}</p>'
         )
         if choice.grain:
-            series = _series(answer)
+            series = answers.series(answer)
             options = charts.lines(series, open_from, choice.until)
         else:
-            options = charts.bars([(_label(row[:-1]), _plain(row[-1])) for row in answer.rows])
+            options = charts.bars([(answers.label(row[:-1]), answers.plain(row[-1])) for row in answer.rows])
         self._chart.set_visibility(bool(answer.rows))
         if options != self._chart.options:
             self._chart.options.clear()
             self._chart.options.update(options)
             self._chart.update()
-
-
-def _open_from(choice: Choice, watermark: datetime | None) -> datetime | None:
-    """The first row in time that may still change; with no watermark all may."""
-    if watermark is None or not choice.grain:
-        return None
-    settles = timedelta(microseconds=choice.table.settles)
-    step = timedelta(microseconds=choice.step)
-    window = choice.table.table.window
-    ends = max(step, timedelta(microseconds=window.size))
-    # the first multiple of the step whose end, and the time it takes to settle, is after the watermark
-    behind = watermark - settles - ends
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    return behind + step - (behind - epoch) % step
-
-
-def _heading(choice: Choice, name: str, column: Column | None, numeric: bool) -> str:
-    mark, sorting = "", "none"
-    if name == choice.order:
-        mark, sorting = ("▼", "descending") if choice.descending else ("▲", "ascending")
-    text = escape(name.replace("_", " "))
-    if column is not None and marked(column):
-        text = f"≈ {text}"
-    if column is not None and not column.additive and choice.merges:
-        text += " · peak"
-    sign = f'<span class="mark" aria-hidden="true">{mark}</span>'
-    about = escape(" · ".join(filter(None, [column.comment, column.error])) if column else "")
-    return (
-        f'<th scope="col" aria-sort="{sorting}"{" class=num" if numeric else ""}>'
-        f'<button class="sort" data-column="{escape(name)}" title="{about}">{sign if numeric else ""}{text}'
-        f"{'' if numeric else sign}</button></th>"
-    )
-
-
-def _row(
-    choice: Choice, row: Sequence[Any], columns: dict[str, Column], open_from: datetime | None
-) -> list[markup.Cell]:
-    cells: list[markup.Cell] = []
-    for name, value in zip(choice.columns, row, strict=True):
-        if isinstance(value, datetime):
-            tag = ' <span class="tag">open</span>' if open_from is not None and value >= open_from else ""
-            cells.append(markup.Raw(markup.when(value).html + tag))
-        elif name in columns and marked(columns[name]):
-            cells.append(markup.approximate(value, columns[name].error))
-        else:
-            cells.append(value)
-    return cells
-
-
-def _about(choice: Choice) -> str:
-    parts = [choice.table.table.comment or choice.table.name]
-    if any(not choice.table.measure(name).additive for name in choice.measures) and choice.merges:
-        parts.append(
-            "Distinct counts, averages and percentiles do not add up: where a row stands for several windows or keys, "
-            "their largest value is shown as the peak"
-        )
-    errors = {name: choice.table.measure(name).error for name in choice.measures}
-    parts += [f"≈ {name}: {error}" for name, error in errors.items() if error]
-    if choice.table.table.window.kind == "hopping" and choice.step != choice.table.table.window.hop:
-        parts.append("Windows overlap; only every one that follows the last is counted")
-    return escape(". ".join(parts) + ".")
-
-
-def _series(answer: Answer) -> charts.Series:
-    series: charts.Series = {}
-    for time, *dimensions, value in reversed(answer.rows):
-        series.setdefault(_label(dimensions), []).append((time, _plain(value)))
-    return dict(sorted(series.items(), key=lambda item: -sum(v or 0 for _, v in item[1])))
-
-
-def _label(dimensions: Sequence[Any]) -> str:
-    return " · ".join("(none)" if d is None else markup.visible(str(d)) for d in dimensions) or "all"
-
-
-def _plain(value: Any) -> float | None:
-    if value is None:
-        return None
-    return int(value) if value == int(value) else float(value)
 
 
 async def explore_page(site: Site, request: Request) -> None:

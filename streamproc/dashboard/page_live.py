@@ -30,7 +30,8 @@ async def live_page(site: Site, request: Request) -> None:
         ui.on("theme", chart.update)
         with ui.element("div").classes("grid"):
             rankings = [
-                ui.html("", sanitize=False, tag="section").classes("card") for _ in [*panels.rankings, panels.funnel]
+                ui.html("", sanitize=False, tag="section").classes("card")
+                for _ in [*panels.rankings, panels.funnel]
             ]
         sessions = ui.html("", sanitize=False, tag="section").classes("card")
 
@@ -66,16 +67,18 @@ def _tiles(stream: Stream, found: Snapshot) -> str:
     if found.minutes:
         whole = next((row for row in reversed(found.minutes) if not row.filling), None)
         if whole is not None:
-            note = markup.Raw(f"in the minute of {markup.when(whole.start, 'minute').html}")
-            tiles.append(markup.tile("Page views a minute", markup.number(whole.views), note))
+            of = markup.Raw(f"in the minute of {markup.when(whole.start, 'minute').html}")
+            tiles.append(markup.tile("Page views a minute", markup.number(whole.views), of))
     if found.hour is not None:
         ours, before = found.hour
         tiles.append(markup.tile("Page views in 60 min", markup.number(ours), _change(ours, before)))
     if found.active is not None and stream.live.panels.sessions is not None:
         gap = stream.live.panels.sessions.window.gap // 60_000_000
-        tiles.append(markup.tile("Open sessions", markup.number(found.active), f"an event in the last {gap} min"))
-    now = markup.when(found.now) if found.now else markup.Raw("–")
-    tiles.append(markup.tile("Newest event", now, markup.when(found.now, "ago")))
+        tiles.append(
+            markup.tile("Open sessions", markup.number(found.active), f"an event in the last {gap} min")
+        )
+    newest_event = markup.when(found.now)
+    tiles.append(markup.tile("Newest event", newest_event, markup.when(found.now, "ago")))
     return "".join(tiles)
 
 
@@ -91,12 +94,16 @@ def _minutes_head(stream: Stream, found: Snapshot) -> str:
     head = "<h2>Page views per minute</h2>"
     views = stream.live.panels.views
     if views is None:
-        return head + markup.empty("No table counts per minute", "Declare one with a window of up to 5 minutes.")
+        return head + markup.empty(
+            "No table counts per minute", "Declare one with a window of up to 5 minutes."
+        )
     if not found.minutes:
         return head + markup.empty("No events yet", "The line begins with the first one.")
     lateness = views.table.lateness // 60_000_000
     earlier = sum(any(row.earlier[back] is not None for row in found.minutes) for back in range(3))
-    compared = "grey: the same minute of the hours before" if earlier else "earlier hours appear once there are some"
+    compared = (
+        "grey: the same minute of the hours before" if earlier else "earlier hours appear once there are some"
+    )
     return (
         f'{head}<p class="sub">Blue: the last 60 minutes; {compared}. Dashed: still open, late events may be '
         f"added for {lateness} min; hollow: still filling.</p>"
@@ -110,7 +117,13 @@ def _ranking(ranked: Ranked) -> str:
     if not ranked.rows:
         return head + markup.empty("Nothing yet", f"No event had a {ranking.column} since then.")
     rows = [
-        (markup.Raw(f'<span class="none">{_BLANK.get(ranking.title, "none")}</span>') if value is None else value, n, f"{n:,}")
+        (
+            markup.Raw(f'<span class="none">{_BLANK.get(ranking.title, "none")}</span>')
+            if value is None
+            else value,
+            n,
+            f"{n:,}",
+        )
         for value, n in ranked.rows
     ]
     return head + markup.bars(ranking.title, rows, ranking.measure.name)
@@ -135,7 +148,9 @@ def _sessions(stream: Stream, found: Snapshot) -> str:
     columns, rows = found.sessions
     table = stream.live.panels.sessions
     if table is None:
-        return "<h2>Newest sessions</h2>" + markup.empty("No sessions", "This stream declares no session table.")
+        return "<h2>Newest sessions</h2>" + markup.empty(
+            "No sessions", "This stream declares no session table."
+        )
     settles = timedelta(microseconds=table.window.gap + table.lateness)
     gap = table.window.gap // 60_000_000
     head = (

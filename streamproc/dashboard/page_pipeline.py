@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from html import escape
 
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from streamproc.dashboard import charts, markup
 from streamproc.dashboard.pipeline_view import PartitionRow, PipelineSnapshot
 from streamproc.dashboard.reading import Seen, explain
-from streamproc.dashboard.reject_samples import RejectSamples
+from streamproc.dashboard.reject_samples import OBJECTS, RejectSamples, Sample
 from streamproc.dashboard.shell import Site, frame, keep_fresh, notices, pulse
 
 #: Seconds between two looks.
@@ -32,13 +32,17 @@ async def pipeline_page(site: Site, request: Request) -> None:
         drawn: list[ui.echart] = []
         with ui.element("div").classes("half"):
             for title, sub in (
-                ("Throughput", "records a second by what became of them, from commits of the last 15 minutes"),
+                (
+                    "Throughput",
+                    "records a second by what became of them, from commits of the last 15 minutes",
+                ),
                 ("Freshness", "how old things were when their epoch was committed, the worst in 10 seconds"),
             ):
                 with ui.element("section").classes("card"):
                     ui.html(f'<h2>{title}</h2><p class="sub">{sub}</p>', sanitize=False)
                     drawn.append(ui.echart({}).classes("chart low").props(f'role="img" aria-label="{title}"'))
-        ui.on("theme", lambda: [chart.update() for chart in drawn])
+        for chart in drawn:
+            ui.on("theme", chart.update)
         partitions = _card()
         with ui.element("div").classes("wide"):
             epochs, workers = _card(), _card()
@@ -95,11 +99,15 @@ def _tiles(found: PipelineSnapshot) -> str:
     rate = sum(b.records for b in recent) / (10 * len(recent)) if recent else 0
     lags = [row.lag for row in found.partitions]
     behind = [row.behind for row in found.partitions if row.behind is not None]
-    lag = markup.number(sum(x for x in lags if x is not None)) if any(x is not None for x in lags) else "–"
+    lag = (
+        markup.number(sum(x for x in lags if x is not None))
+        if any(x is not None for x in lags)
+        else "\N{EN DASH}"
+    )
     lag_note = "records that wait at the source"
     if behind:
         lag, lag_note = f"{max(behind):,.1f} s", "behind the newest record, the worst shard"
-    freshness = f"{found.freshness[-1][1]:,.1f} s" if found.freshness else "–"
+    freshness = f"{found.freshness[-1][1]:,.1f} s" if found.freshness else "\N{EN DASH}"
     totals = [
         sum(getattr(row.status.counts, name) for row in found.partitions)
         for name in ("records", "rejected", "duplicate")
@@ -112,7 +120,11 @@ def _tiles(found: PipelineSnapshot) -> str:
             markup.tile("Lag", lag, lag_note),
             markup.tile("Rejected", f"{totals[1]:,}", share),
             markup.tile("Duplicates", f"{totals[2]:,}", "dropped, since the beginning"),
-            markup.tile("Late", f"{sum(found.late.values()):,}", "events too late for a table, in the lake all the same"),
+            markup.tile(
+                "Late",
+                f"{sum(found.late.values()):,}",
+                "events too late for a table, in the lake all the same",
+            ),
         ]
     )
 
@@ -120,12 +132,24 @@ def _tiles(found: PipelineSnapshot) -> str:
 def _partitions(found: PipelineSnapshot) -> str:
     head = "<h2>Partitions</h2>"
     if not found.partitions:
-        return head + markup.empty("No partition yet", "No worker has claimed one: is `streamproc run` running?")
+        return head + markup.empty(
+            "No partition yet", "No worker has claimed one: is `streamproc run` running?"
+        )
     rows = sorted(found.partitions, key=lambda row: -(row.lag or row.behind or 0))
     more = "" if len(rows) <= LISTED else f" · the {LISTED} furthest behind of {len(rows):,}"
-    shown = sorted(rows[:LISTED], key=lambda r: (r.status.partition.source, len(r.status.partition.id), r.status.partition.id))
+    shown = sorted(
+        rows[:LISTED],
+        key=lambda r: (r.status.partition.source, len(r.status.partition.id), r.status.partition.id),
+    )
     timed = any(row.behind is not None for row in shown)
-    header = ["partition", "committed through", "lag (s)" if timed else "lag", "watermark", "last commit", "worker"]
+    header = [
+        "partition",
+        "committed through",
+        "lag (s)" if timed else "lag",
+        "watermark",
+        "last commit",
+        "worker",
+    ]
     header += ["records", "rejected", "duplicate"]
     return (
         f'{head}<p class="sub">watermark: event time up to which it is believed complete{more}</p>'
@@ -135,7 +159,7 @@ def _partitions(found: PipelineSnapshot) -> str:
 
 def _partition(row: PartitionRow, *, timed: bool) -> list[markup.Cell]:
     status = row.status
-    owner = status.owner if status.owner else markup.Raw('<span class="none">nobody</span>')
+    owner = status.owner or markup.Raw('<span class="none">nobody</span>')
     lag = row.behind if timed else row.lag
     return [
         str(status.partition),
@@ -160,14 +184,20 @@ def _epochs(found: PipelineSnapshot) -> str:
         records = sum(part.counts.records for part in epoch.ranges)
         took = (epoch.committed_at - epoch.started_at).total_seconds()
         rows.append(
-            [markup.when(epoch.committed_at), records, len(epoch.ranges), _s(took), *(_s(epoch.seconds.get(s)) for s in stages)]
+            [
+                markup.when(epoch.committed_at),
+                records,
+                len(epoch.ranges),
+                _s(took),
+                *(_s(epoch.seconds.get(s)) for s in stages),
+            ]
         )
     header = ["committed", "records", "partitions", "open for", *stages]
     return head + markup.table("Newest epochs", header, rows, right=range(3, len(header)))
 
 
 def _s(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return "\N{EN DASH}" if value is None else f"{value:.2f}"
 
 
 def _workers(found: PipelineSnapshot) -> str:
@@ -182,40 +212,56 @@ def _workers(found: PipelineSnapshot) -> str:
     for worker, parts in sorted(held.items()):
         newest = max(part.status.updated_at for part in parts)
         state = "quiet" if found.asked_at - newest > QUIET else "working"
-        numbers = ", ".join(part.status.partition.id for part in parts[:12]) + (" …" if len(parts) > 12 else "")
-        rows.append([worker, numbers, markup.Raw(f'<span class="tag">{state}</span>'), markup.when(newest, "ago")])
+        numbers = ", ".join(part.status.partition.id for part in parts[:12]) + (
+            " …" if len(parts) > 12 else ""
+        )
+        rows.append(
+            [worker, numbers, markup.Raw(f'<span class="tag">{state}</span>'), markup.when(newest, "ago")]
+        )
     return head + markup.table("Workers", ["worker", "partitions", "state", "last commit"], rows)
 
 
 def _rejects(seen: Seen[RejectSamples] | None) -> str:
     head = "<h2>Rejects</h2>"
     if seen is None:
-        return head + markup.empty("Not shown", "The dashboard was started without the lake, where the rejects are.")
+        return head + markup.empty(
+            "Not shown", "The dashboard was started without the lake, where the rejects are."
+        )
     if seen.value is None:
-        return head + markup.empty("The lake does not answer", explain(seen.problem)[1] if seen.problem else "")
+        return head + markup.empty(
+            "The lake does not answer", explain(seen.problem)[1] if seen.problem else ""
+        )
     if not seen.value.reasons:
-        return head + markup.empty("None", "Every record could be used.")
-    parts = [
-        f'{head}<p class="sub">of the newest 20 objects, since {markup.when(seen.value.since).html} · a reason opens to samples; '
-        "<code>streamproc rejects list</code> has all</p>"
-    ]
+        return head + markup.empty("None", "The lake holds no rejects of this stream.")
+    since = markup.when(seen.value.since).html
     most = seen.value.reasons[0][1]
-    for reason, number, samples in seen.value.reasons:
-        lines = "".join(
-            f"<li><strong>{escape(s.field)}</strong> {escape(markup.visible(s.detail))} <span class=none>({escape(s.place)})</span>"
-            f'<div class="sample">{escape(markup.visible(s.original))}</div></li>'
-            for s in samples
+    return (
+        f'{head}<p class="sub">of the newest {OBJECTS} objects, since {since} · a reason opens to samples; '
+        "<code>streamproc rejects list</code> has all</p>"
+        + "".join(
+            _reason(name, number, number / most, samples) for name, number, samples in seen.value.reasons
         )
-        parts.append(
-            f'<details class="reason" data-keep="{escape(reason)}"><summary>'
-            f'<span class="bar" style="--part:{100 * number / most:.1f}%"></span><span class="name">{escape(reason)}</span>'
-            f"<span>{number:,}</span></summary><ul>{lines}</ul></details>"
-        )
-    return "".join(parts)
+    )
+
+
+def _reason(name: str, number: int, part: float, samples: Sequence[Sample]) -> str:
+    lines = "".join(
+        f"<li><strong>{escape(sample.field)}</strong> {escape(markup.visible(sample.detail))} "
+        f'<span class="none">({escape(sample.place)})</span>'
+        f'<div class="sample">{escape(markup.visible(sample.original))}</div></li>'
+        for sample in samples
+    )
+    bar = f'<span class="bar" style="--part:{100 * part:.1f}%"></span>'
+    return (
+        f'<details class="reason" data-keep="{escape(name)}"><summary>{bar}<span class="name">{escape(name)}</span>'
+        f"<span>{number:,}</span></summary><ul>{lines}</ul></details>"
+    )
 
 
 def _late(found: PipelineSnapshot) -> str:
-    head = '<h2>Late events</h2><p class="sub">by table, since the beginning; not folded, kept in the lake</p>'
+    head = (
+        '<h2>Late events</h2><p class="sub">by table, since the beginning; not folded, kept in the lake</p>'
+    )
     if not found.late:
         return head + markup.empty("None", "No event came too late for a table.")
     rows = [(name, n, f"{n:,}") for name, n in sorted(found.late.items(), key=lambda item: -item[1])]
@@ -224,12 +270,15 @@ def _late(found: PipelineSnapshot) -> str:
 
 def _sinks(found: PipelineSnapshot) -> str:
     rows: list[list[markup.Cell]] = [
-        [f"lake: {t.kind}", t.state, t.objects, t.rows, f"{t.bytes / 1_048_576:,.1f} MiB"] for t in found.objects
+        [f"lake: {t.kind}", t.state, t.objects, t.rows, f"{t.bytes / 1_048_576:,.1f} MiB"]
+        for t in found.objects
     ]
     head = '<h2>Sinks</h2><p class="sub">counted every half minute</p>'
     if found.warehouse is not None:
         w = found.warehouse
-        rows.append(["warehouse", markup.Raw(f"loaded {markup.when(w.loaded_at, 'ago').html}"), w.objects, w.rows, ""])
+        rows.append(
+            ["warehouse", markup.Raw(f"loaded {markup.when(w.loaded_at, 'ago').html}"), w.objects, w.rows, ""]
+        )
     if not rows:
         return head + markup.empty("Nothing written yet")
     return head + markup.table("Sinks", ["sink", "state", "objects", "rows", "size"], rows, right=(4,))
@@ -244,11 +293,15 @@ def _replays(found: PipelineSnapshot) -> str:
             replay.name,
             replay.state,
             replay.asked,
-            markup.Raw(f"{100 * (replay.done or 0) / replay.records:.0f} %" if replay.records else "–"),
+            markup.Raw(
+                f"{100 * (replay.done or 0) / replay.records:.0f} %" if replay.records else "\N{EN DASH}"
+            ),
             f"{replay.done or 0:,} of {replay.records or 0:,}",
             replay.operator,
             markup.when(replay.created_at, "ago"),
         ]
         for replay in found.replays
     ]
-    return head + markup.table("Replays", ["name", "state", "range", "done", "records", "by", "begun"], rows, right=(3, 4))
+    return head + markup.table(
+        "Replays", ["name", "state", "range", "done", "records", "by", "begun"], rows, right=(3, 4)
+    )

@@ -124,14 +124,11 @@ class PipelineSnapshot:
     notes: Sequence[str]
 
 
-Find = Callable[[], Awaitable[Any]]
-
-
 class PipelineView:
     """Reads one stream's ledger.
 
-    ``ledger`` is open. ``ends`` asks the source, ``totals`` and ``warehouse`` what is slow to count: callables that keep
-    their answers for a while.
+    ``ledger`` is open. ``ends`` asks the source, ``totals`` and ``warehouse`` what is slow to count: they
+    keep their answers for a while.
     """
 
     def __init__(
@@ -153,17 +150,24 @@ class PipelineView:
     async def look(self) -> PipelineSnapshot:
         """Ask everything, at once. Raises :class:`DependencyError` and :class:`LedgerError`."""
         await self._reader.connect()
-        statuses, shards, epochs, late, bins, freshness, replays, clock, ends, objects = await asyncio.gather(
-            self._ledger.status(),
-            self._ledger.shards(),
-            self._ledger.epochs(limit=EPOCHS),
-            self._ledger.late(),
-            self._ask(_BINS, "count commits"),
-            self._ask(_FRESHNESS, "measure freshness"),
-            self._ask(_REPLAYS, "look for replays"),
-            self._ask("SELECT clock_timestamp()", "read the clock"),
-            self._ends(),
-            self._totals(),
+        (
+            (statuses, shards, epochs, late),
+            (bins, freshness, replays, clock),
+            (ends, objects),
+        ) = await asyncio.gather(
+            asyncio.gather(
+                self._ledger.status(),
+                self._ledger.shards(),
+                self._ledger.epochs(limit=EPOCHS),
+                self._ledger.late(),
+            ),
+            asyncio.gather(
+                self._ask(sql.SQL(_BINS), "count commits"),
+                self._ask(sql.SQL(_FRESHNESS), "measure freshness"),
+                self._ask(sql.SQL(_REPLAYS), "look for replays"),
+                self._ask(sql.SQL("SELECT clock_timestamp()"), "read the clock"),
+            ),
+            asyncio.gather(self._ends(), self._totals()),
         )
         behind = {
             partition: 0.0 if shard.finished else shard.behind_ms / 1000
@@ -184,9 +188,7 @@ class PipelineView:
             notes,
         )
 
-    def _row(
-        self, status: PartitionStatus, ends: Ends, behind: Mapping[Partition, float]
-    ) -> PartitionRow:
+    def _row(self, status: PartitionStatus, ends: Ends, behind: Mapping[Partition, float]) -> PartitionRow:
         last = ends.last.get(status.partition)
         lag = None if last is None else max(0, last - (-1 if status.position is None else status.position))
         watermark = None
@@ -195,9 +197,9 @@ class PipelineView:
             watermark = _EPOCH + timedelta(microseconds=microseconds)
         return PartitionRow(status, lag, behind.get(status.partition), watermark)
 
-    async def _ask(self, statement: str, doing: str) -> Sequence[tuple[Any, ...]]:
+    async def _ask(self, statement: sql.SQL, doing: str) -> Sequence[tuple[Any, ...]]:
         parameters = {"stream": self.topology.name, "span": SPAN, "bin": BIN}
-        return (await self._reader.ask(Question(sql.SQL(statement).format(), parameters, doing))).rows  # type: ignore[arg-type]  # ours, a constant
+        return (await self._reader.ask(Question(statement.format(), parameters, doing))).rows
 
 
 def ledger_over(reader: Reader, stream: str) -> Ledger:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from psycopg import errors, sql
+from psycopg import ProgrammingError, errors, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from streamproc.database import Database
@@ -28,9 +28,13 @@ def read_only(conninfo: str, statement_timeout: float) -> str:
     """
     try:
         given = conninfo_to_dict(conninfo)
-    except Exception:  # noqa: BLE001 - its message quotes the string, password and all
+    except ProgrammingError:  # its message quotes the string, password and all
         raise ConfigError(
-            [Mistake("dashboard.database", "is not a PostgreSQL URL", "Write postgresql://user@host/database")]
+            [
+                Mistake(
+                    "dashboard.database", "is not a PostgreSQL URL", "Write postgresql://user@host/database"
+                )
+            ]
         ) from None
     options = (
         f"-c default_transaction_read_only=on -c statement_timeout={round(statement_timeout * 1000)}"
@@ -124,8 +128,8 @@ def explain(problem: StreamprocError) -> tuple[str, str]:
         case errors.UndefinedTable() | errors.InvalidSchemaName() | errors.UndefinedColumn():
             return (
                 "Nothing to show yet",
-                "The stream's tables are not there: it has not run since its topic page was written or changed. This page "
-                "fills by itself when `streamproc run` has started.",
+                "The stream's tables are not there: it has not run since its topic page was written or changed. "
+                "This page fills by itself when `streamproc run` has started.",
             )
         case errors.InsufficientPrivilege():
             return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from psycopg import AsyncConnection, sql
 
@@ -42,13 +43,15 @@ def grants(role: str, streams: Sequence[str], *, warehouse: bool) -> sql.Compose
         statements += [
             sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {role}").format(**given),
             sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}").format(**given),
-            sql.SQL("ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {role}").format(**given),
+            sql.SQL("ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {role}").format(
+                **given
+            ),
         ]
     return sql.SQL("").join(sql.SQL("{};\n").format(statement) for statement in statements)
 
 
-async def existing(conn: AsyncConnection[object], schemas: Sequence[str]) -> list[str]:
+async def existing(conn: AsyncConnection[Any], schemas: Sequence[str]) -> list[str]:
     """Those of the schemas that are there."""
     cursor = await conn.execute("SELECT nspname FROM pg_namespace WHERE nspname = ANY(%s)", [list(schemas)])
-    rows = {name for (name,) in await cursor.fetchall()}  # type: ignore[misc]  # rows are tuples by default
-    return [schema for schema in schemas if schema in rows]
+    there = [name for (name,) in await cursor.fetchall()]
+    return [schema for schema in schemas if schema in there]

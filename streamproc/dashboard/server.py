@@ -101,9 +101,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(
-    server: uvicorn.Server, bind: Bind, stop: asyncio.Event, ready: Callable[[str], None]
-) -> None:
+async def _run(server: uvicorn.Server, bind: Bind, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
     config = server.config
     try:
         socket = config.bind_socket()
@@ -134,14 +132,18 @@ def _stream(topology: Topology, reader: Reader, sources: Sources) -> Stream:
         return seen.value or Ends({}, {}, str(seen.problem))
 
     live = Live(topology, reader)
-    view = PipelineView(
-        topology, reader, ends=newest_ends, totals=totals, warehouse=_kept(warehouse, None)
-    )
+    view = PipelineView(topology, reader, ends=newest_ends, totals=totals, warehouse=_kept(warehouse, None))
     rejects = None
     if sources.store is not None:
         rejects = Shared(RejectReader(topology.name, reader, sources.store).look, ASKED)
     return Stream(
-        topology, reader, explorable(topology), live, Shared(live.look, QUICK), Shared(view.look, QUICK), rejects
+        topology,
+        reader,
+        explorable(topology),
+        live,
+        Shared(live.look, QUICK),
+        Shared(view.look, QUICK),
+        rejects,
     )
 
 
@@ -197,7 +199,15 @@ def application(site: Site) -> FastAPI:
     async def pipeline(request: Request) -> None:
         await pipeline_page(site, request)
 
-    ui.run_with(app, title="streamproc", dark=None, language="en-US", show_welcome_message=False, tailwind=False, favicon=_ICON)
+    ui.run_with(
+        app,
+        title="streamproc",
+        dark=None,
+        language="en-US",
+        show_welcome_message=False,
+        tailwind=False,
+        favicon=_ICON,
+    )
     return app
 
 
@@ -228,4 +238,3 @@ async def _download(site: Site, request: Request, kind: str) -> Response:
         )
     body = await asyncio.to_thread(as_parquet, answer)
     return Response(body, media_type="application/vnd.apache.parquet", headers=headers)
-

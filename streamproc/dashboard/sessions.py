@@ -46,8 +46,8 @@ class Sessions:
 
     def locked_out(self, address: str) -> bool:
         """Whether the address has failed too often."""
-        failed = self._failures.get(address, ())
-        return len(failed) == ATTEMPTS and self._clock() - failed[0] < PATIENCE
+        failed = self._failures.get(address)
+        return failed is not None and len(failed) == ATTEMPTS and self._clock() - failed[0] < PATIENCE
 
     def valid(self, token: str | None) -> bool:
         """Whether the token is one of a session that lasts; using it keeps it."""

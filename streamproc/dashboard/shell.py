@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -111,10 +112,11 @@ def _head(site: Site, stream: Stream, path: str, request: Request) -> str:
 
 def pulse(moment: datetime | None, *, well: bool) -> str:
     """Script: the sign in the head that says how fresh the page is."""
-    what = "committed " + markup.when(moment, "ago").html if moment else "no commits yet"
+    what = json.dumps("committed " + markup.when(moment, "ago").html if moment else "no commits yet")
+    look = json.dumps("pulse" if well else "pulse off")
     return (
-        "(p => { if (p) { p.className = 'pulse%s'; if (p.dataset.is !== %r) { p.dataset.is = %r; p.innerHTML = %r } } })"
-        "(document.getElementById('pulse'))" % ("" if well else " off", what, what, what)
+        f"(p => {{ p.className = {look}; if (p.dataset.is !== {what}) {{ p.dataset.is = {what}; "
+        f"p.innerHTML = {what} }} }})(document.getElementById('pulse'))"
     )
 
 

@@ -1,0 +1,97 @@
+"""How answers of the page *Explore* look: headings, rows, lines of a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from html import escape
+from typing import Any
+
+from streamproc.dashboard import charts, markup
+from streamproc.dashboard.catalog import Column, marked
+from streamproc.dashboard.explore import Choice
+from streamproc.dashboard.reading import Answer
+
+
+def open_from(choice: Choice, watermark: datetime | None) -> datetime | None:
+    """The first row in time that may still change; with no watermark all may."""
+    if watermark is None or not choice.grain:
+        return None
+    settles = timedelta(microseconds=choice.table.settles)
+    step = timedelta(microseconds=choice.step)
+    window = choice.table.table.window
+    ends = max(step, timedelta(microseconds=window.size))
+    # the first multiple of the step whose end, and the time it takes to settle, is after the watermark
+    behind = watermark - settles - ends
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    return behind + step - (behind - epoch) % step
+
+
+def heading(choice: Choice, name: str, column: Column | None, numeric: bool) -> str:
+    """A column's heading, a button that sorts by it."""
+    mark, sorting = "", "none"
+    if name == choice.order:
+        mark, sorting = ("▼", "descending") if choice.descending else ("▲", "ascending")
+    text = escape(name.replace("_", " "))
+    if column is not None and marked(column):
+        text = f"≈ {text}"
+    if column is not None and not column.additive and choice.merges:
+        text += " · peak"
+    sign = f'<span class="mark" aria-hidden="true">{mark}</span>'
+    about = escape(" · ".join(filter(None, [column.comment, column.error])) if column else "")
+    return (
+        f'<th scope="col" aria-sort="{sorting}"{" class=num" if numeric else ""}>'
+        f'<button class="sort" data-column="{escape(name)}" title="{about}">{sign if numeric else ""}{text}'
+        f"{'' if numeric else sign}</button></th>"
+    )
+
+
+def row(
+    choice: Choice, row: Sequence[Any], columns: dict[str, Column], open_from: datetime | None
+) -> list[markup.Cell]:
+    """The cells of a row; estimates are marked, rows that may still change too."""
+    cells: list[markup.Cell] = []
+    for name, value in zip(choice.columns, row, strict=True):
+        if isinstance(value, datetime):
+            tag = ' <span class="tag">open</span>' if open_from is not None and value >= open_from else ""
+            cells.append(markup.Raw(markup.when(value).html + tag))
+        elif name in columns and marked(columns[name]):
+            cells.append(markup.approximate(value, columns[name].error))
+        else:
+            cells.append(value)
+    return cells
+
+
+def about(choice: Choice) -> str:
+    """What the chosen table holds, and what is to be known of its numbers."""
+    parts = [choice.table.table.comment or choice.table.name]
+    if any(not choice.table.measure(name).additive for name in choice.measures) and choice.merges:
+        parts.append(
+            "Distinct counts, averages and percentiles do not add up: where a row stands for several windows or keys, "
+            "their largest value is shown as the peak"
+        )
+    errors = {name: choice.table.measure(name).error for name in choice.measures}
+    parts += [f"≈ {name}: {error}" for name, error in errors.items() if error]
+    if choice.table.table.window.kind == "hopping" and choice.step != choice.table.table.window.hop:
+        parts.append("Windows overlap; only every one that follows the last is counted")
+    return escape(". ".join(parts) + ".")
+
+
+def series(answer: Answer) -> charts.Series:
+    """The lines of a chart, the biggest first."""
+    series: charts.Series = {}
+    for time, *dimensions, value in reversed(answer.rows):
+        series.setdefault(label(dimensions), []).append((time, plain(value)))
+    return dict(sorted(series.items(), key=lambda item: -sum(v or 0 for _, v in item[1])))
+
+
+def label(dimensions: Sequence[Any]) -> str:
+    """The name of a group."""
+    return " · ".join("(none)" if d is None else markup.visible(str(d)) for d in dimensions) or "all"
+
+
+def plain(value: Any) -> float | None:
+    """A number as a chart takes it."""
+    if value is None:
+        return None
+    return int(value) if value == int(value) else float(value)

@@ -1,0 +1,203 @@
+"""What the page *Explore* asks is what a plain loop over the rows finds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streamproc.dashboard.catalog import ROWS, explorable
+from streamproc.dashboard.explore import PAGE, Choice, chart, cursor, everything, read_choice, rows
+from streamproc.dashboard.reading import Reader, read_only
+from streamproc.database import Database
+from streamproc.errors import DependencyError, LedgerError
+from tests.dashboard.conftest import Site
+
+
+@pytest.fixture
+async def reader(site: Site) -> AsyncIterator[Reader]:
+    reader = Reader(Database(read_only(site.url, 5.0), "test"))
+    yield reader
+    await reader.database.close()
+
+
+def choose(site: Site, **given: str) -> Choice:
+    return read_choice(given, explorable(site.topology), site.now)
+
+
+def expected(site: Site, choice: Choice) -> dict[tuple[Any, ...], dict[str, int]]:
+    """Groups of page_views by a loop: views added up, visitors the largest."""
+    found: dict[tuple[Any, ...], dict[str, int]] = defaultdict(lambda: {"views": 0, "visitors": 0})
+    seconds = {"minute": 60, "5 minutes": 300, "hour": 3600, "day": 86400, "": 0}[choice.grain]
+    for row in site.views:
+        if choice.since <= row["window_start"] < choice.until:
+            stamp = int(row["window_start"].timestamp())
+            time = (stamp - stamp % seconds,) if seconds else ()
+            group = found[(*time, *(row[name] for name in choice.by))]
+            group["views"] += row["views"]
+            group["visitors"] = max(group["visitors"], row["visitors"])
+    return found
+
+
+def told(choice: Choice, answer: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], dict[str, int]]:
+    found = {}
+    for row in answer:
+        keys = list(row[: len(choice.keys)])
+        if choice.grain:
+            keys[0] = int(keys[0].timestamp())
+        found[tuple(keys)] = dict(zip(choice.measures, map(int, row[len(choice.keys) :]), strict=True))
+    return found
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    by=st.sets(st.sampled_from(["host", "path"])),
+    grain=st.sampled_from(["minute", "5 minutes", "hour", "day", ""]),
+    span=st.sampled_from(["1 hour", "6 hours"]),
+    order=st.sampled_from(["views", "visitors", "path", "window_start"]),
+    direction=st.sampled_from(["up", "down"]),
+)
+async def test_pages_put_together_are_the_groups_of_a_loop_in_order(
+    site: Site, reader: Reader, by: set[str], grain: str, span: str, order: str, direction: str
+) -> None:
+    choice = choose(
+        site,
+        table="page_views",
+        measures="views,visitors",
+        by=",".join(sorted(by)),
+        grain=grain,
+        range=span,
+        order=order,
+        direction=direction,
+    )
+    seen: list[tuple[Any, ...]] = []
+    after = None
+    while True:
+        page = (await reader.ask(rows(choice, after))).rows
+        seen += page[:PAGE]
+        if len(page) <= PAGE:
+            break
+        after = cursor(choice, seen[-1])
+    assert told(choice, seen) == expected(site, choice)
+    assert len(seen) == len(expected(site, choice)), "no row twice"
+    place = choice.columns.index(choice.order)
+    values = [row[place] for row in seen if row[place] is not None]
+    if choice.order != "path":  # text is ordered by the database's locale
+        assert values == sorted(values, reverse=choice.descending)
+    assert all(row[place] is None for row in seen[len(values) :]), "nulls are last"
+
+
+@pytest.mark.slow
+async def test_a_chart_without_time_shows_the_biggest_groups_first(site: Site, reader: Reader) -> None:
+    choice = choose(site, table="page_views", measures="views", by="path", grain="", range="6 hours")
+    drawn = [(row[0], int(row[1])) for row in (await reader.ask(chart(choice))).rows]
+    groups = {key[0]: group["views"] for key, group in expected(site, choice).items()}
+    assert dict(drawn) == groups
+    assert [value for _, value in drawn] == sorted(groups.values(), reverse=True)
+
+
+@pytest.mark.slow
+async def test_a_chart_over_time_has_every_point_of_the_biggest_groups(site: Site, reader: Reader) -> None:
+    choice = choose(site, table="page_views", measures="views", by="path", grain="hour", range="6 hours")
+    drawn = told(choice, [tuple(row) for row in (await reader.ask(chart(choice))).rows])
+    whole = expected(
+        site, choose(site, table="page_views", measures="views", by="path", grain="", range="6 hours")
+    )
+    biggest = {key[0] for key in sorted(whole, key=lambda key: -whole[key]["views"])[:6]}
+    points = {key: g["views"] for key, g in expected(site, choice).items() if key[1] in biggest}
+    assert {key: group["views"] for key, group in drawn.items()} == points
+
+
+@pytest.mark.slow
+async def test_sessions_are_counted_and_funnel_steps_are_those_that_came_so_far(
+    site: Site, reader: Reader
+) -> None:
+    choice = choose(
+        site,
+        table="checkout_funnel",
+        measures=f"{ROWS},checkout · checkout",
+        grain="",
+        by="",
+        range="6 hours",
+    )
+    ((number, came),) = (await reader.ask(everything(choice, 10))).rows
+    assert number == len(site.sessions)
+    assert came == sum(session["step"] >= 3 for session in site.sessions)
+
+
+@pytest.mark.slow
+async def test_nothing_can_be_written(site: Site, reader: Reader) -> None:
+    await reader.connect()
+    with pytest.raises(LedgerError, match="read-only"):
+        async with reader.database.connection("try") as conn:
+            await conn.execute("DELETE FROM clickstream.page_views")
+
+
+@pytest.mark.slow
+async def test_a_statement_that_takes_too_long_is_stopped(site: Site) -> None:
+    reader = Reader(Database(read_only(site.url, 0.1), "test"))
+    await reader.connect()
+    with pytest.raises(DependencyError, match="timeout"):
+        async with reader.database.connection("wait") as conn:
+            await conn.execute("SELECT pg_sleep(30)")
+    await reader.database.close()
+
+
+def test_overlapping_windows_are_offered_in_steps_that_do_not_count_twice(topology: Any) -> None:
+    table = explorable(topology)["site_activity"]
+    choice = read_choice({"table": "site_activity", "grain": "hour"}, {"site_activity": table}, _moment())
+    assert "date_bin(300000000 * interval '1 microsecond'" in rows(choice).statement.as_string(None)
+    own = read_choice({"table": "site_activity", "grain": "minute"}, {"site_activity": table}, _moment())
+    assert "300000000" not in rows(own).statement.as_string(None)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"table": "pg_authid", "measures": "rolpassword", "by": "rolname"},
+        {"measures": 'views"; DROP TABLE x; --', "by": "path,password", "order": "1; --", "grain": "'"},
+        {"range": "1 year", "from": "yesterday", "to": "x"},
+        {"from": "2026-01-02T00:00:00", "to": "2026-01-01T00:00:00"},
+    ],
+)
+def test_an_address_can_only_choose_what_is_there(topology: Any, given: dict[str, str]) -> None:
+    tables = explorable(topology)
+    choice = read_choice(given, tables, _moment())
+    assert choice.table.name in tables
+    assert set(choice.measures) <= {column.name for column in choice.table.measures} and choice.measures
+    assert set(choice.by) <= set(choice.table.dimensions)
+    assert choice.order in choice.columns
+    assert choice.since < choice.until
+    assert choice.grain in {*choice.table.grains, ""}
+
+
+def test_a_choice_survives_its_address(topology: Any) -> None:
+    from urllib.parse import parse_qsl
+
+    tables = explorable(topology)
+    for table in tables.values():
+        for span in (
+            {"range": "6 hours"},
+            {"from": "2026-01-01T00:00:00+00:00", "to": "2026-01-02T00:00:00+00:00"},
+        ):
+            choice = read_choice({"table": table.name, **span, "direction": "up"}, tables, _moment())
+            again = read_choice(dict(parse_qsl(choice.address(), keep_blank_values=True)), tables, _moment())
+            assert again == choice
+
+
+@pytest.mark.parametrize("broken", ["", "x", "bnVsbA==", "WzFd", "W1tdLCBbXV0="])
+def test_a_cursor_that_is_none_begins_at_the_beginning(topology: Any, broken: str) -> None:
+    choice = read_choice({"by": "path"}, explorable(topology), _moment())
+    assert "after_0" not in rows(choice, broken).parameters
+
+
+def _moment() -> Any:
+    from datetime import UTC, datetime
+
+    return datetime(2026, 6, 1, tzinfo=UTC) + timedelta(hours=1)

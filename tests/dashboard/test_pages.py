@@ -1,0 +1,251 @@
+"""The pages in headless Chromium: what they show is what the rows say.
+
+The browser can reach this machine only, so a page that needed anything from elsewhere would not come up.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from streamproc.dashboard.explore import PAGE
+from tests.dashboard.conftest import Site
+from tests.dashboard.screenshots import browser as started_browser
+from tests.dashboard.screenshots import chromium, settle, shoot
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(chromium() is None, reason="needs Chromium (Debian: apt install chromium)"),
+]
+
+#: A busy machine needs long to start a browser; nothing waits longer than it has to.
+PATIENCE = 60_000
+expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def address(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    environment = {
+        **os.environ,
+        "STREAMPROC_LEDGER": site.url,
+        "STREAMPROC_BROKER": "kafka://127.0.0.1:1",
+        "STREAMPROC_TOPICS": str(Path(__file__).parents[2] / "topics"),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamproc", "dashboard", "--stream", "clickstream", "--bind", "127.0.0.1:0"],
+        cwd=tmp_path_factory.mktemp("dashboard"),
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    found = re.search(r"http://\S+", process.stdout.readline())
+    assert found is not None
+    yield found[0]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Browser]:
+    with started_browser() as started:
+        yield started
+
+
+@pytest.fixture
+def page(chrome: Browser) -> Iterator[Page]:
+    context = chrome.new_context(viewport={"width": 1440, "height": 900}, timezone_id="Asia/Tokyo")
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    yield page
+    context.close()
+
+
+def card(page: Page, title: str) -> dict[str, str]:
+    """The rows of the ranking with this title."""
+    section = page.locator("section.card", has=page.get_by_role("heading", name=title, exact=True))
+    labels = section.locator("tbody .label").all_inner_texts()
+    return dict(zip(labels, section.locator("tbody td.num").all_inner_texts(), strict=True))
+
+
+def test_the_rankings_of_live_are_those_of_a_loop(site: Site, address: str, page: Page) -> None:
+    page.goto(address)
+    settle(page)
+    minute = site.now.replace(second=0) + timedelta(minutes=1)
+    sums: dict[str, int] = defaultdict(int)
+    for row in site.views:
+        if minute - timedelta(hours=1) <= row["window_start"] < minute and row["path"] is not None:
+            sums[row["path"] or "(empty)"] += row["views"]
+    expect(page.get_by_text("<script>alert(1)</script>", exact=True)).to_be_visible()
+    assert card(page, "Top pages") == {path: f"{views:,}" for path, views in sums.items()}
+    first = sum(session["step"] >= 1 for session in site.sessions)
+    funnel = card(page, "Funnel: checkout")
+    for number, (step, text) in enumerate(funnel.items(), start=1):
+        count = sum(session["step"] >= number for session in site.sessions)
+        assert text == f"{count:,} · {100 * count / first:.0f} %", step
+
+
+def test_page_views_of_the_hour_and_open_sessions_are_those_of_a_loop(
+    site: Site, address: str, page: Page
+) -> None:
+    page.goto(address)
+    settle(page)
+    end = site.now.replace(second=0) + timedelta(minutes=1)
+    hour = sum(row["views"] for row in site.views if end - timedelta(hours=1) <= row["window_start"] < end)
+    tile = page.locator(".tile", has_text="Page views in 60 min").locator(".tile-value")
+    expect(tile).to_have_text(f"{hour:,}")
+    still = sum(session["session_end"] >= site.now - timedelta(minutes=30) for session in site.sessions)
+    expect(page.locator(".tile", has_text="Open sessions").locator(".tile-value")).to_have_text(f"{still:,}")
+
+
+def test_times_are_in_the_viewers_zone(site: Site, address: str, page: Page) -> None:
+    page.goto(address)
+    settle(page)
+    newest = max(session["session_start"] for session in site.sessions).astimezone(ZoneInfo("Asia/Tokyo"))
+    shown = page.locator("section.card", has_text="Newest sessions").locator("tbody time").first
+    expect(shown).to_have_attribute("title", re.compile(newest.strftime(r"%-I:%M:%S")))
+
+
+def test_news_come_without_loading_the_page_again(site: Site, address: str, page: Page) -> None:
+    page.goto(address)
+    settle(page)
+    page.evaluate("window.marked = true")
+    start = site.now.replace(second=0)
+    with psycopg.connect(site.url, autocommit=True) as conn:
+        conn.execute(
+            "INSERT INTO clickstream.page_views (window_start, window_end, host, path, views, visitors)"
+            " VALUES (%s, %s, 'c.example', '/news', 777777, 5)",
+            [start, start + timedelta(minutes=1)],
+        )
+        try:
+            expect(page.get_by_role("rowheader", name="/news")).to_be_visible()
+            assert page.evaluate("window.marked") is True
+        finally:
+            conn.execute("DELETE FROM clickstream.page_views WHERE path = '/news'")
+
+
+def test_explore_shows_sorts_and_turns_pages(site: Site, address: str, page: Page) -> None:
+    page.goto(f"{address}explore?table=page_views&measures=views&by=path,host&grain=minute&range=1+hour")
+    settle(page)
+    first = site.now - timedelta(hours=1)
+    rows = sorted((row["views"] for row in site.views if row["window_start"] > first), reverse=True)
+    page.get_by_role("button", name="views").click()
+    header = page.locator("th", has=page.get_by_role("button", name="views"))
+    expect(header).to_have_attribute("aria-sort", "descending")
+    cells = page.locator("#main tbody td.num")
+    expect(cells.first).to_have_text(f"{rows[0]:,}")
+    assert cells.all_inner_texts() == [f"{value:,}" for value in rows[:PAGE]]
+    page.get_by_role("button", name="Next").click()
+    expect(page.get_by_text(f"rows {PAGE + 1}")).to_be_visible()
+    assert cells.all_inner_texts() == [f"{value:,}" for value in rows[PAGE : 2 * PAGE]]
+
+
+def test_a_download_holds_the_rows_and_no_formula(site: Site, address: str, page: Page) -> None:
+    page.goto(f"{address}explore?table=page_views&measures=views&by=path&grain=&range=6+hours")
+    settle(page)
+    link = page.get_by_role("link", name="CSV").get_attribute("href")
+    assert link is not None
+    with urlopen(address.rstrip("/") + link) as answer:
+        head, *rows = csv.reader(io.StringIO(answer.read().decode(), newline=""))
+    sums: dict[str, int] = defaultdict(int)
+    for row in site.views:
+        sums[{None: "", "=1+1": "'=1+1"}.get(row["path"], row["path"])] += row["views"]
+    found: dict[str, int] = defaultdict(int)  # null and empty are one field in CSV
+    for path, views in rows:
+        found[path] += int(views)
+    assert head == ["path", "views"]
+    assert found == sums
+
+
+def test_pipeline_shows_the_ledger(address: str, page: Page) -> None:
+    page.goto(address + "pipeline")
+    settle(page)
+    row = page.locator("section.card", has_text="Partitions").locator("tbody tr").first
+    expect(row).to_contain_text("worker-1")
+    expect(row).to_contain_text("unknown")  # no broker answers, and the page does not invent a lag
+    assert row.locator("td.num").all_inner_texts()[-3:] == ["42", "2", "0"]
+
+
+def test_nothing_is_asked_of_another_host(address: str, page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    failed: list[str] = []
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    for path in ("", "explore", "pipeline"):
+        page.goto(address + path)
+        settle(page)
+    assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {
+        "localhost"
+    }
+    assert not [url for url in failed if "socket.io" not in url], "leaving a page ends its connection"
+
+
+def test_a_stream_that_stands_still_says_so(site: Site, address: str, page: Page) -> None:
+    with psycopg.connect(site.url, autocommit=True) as conn:
+        conn.execute("UPDATE streamproc.partitions SET updated_at = now() - interval '3 hours'")
+        try:
+            page.goto(address)
+            expect(page.get_by_text("Nothing new.")).to_be_visible()
+        finally:
+            conn.execute("UPDATE streamproc.partitions SET updated_at = now()")
+
+
+def test_a_page_can_be_used_by_keyboard(address: str, page: Page) -> None:
+    page.goto(address)
+    settle(page)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Explore"
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/explore**")
+    settle(page)
+    page.locator("button.sort").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("th").first).to_have_attribute("aria-sort", "ascending")
+
+
+def test_the_theme_can_be_chosen_and_stays(address: str, page: Page) -> None:
+    page.goto(address)
+    settle(page)
+    page.get_by_role("button", name="Theme").click()
+    expect(page.locator("body")).to_have_class(re.compile("body--dark"))
+    page.goto(address + "pipeline")
+    settle(page)
+    expect(page.locator("body")).to_have_class(re.compile("body--dark"))
+
+
+@pytest.mark.parametrize("path", ["", "explore", "pipeline"])
+def test_a_phone_does_not_scroll_sideways(address: str, chrome: Browser, path: str) -> None:
+    context = chrome.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    page = context.new_page()
+    page.goto(address + path)
+    settle(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
+def test_screenshots_are_left_to_look_at(address: str, chrome: Browser) -> None:
+    into = Path(os.environ.get("STREAMPROC_SCREENSHOTS", "build/screenshots"))
+    taken = shoot(address, into, chrome)
+    assert len(taken) == 12
+    assert all(path.stat().st_size > 10_000 for path in taken)
