@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from tests.runtimes.lambda_events import (
     page,
 )
 from tests.runtimes.lambda_events import page as small
+from tests.sources.kinesis_consuming import member, read_until, records
 
 pytestmark = pytest.mark.aws
 
@@ -227,17 +229,28 @@ def test_a_stream_that_is_read_to_its_end_is_noted_as_complete(
     assert ledger.ask("SELECT complete_at IS NULL FROM streamproc.shards") == [(False,)]
 
 
-def test_a_worker_of_the_service_goes_on_where_the_function_ended_and_the_other_way_round(
+async def test_a_worker_goes_on_where_the_function_ended_and_the_other_way_round(
     made: Any, ledger: Ledger, stream: Stream, postgres: str
 ) -> None:
-    """Marks of the service are fewer: what lies between one and the position is counted in the stream."""
-    stream.put(*(click(n) for n in range(7)))
+    """A worker's marks are fewer: what lies between one and the position is counted in the stream."""
     instance = kinesis(made, stream)
-    assert instance(stream.event(slice(0, 3)), Context()) == DONE
-    assert instance(stream.event(slice(3, 5)), Context()) == DONE
-    ledger.ask("DELETE FROM streamproc.shard_marks WHERE position = 4")
-    assert instance(stream.event(slice(5, 7)), Context()) == DONE
-    assert ledger.ids() == [(n, f"e{n}") for n in range(7)]
+
+    async def call(some: slice) -> Any:
+        return await asyncio.to_thread(lambda: instance(stream.event(some), Context()))
+
+    await asyncio.to_thread(stream.put, *(click(n) for n in range(3)))
+    assert await call(slice(0, 3)) == DONE
+    await asyncio.to_thread(stream.put, click(3), click(4))
+    async with member(postgres, stream.url, stream.name) as worker:
+        await read_until(lambda: len(records(worker.batches)) == 2, worker, committing=True)
+    assert records(worker.batches) == [(SHARD, 3, click(3)), (SHARD, 4, click(4))]
+    ledger.ask("DELETE FROM streamproc.shard_marks WHERE position > 2")
+    await asyncio.to_thread(stream.put, click(5), click(6))
+    assert await call(slice(5, 7)) == DONE
+    assert ledger.position(SHARD) == 6
+    assert ledger.ids() == [(0, "e0"), (1, "e1"), (2, "e2"), (5, "e5"), (6, "e6")], (
+        "the worker here has no lake"
+    )
 
 
 def test_an_event_of_another_stream_is_refused(made: Any, stream: Stream) -> None:
@@ -360,3 +373,16 @@ def test_the_first_record_not_done_is_named_where_a_part_was_done_before(made: A
     assert instance(kafka_event("clicks", {0: [(1, click(1)), (2, click(2))]}), Context()) == {
         "batchItemFailures": [{"itemIdentifier": {"partition": "clicks-0", "offset": 2}}]
     }
+
+
+def test_a_redriven_record_names_its_reject(made: Any, ledger: Ledger) -> None:
+    """Its headers come as numbers, and of Java's bytes some are negative."""
+    origin = {"source": "clicks", "partition": "0", "position": "3", "reason": "bad_json"}
+    headers = [{f"streamproc.redrive.{name}": list(value.encode())} for name, value in origin.items()]
+    event = kafka_event("clicks", {0: [(7, click(0))]}, [*headers, {"other": [118, -36, 0]}])
+    assert made()(event, Context()) == DONE
+    import duckdb
+
+    (key,) = ledger.ask("SELECT key FROM streamproc.objects WHERE kind = 'events'")[0]
+    path = str(ledger.lake / key)
+    assert duckdb.execute("SELECT redriven_from FROM read_parquet($1)", [path]).fetchall() == [(3,)]
