@@ -95,7 +95,7 @@ def test_the_image_is_made_of_the_zips_files_and_calls_the_handler() -> None:
     source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
     assert re.search(rf"^{name} = ", source, re.MULTILINE)
     assert "RUN" not in final
-    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    ignored = (ROOT / "deploy" / "lambda" / "Dockerfile.dockerignore").read_text().splitlines()
     for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
         assert {f"!{name}" for name in line.split()[:-1]} <= set(ignored)
 
