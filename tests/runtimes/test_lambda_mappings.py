@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from streamproc.errors import ConfigError, DependencyError, Gap, UnexpectedPosition
+from streamproc.runtimes.aws_lambda import engine
 from streamproc.runtimes.aws_lambda.function import Function
 from streamproc.runtimes.aws_lambda.mapping import OutOfTime
 from streamproc.sources.kinesis_records import pack
@@ -269,13 +270,28 @@ def test_without_time_nothing_is_committed_and_the_batch_comes_again(made: Any, 
     assert ledger.ids() == [(0, "e0")]
 
 
+def test_a_commit_that_is_given_up_holds_no_locks_while_the_instance_is_frozen(
+    made: Any, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_ROLLBACK", 60.0)
+    instance, event = made(), kafka_event("clicks", {0: [(1, click(1))]})
+    assert instance(kafka_event("clicks", {0: [(0, click(0))]}), Context()) == DONE
+    with psycopg.connect(ledger.conninfo) as other:
+        other.execute("LOCK TABLE clicks.kinds IN EXCLUSIVE MODE")
+        with pytest.raises(OutOfTime):
+            instance(event, Context(4.0))
+        open_still = "SELECT query FROM pg_stat_activity WHERE application_name LIKE 'streamproc %' AND state <> 'idle'"
+        assert ledger.ask(open_still) == []
+    assert instance(event, Context()) == DONE
+    assert ledger.ids() == [(0, "e0"), (1, "e1")]
+
+
 def test_an_invocation_that_lost_its_claim_commits_nothing(made: Any, ledger: Ledger) -> None:
     """Two instances get the same batch; whoever claims first loses, and finds it done when it comes again."""
     slow, fast = made(), made()
     event = kafka_event("clicks", {0: [(0, click(0)), (1, click(1))]})
     assert slow(kafka_event("clicks", {0: [(0, click(0))]}), Context()) == DONE
-    engine = slow._engine
-    committing = engine.commit
+    committing = slow._engine.commit
 
     async def after_the_other(batches: Any) -> None:
         other = threading.Thread(target=lambda: answers.append(fast(event, Context())))
@@ -284,12 +300,12 @@ def test_an_invocation_that_lost_its_claim_commits_nothing(made: Any, ledger: Le
         await committing(batches)
 
     answers: list[Any] = []
-    engine.commit = after_the_other
+    slow._engine.commit = after_the_other
     assert slow(event, Context()) == {
         "batchItemFailures": [{"itemIdentifier": {"partition": "clicks-0", "offset": 1}}]
     }
     assert answers == [DONE]
-    engine.commit = committing
+    slow._engine.commit = committing
     assert slow(event, Context()) == DONE
     assert ledger.ids() == [(0, "e0"), (1, "e1")]
     assert ledger.counts() == {"view": 2}
@@ -364,12 +380,11 @@ def test_a_partition_with_missing_offsets_is_named_and_the_others_go_on(made: An
 def test_the_first_record_not_done_is_named_where_a_part_was_done_before(made: Any, ledger: Ledger) -> None:
     instance = made()
     assert instance(kafka_event("clicks", {0: [(0, click(0)), (1, click(1))]}), Context()) == DONE
-    engine = instance._engine
 
     async def fails(batches: Any) -> None:
         raise DependencyError("the lake", "does not answer")
 
-    engine.commit = fails
+    instance._engine.commit = fails
     assert instance(kafka_event("clicks", {0: [(1, click(1)), (2, click(2))]}), Context()) == {
         "batchItemFailures": [{"itemIdentifier": {"partition": "clicks-0", "offset": 2}}]
     }

@@ -212,7 +212,7 @@ class Function:
                 await work()
         except BaseException as error:
             if self._engine is not None:
-                self._engine.forget()
+                await self._engine.forget()
             if isinstance(error, TimeoutError):
                 raise OutOfTime(
                     f"not done within {seconds:.1f} s; the function's timeout may be too short"
