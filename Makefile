@@ -91,6 +91,10 @@ screenshots: $(VENV)/.installed-dev ## Take the pages of a running dashboard (AR
 bench-logs: $(VENV)/.installed-dev ## Backfill of web logs, or their decoder alone (ARGS="--mib 100", ARGS=--parse)
 	$(BIN)/python -m benchmarks.logs $(ARGS)
 
+.PHONY: bench-lambda
+bench-lambda: $(VENV)/.installed-dev ## Cold start of the Lambda function in fresh processes (ARGS="--rounds 7 --zip FOLDER")
+	$(BIN)/python -m benchmarks.lambda_cold_start $(ARGS)
+
 # Checking ----------------------------------------------------------------------------------------------------
 
 .PHONY: test
@@ -164,6 +168,14 @@ lock: build/lock/bin/uv ## Resolve the dependencies again (ARGS=--upgrade for ne
 .PHONY: image
 image: ## Build the container image streamproc:local
 	docker build --tag streamproc:local .
+
+.PHONY: lambda-zip
+lambda-zip: $(VENV)/.installed-dev ## Build the Lambda function's zips, arm64 and x86-64 (ARGS="--python 3.13")
+	$(BIN)/python deploy/lambda/build_zip.py $(ARGS)
+
+.PHONY: lambda-image
+lambda-image: ## Build the Lambda function's image streamproc-lambda:local (ARGS="--platform linux/arm64")
+	docker build $(ARGS) --file deploy/lambda/Dockerfile --tag streamproc-lambda:local .
 
 # Random passwords for docker-compose.yml. The folder is closed to other users; the files in it are not, because
 # the containers read them as users of their own.

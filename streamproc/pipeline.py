@@ -254,6 +254,13 @@ class Pipeline:
         self._failure = None
         self._open_epoch()
 
+    async def abandon(self, seconds: float) -> None:
+        """:meth:`drop`, and wait so long for a commit under way to end: frozen then, a process holds no locks."""
+        committing = self._committing
+        self.drop()
+        if committing is not None:
+            await asyncio.wait({committing}, timeout=seconds)
+
     async def close(self) -> None:
         """Release the claims and the threads. Call :meth:`drain` first; nothing is committed here.
 

@@ -6,7 +6,7 @@
 
 Which packages: the project's dependencies minus :data:`NOT_NEEDED`, and what those need, by the lock's own ``# via``
 comments. They are downloaded as wheels for the function's platform, whatever this machine is, and checked against
-the lock's hashes. The zip is the same byte for byte when it is made again of the same files.
+the lock's hashes. The zip is the same byte for byte when it is made again of the same files by the same Python.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ NOT_NEEDED = {
 
 #: Parts of packages that nothing imports: 250 MB is not much for polars, and each file is copied at a cold start.
 _LEFT_OUT = (
-    re.compile(r"(^|/)(tests?|__pycache__)/"),
+    re.compile(r"(^|/)tests?/"),
     re.compile(r"\.(pyc|pyi|pyx|pxd|c|h|a)$"),
     re.compile(r"^bin/"),
     re.compile(r"^zstandard/_cffi\."),  # of two backends the other is taken: 12 MB
@@ -151,20 +151,43 @@ def install(packages: list[Locked], target: Target, folder: Path) -> None:
         raise SystemExit(f"pip ended with {done.returncode}")
 
 
-def files(folder: Path) -> Mapping[str, Path]:
-    """What goes into the zip, by name: the packages' files, the project's, and its topic pages."""
-    found = {
-        str(path.relative_to(folder)): path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(each.search(str(path.relative_to(folder))) for each in _LEFT_OUT)
-    }
-    for name, inside in (("streamproc", "streamproc"), ("topics", "streamproc/_topics")):
-        found |= {
-            f"{inside}/{path.relative_to(ROOT / name)}": path
-            for path in (ROOT / name).rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts
-        }
-    return dict(sorted(found.items()))
+def complete(folder: Path) -> None:
+    """Add the project and its topic pages to the packages, and take out what is left out."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "streamproc", folder / "streamproc", ignore=ignore)
+    shutil.copytree(ROOT / "topics", folder / "streamproc" / "_topics", ignore=ignore)
+    (version,) = re.findall(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    information = folder / f"streamproc-{version}.dist-info"
+    information.mkdir()
+    # As little of a distribution as the project's version needs.
+    (information / "METADATA").write_text(f"Metadata-Version: 2.4\nName: streamproc\nVersion: {version}\n")
+    for path in folder.rglob("*"):
+        if not path.is_file():
+            continue
+        if any(each.search(str(path.relative_to(folder))) for each in _LEFT_OUT):
+            path.unlink()
+        elif ".so" in path.suffixes:
+            path.write_bytes(loaded(path.read_bytes()))
+
+
+def compile_all(folder: Path, python: str) -> bool:
+    """Compile the modules, if there is a Python of the function's version; whether there is.
+
+    Lambda's folder is read-only, so each cold start would compile everything: 12 s instead of 4 where this was tried.
+    """
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    interpreter = sys.executable if python == here else shutil.which(f"python{python}")
+    if interpreter is None:
+        return False
+    command = [interpreter, "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    command += [
+        "-s",
+        str(folder),
+        "-p",
+        "/var/task",
+        str(folder),
+    ]  # tracebacks name the files as they lie there
+    return subprocess.run(command, check=False).returncode == 0
 
 
 def loaded(library: bytes) -> bytes:
@@ -188,43 +211,40 @@ def loaded(library: bytes) -> bytes:
     return bytes(kept)
 
 
-def metadata() -> bytes:
-    """As little of the project's distribution as its version needs."""
-    text = (ROOT / "pyproject.toml").read_text()
-    (version,) = re.findall(r'^version = "([^"]+)"', text, re.MULTILINE)
-    return f"Metadata-Version: 2.4\nName: streamproc\nVersion: {version}\n".encode()
-
-
-def write_zip(members: Mapping[str, Path], to: Path) -> int:
+def write_zip(folder: Path, to: Path) -> int:
     """Write the zip; returns the bytes in it, unpacked. The same files give the same bytes."""
-    version = re.findall(rb"Version: (\S+)\n$", metadata())[0].decode()
-    contents = {f"streamproc-{version}.dist-info/METADATA": metadata()}
     size = 0
-    with zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name in sorted(members.keys() | contents.keys()):
-            data = contents.get(name) or loaded(members[name].read_bytes())
-            info = zipfile.ZipInfo(name, _TIME)
+    with zipfile.ZipFile(to, "w") as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            info = zipfile.ZipInfo(str(path.relative_to(folder)), _TIME)
             info.external_attr = (
                 0o644 << 16
             )  # what Lambda runs as is another user: everybody has to be able to read
             info.create_system = 3
-            archive.writestr(info, data, zipfile.ZIP_DEFLATED)
+            data = path.read_bytes()
+            archive.writestr(info, data, zipfile.ZIP_DEFLATED, compresslevel=6)
             size += len(data)
     return size
 
 
 def build(target: Target, output: Path) -> Path:
-    """Build one zip. Raises SystemExit when it is too large for Lambda."""
+    """Build one zip and, beside it, the folder of what is in it. Raises SystemExit when it is too large for Lambda."""
     output.mkdir(parents=True, exist_ok=True)
-    folder = output / f"{target.architecture}-{target.python}"
+    name = f"streamproc-lambda-{target.architecture}-python{target.python}"
+    folder, to = output / name, output / f"{name}.zip"
     shutil.rmtree(folder, ignore_errors=True)
-    packages = needed(list(read_lock((ROOT / "requirements.lock").read_text())), target)
-    install(packages, target, folder)
-    to = output / f"streamproc-lambda-{target.architecture}-python{target.python}.zip"
-    size = write_zip(files(folder), to)
+    install(needed(list(read_lock((ROOT / "requirements.lock").read_text())), target), target, folder)
+    complete(folder)
+    compiled = compile_all(folder, target.python)
+    size = write_zip(folder, to)
     print(
-        f"{to}: {size / 2**20:.1f} MiB of {LIMIT / 2**20:.0f} unzipped, {to.stat().st_size / 2**20:.1f} zipped"
+        f"{to}: {size / 2**20:.1f} of {LIMIT / 2**20:.0f} MiB unzipped, {to.stat().st_size / 2**20:.1f} MiB zipped"
     )
+    if not compiled:
+        print(
+            f"no python{target.python} on PATH: not compiled, so that cold starts take longer",
+            file=sys.stderr,
+        )
     if size > LIMIT:
         to.unlink()
         raise SystemExit(f"{size:,} bytes unzipped are more than the {LIMIT:,} that Lambda takes")

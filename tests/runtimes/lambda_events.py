@@ -110,8 +110,12 @@ def kinesis_event(
     }
 
 
-def kafka_event(topic: str, partitions: Mapping[int, Sequence[tuple[int, bytes | None]]]) -> dict[str, Any]:
-    """``partitions``: offsets and values of each."""
+def kafka_event(
+    topic: str,
+    partitions: Mapping[int, Sequence[tuple[int, bytes | None]]],
+    headers: Sequence[Mapping[str, Sequence[int]]] = (),
+) -> dict[str, Any]:
+    """``partitions``: offsets and values of each; ``headers``: of every record."""
     return {
         "eventSource": "aws:kafka",
         "eventSourceArn": f"arn:aws:kafka:{REGION}:{ACCOUNT}:cluster/c/0-1",
@@ -125,7 +129,7 @@ def kafka_event(topic: str, partitions: Mapping[int, Sequence[tuple[int, bytes |
                     "timestamp": 1_700_000_100_000,
                     "timestampType": "CREATE_TIME",
                     **({} if value is None else {"value": b64(value)}),
-                    "headers": [],
+                    **({"headers": headers} if headers else {}),
                 }
                 for offset, value in records
             ]

@@ -144,7 +144,9 @@ def test_events_are_those_of_the_command_transform() -> None:
 
 def test_the_sample_event_has_no_events_and_is_answered(shared_data: Path, tmp_path: Path) -> None:
     event = json.loads((shared_data / "lambda_events" / "kinesis-firehose-event.json").read_text())
-    answer = function(page(), {}, tmp_path)(event, Context())
+    instance = function(page(), {}, tmp_path)
+    answer = instance(event, Context())
+    instance.close()
     assert answer == {
         "records": [
             {"recordId": "record1", "result": "ProcessingFailed"},

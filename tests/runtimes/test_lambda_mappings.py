@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 
 from streamproc.errors import ConfigError, DependencyError, Gap, UnexpectedPosition
+from streamproc.runtimes.aws_lambda import engine
 from streamproc.runtimes.aws_lambda.function import Function
 from streamproc.runtimes.aws_lambda.mapping import OutOfTime
 from streamproc.sources.kinesis_records import pack
@@ -28,6 +30,7 @@ from tests.runtimes.lambda_events import (
     page,
 )
 from tests.runtimes.lambda_events import page as small
+from tests.sources.kinesis_consuming import member, read_until, records
 
 pytestmark = pytest.mark.aws
 
@@ -227,17 +230,28 @@ def test_a_stream_that_is_read_to_its_end_is_noted_as_complete(
     assert ledger.ask("SELECT complete_at IS NULL FROM streamproc.shards") == [(False,)]
 
 
-def test_a_worker_of_the_service_goes_on_where_the_function_ended_and_the_other_way_round(
+async def test_a_worker_goes_on_where_the_function_ended_and_the_other_way_round(
     made: Any, ledger: Ledger, stream: Stream, postgres: str
 ) -> None:
-    """Marks of the service are fewer: what lies between one and the position is counted in the stream."""
-    stream.put(*(click(n) for n in range(7)))
+    """A worker's marks are fewer: what lies between one and the position is counted in the stream."""
     instance = kinesis(made, stream)
-    assert instance(stream.event(slice(0, 3)), Context()) == DONE
-    assert instance(stream.event(slice(3, 5)), Context()) == DONE
-    ledger.ask("DELETE FROM streamproc.shard_marks WHERE position = 4")
-    assert instance(stream.event(slice(5, 7)), Context()) == DONE
-    assert ledger.ids() == [(n, f"e{n}") for n in range(7)]
+
+    async def call(some: slice) -> Any:
+        return await asyncio.to_thread(lambda: instance(stream.event(some), Context()))
+
+    await asyncio.to_thread(stream.put, *(click(n) for n in range(3)))
+    assert await call(slice(0, 3)) == DONE
+    await asyncio.to_thread(stream.put, click(3), click(4))
+    async with member(postgres, stream.url, stream.name) as worker:
+        await read_until(lambda: len(records(worker.batches)) == 2, worker, committing=True)
+    assert records(worker.batches) == [(SHARD, 3, click(3)), (SHARD, 4, click(4))]
+    ledger.ask("DELETE FROM streamproc.shard_marks WHERE position > 2")
+    await asyncio.to_thread(stream.put, click(5), click(6))
+    assert await call(slice(5, 7)) == DONE
+    assert ledger.position(SHARD) == 6
+    assert ledger.ids() == [(0, "e0"), (1, "e1"), (2, "e2"), (5, "e5"), (6, "e6")], (
+        "the worker here has no lake"
+    )
 
 
 def test_an_event_of_another_stream_is_refused(made: Any, stream: Stream) -> None:
@@ -256,13 +270,28 @@ def test_without_time_nothing_is_committed_and_the_batch_comes_again(made: Any, 
     assert ledger.ids() == [(0, "e0")]
 
 
+def test_a_commit_that_is_given_up_holds_no_locks_while_the_instance_is_frozen(
+    made: Any, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_ROLLBACK", 60.0)
+    instance, event = made(), kafka_event("clicks", {0: [(1, click(1))]})
+    assert instance(kafka_event("clicks", {0: [(0, click(0))]}), Context()) == DONE
+    with psycopg.connect(ledger.conninfo) as other:
+        other.execute("LOCK TABLE clicks.kinds IN EXCLUSIVE MODE")
+        with pytest.raises(OutOfTime):
+            instance(event, Context(4.0))
+        open_still = "SELECT query FROM pg_stat_activity WHERE application_name LIKE 'streamproc %' AND state <> 'idle'"
+        assert ledger.ask(open_still) == []
+    assert instance(event, Context()) == DONE
+    assert ledger.ids() == [(0, "e0"), (1, "e1")]
+
+
 def test_an_invocation_that_lost_its_claim_commits_nothing(made: Any, ledger: Ledger) -> None:
     """Two instances get the same batch; whoever claims first loses, and finds it done when it comes again."""
     slow, fast = made(), made()
     event = kafka_event("clicks", {0: [(0, click(0)), (1, click(1))]})
     assert slow(kafka_event("clicks", {0: [(0, click(0))]}), Context()) == DONE
-    engine = slow._engine
-    committing = engine.commit
+    committing = slow._engine.commit
 
     async def after_the_other(batches: Any) -> None:
         other = threading.Thread(target=lambda: answers.append(fast(event, Context())))
@@ -271,12 +300,12 @@ def test_an_invocation_that_lost_its_claim_commits_nothing(made: Any, ledger: Le
         await committing(batches)
 
     answers: list[Any] = []
-    engine.commit = after_the_other
+    slow._engine.commit = after_the_other
     assert slow(event, Context()) == {
         "batchItemFailures": [{"itemIdentifier": {"partition": "clicks-0", "offset": 1}}]
     }
     assert answers == [DONE]
-    engine.commit = committing
+    slow._engine.commit = committing
     assert slow(event, Context()) == DONE
     assert ledger.ids() == [(0, "e0"), (1, "e1")]
     assert ledger.counts() == {"view": 2}
@@ -351,12 +380,24 @@ def test_a_partition_with_missing_offsets_is_named_and_the_others_go_on(made: An
 def test_the_first_record_not_done_is_named_where_a_part_was_done_before(made: Any, ledger: Ledger) -> None:
     instance = made()
     assert instance(kafka_event("clicks", {0: [(0, click(0)), (1, click(1))]}), Context()) == DONE
-    engine = instance._engine
 
     async def fails(batches: Any) -> None:
         raise DependencyError("the lake", "does not answer")
 
-    engine.commit = fails
+    instance._engine.commit = fails
     assert instance(kafka_event("clicks", {0: [(1, click(1)), (2, click(2))]}), Context()) == {
         "batchItemFailures": [{"itemIdentifier": {"partition": "clicks-0", "offset": 2}}]
     }
+
+
+def test_a_redriven_record_names_its_reject(made: Any, ledger: Ledger) -> None:
+    """Its headers come as numbers, and of Java's bytes some are negative."""
+    origin = {"source": "clicks", "partition": "0", "position": "3", "reason": "bad_json"}
+    headers = [{f"streamproc.redrive.{name}": list(value.encode())} for name, value in origin.items()]
+    event = kafka_event("clicks", {0: [(7, click(0))]}, [*headers, {"other": [118, -36, 0]}])
+    assert made()(event, Context()) == DONE
+    import duckdb
+
+    (key,) = ledger.ask("SELECT key FROM streamproc.objects WHERE kind = 'events'")[0]
+    path = str(ledger.lake / key)
+    assert duckdb.execute("SELECT redriven_from FROM read_parquet($1)", [path]).fetchall() == [(3,)]

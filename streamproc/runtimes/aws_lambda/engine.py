@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 #: it and the database may have forgotten them without a word (a NAT gateway does after 350 s).
 _STALE = 240.0
 
+#: Seconds for a commit to be given up: of the second that an invocation keeps for its answer.
+_ROLLBACK = 0.7
+
 #: Connections of an instance: a thousand instances may run, and PostgreSQL has to bear all of them.
 _CONNECTIONS = 2
 
@@ -169,7 +172,7 @@ class Engine:
         await self.pipeline.take(batches, self.pipeline.generation)
         await self.pipeline.drain()
 
-    def forget(self) -> None:
+    async def forget(self) -> None:
         """Drop what is not committed, and the claims in memory: the ledger says where to go on."""
         if self._pipeline is not None:
-            self._pipeline.drop()
+            await self._pipeline.abandon(_ROLLBACK)

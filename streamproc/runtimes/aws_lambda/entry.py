@@ -7,6 +7,8 @@ that does not answer is the events' business, which come again.
 
 from __future__ import annotations
 
+import atexit
+
 from streamproc import allocators
 
 allocators.tune()  # before polars is loaded
@@ -14,3 +16,4 @@ allocators.tune()  # before polars is loaded
 from streamproc.runtimes.aws_lambda.function import Function  # noqa: E402 - see above
 
 handler = Function.from_environment()
+atexit.register(handler.close)

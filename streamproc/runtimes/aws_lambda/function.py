@@ -66,6 +66,9 @@ class Function:
         configure_logging(settings.log)
         folder = find_pages(settings.topics)
         page = _chosen(load_pages(folder), settings.function.stream)
+        if settings.lake.scheme == "s3":
+            import streamproc.sinks.s3  # noqa: F401, PLC0415 - a second that a first batch would wait for
+
         return cls(settings, page, folder.parent if folder.is_file() else folder)
 
     def __call__(self, event: Mapping[str, Any], context: Context) -> dict[str, Any] | None:
@@ -209,7 +212,7 @@ class Function:
                 await work()
         except BaseException as error:
             if self._engine is not None:
-                self._engine.forget()
+                await self._engine.forget()
             if isinstance(error, TimeoutError):
                 raise OutOfTime(
                     f"not done within {seconds:.1f} s; the function's timeout may be too short"

@@ -121,6 +121,6 @@ def _headers(record: Mapping[str, Any]) -> list[tuple[str, bytes]]:
     """The mapping writes a header's bytes as numbers, signed ones where it is written in Java."""
     return [
         (name, bytes(byte & 0xFF for byte in value))
-        for header in record["headers"]
+        for header in record.get("headers") or ()
         for name, value in header.items()
     ]
