@@ -17,7 +17,17 @@ import yaml
 FOLDER = Path(__file__).parents[2] / "deploy" / "cloudformation"
 
 #: In the order in which they are created.
-ORDER = ["network", "storage", "data", "warehouse", "roles", "service", "functions", "analytics", "observability"]
+ORDER = [
+    "network",
+    "storage",
+    "data",
+    "warehouse",
+    "roles",
+    "service",
+    "functions",
+    "analytics",
+    "observability",
+]
 
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
@@ -108,7 +118,8 @@ class Stack:
         return {
             logical: self._solve(resource.get("Properties", {}))
             for logical, resource in self.template["Resources"].items()
-            if f"{resource['Type']}::".startswith(f"{kind}::" if kind else "") and self.holds(resource.get("Condition"))
+            if f"{resource['Type']}::".startswith(f"{kind}::" if kind else "")
+            and self.holds(resource.get("Condition"))
         }
 
     def outputs(self) -> dict[str, Json]:

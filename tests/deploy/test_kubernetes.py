@@ -83,7 +83,9 @@ def test_the_settings_are_read_and_name_secrets_by_their_file(tmp_path: Path) ->
     (tmp_path / "ledger_url").write_text("postgresql://streamproc:secret@db.example.org/streamproc")
     (tmp_path / "kafka_password").write_text("secret")
     assert {name.removesuffix("_FILE") for name in SETTINGS} <= KNOWN
-    given = {name: value.replace("/run/secrets/streamproc", str(tmp_path)) for name, value in SETTINGS.items()}
+    given = {
+        name: value.replace("/run/secrets/streamproc", str(tmp_path)) for name, value in SETTINGS.items()
+    }
     settings = read_settings(environ=given)
     assert settings.broker.scheme == "kafka"
     assert settings.kafka.security_protocol == "SASL_SSL"

@@ -93,9 +93,7 @@ def for_moto(stack: Stack, known: set[str]) -> dict[str, Any]:
 
     stripped = copy.deepcopy(template)
     stripped["Outputs"] = {
-        name: each
-        for name, each in template.get("Outputs", {}).items()
-        if stack.holds(each.get("Condition"))
+        name: each for name, each in template.get("Outputs", {}).items() if stack.holds(each.get("Condition"))
     }
     for logical in left_out:
         del stripped["Resources"][logical]
@@ -203,7 +201,9 @@ def test_everything_else_is_created(created: Created, known: set[str]) -> None:
         types = {logical: each["Type"] for logical, each in stack.template["Resources"].items()}
         expected = {each for each in stack.resources() if types[each] in known} - {UNMAPPED}
         # What a condition keeps from being made is listed without a name.
-        listed = {each["LogicalResourceId"]: each for each in created.resources[name] if "LogicalResourceId" in each}
+        listed = {
+            each["LogicalResourceId"]: each for each in created.resources[name] if "LogicalResourceId" in each
+        }
         assert listed.keys() == expected
         assert {each["ResourceStatus"] for each in listed.values()} <= {"CREATE_COMPLETE"}
 
@@ -213,11 +213,12 @@ def test_the_exports_are_those_that_were_worked_out(created: Created) -> None:
     assert created.outputs.keys() == expected
 
 
-def test_the_lake_is_encrypted_and_closed(created: Created) -> None:
+def test_the_lake_is_encrypted_with_the_key(created: Created) -> None:
     s3, bucket = client("s3", created.server), created.outputs[f"{created.deployment}-lake"]
     (rule,) = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"]
     assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "aws:kms"
-    assert set(s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"].values()) == {True}
+    key = rule["ApplyServerSideEncryptionByDefault"]["KMSMasterKeyID"]
+    assert key == created.outputs[f"{created.deployment}-key"]
 
 
 def task(created: Created, name: str) -> dict[str, Any]:
@@ -225,9 +226,7 @@ def task(created: Created, name: str) -> dict[str, Any]:
     found = client("ecs", created.server).describe_task_definition(
         taskDefinition=f"{created.deployment}-{name}"
     )
-    return next(
-        each for each in found["taskDefinition"]["containerDefinitions"] if each["name"] == name
-    )
+    return next(each for each in found["taskDefinition"]["containerDefinitions"] if each["name"] == name)
 
 
 @pytest.mark.parametrize("name", ["worker", "loader", "sweeper", "operator"])

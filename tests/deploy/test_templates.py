@@ -102,7 +102,11 @@ def test_redshift_is_named_as_the_loader_reads_it(variant: str) -> None:
         url = environment(container).get("STREAMPROC_WAREHOUSE", "none")
         if url != "none":
             found = redshift.parse_redshift(url)
-            assert (found.workgroup, found.database, found.region) == ("streamproc", "clickstream", "us-east-1")
+            assert (found.workgroup, found.database, found.region) == (
+                "streamproc",
+                "clickstream",
+                "us-east-1",
+            )
             assert found.iam_role.startswith("arn:aws:iam::123456789012:role/")
 
 
@@ -412,9 +416,14 @@ def test_the_lag_that_adds_workers_is_that_of_the_group_they_share(variant: str)
     if variant == "msk":
         stream = containers(variant)["worker"]["Command"][-1]
         assert dimensions["Consumer Group"] == f"{given['STREAMPROC_GROUP']}-{stream}"
-        assert dimensions["Cluster Name"] == STACKS["msk"]["data"].resources("AWS::MSK::Cluster")["Cluster"]["ClusterName"]
+        assert (
+            dimensions["Cluster Name"]
+            == STACKS["msk"]["data"].resources("AWS::MSK::Cluster")["Cluster"]["ClusterName"]
+        )
     else:
-        assert dimensions == {"StreamName": STACKS[variant]["data"].resources("AWS::Kinesis")["Stream"]["Name"]}
+        assert dimensions == {
+            "StreamName": STACKS[variant]["data"].resources("AWS::Kinesis")["Stream"]["Name"]
+        }
 
 
 def test_every_alarm_of_prometheus_has_its_like_in_cloudwatch() -> None:
@@ -447,7 +456,14 @@ def test_every_export_is_used_or_for_people() -> None:
     exported |= {name for stack in STACKS["kinesis"].values() for name in stack.outputs()}
     text = "".join((FOLDER / f"{name}.yaml").read_text() for name in ORDER)
     imported = {f"streamproc-{name}" for name in re.findall(r'"Fn::Sub": "\$\{Deployment\}-([\w-]+)"', text)}
-    for_people = {"alarms", "commit-function", "firehose-function", "spark-application", "spark-role", "vpc-connection"}
+    for_people = {
+        "alarms",
+        "commit-function",
+        "firehose-function",
+        "spark-application",
+        "spark-role",
+        "vpc-connection",
+    }
     assert exported - imported == {f"streamproc-{name}" for name in for_people}
 
 
