@@ -6,24 +6,28 @@ part names them, and listed here: the test fails when moto learns one, so that t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
+import os
 import subprocess
 import sys
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
+import psycopg
 import pytest
 
 from tests.conftest import S3Server
 from tests.deploy.stacks import FOLDER, ORDER, REGION, Stack, deployed, read, stand_in
 from tests.deploy.test_templates import VARIANTS
+from tests.house.documents import ROOT
 
 pytestmark = pytest.mark.aws
 
@@ -240,3 +244,95 @@ def test_ecs_has_the_tasks_that_were_worked_out(created: Created, name: str) -> 
     theirs = task(created, name)
     assert theirs["command"] == ours["Command"]
     assert {each["name"] for each in theirs["environment"]} == {each["Name"] for each in ours["Environment"]}
+
+
+class Containers:
+    """Containers of a deployment as ECS would start them, but for the database, pages and servers of this machine."""
+
+    def __init__(self, created: Created, postgres: str, pages: Path) -> None:
+        self._created = created
+        self._here = {
+            "STREAMPROC_LEDGER": postgres,
+            "STREAMPROC_TOPICS": str(pages),
+            "PATH": os.environ["PATH"],
+            **created.server.environment,
+        }
+
+    def start(self, name: str) -> subprocess.Popen[str]:
+        """The container's command with its environment, as a process."""
+        container = task(self._created, name)
+        given = {each["name"]: each["value"] for each in container["environment"]}
+        if "STREAMPROC_HEALTH" in given:
+            given["STREAMPROC_HEALTH"] = "127.0.0.1:0"
+        return subprocess.Popen(
+            [sys.executable, "-m", "streamproc", *container["command"]],
+            env={**given, **self._here},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, name: str) -> str:
+        """Start it and wait for its end, which must be a good one; returns what it said."""
+        process = self.start(name)
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        return said
+
+
+@pytest.mark.timeout(600)
+def test_the_tasks_that_ecs_would_start_do_their_work(
+    s3_server: S3Server,
+    known: set[str],
+    network: dict[str, str],
+    code: str,
+    postgres: str,
+    tmp_path: Path,
+) -> None:
+    """The stacks' own stream, bucket, commands and environments: check, a worker on records, the sweeper."""
+    created = create(s3_server, known, {**VARIANTS["least"], **network, "CodeBucket": code})
+    stream = created.deployment
+    page = (ROOT / "topics" / "clickstream.toml").read_text()
+    (tmp_path / "clickstream.toml").write_text(
+        page.replace('name = "clickstream"\npartitions', f'name = "{stream}"\npartitions')
+    )
+    containers = Containers(created, postgres, tmp_path)
+    generate = [sys.executable, "-m", "streamproc", "generate", "--events", "400", "--seed", "1"]
+    lines = subprocess.run(generate, capture_output=True, text=True, check=True).stdout.splitlines()
+    client("kinesis", s3_server).put_records(
+        StreamName=stream,
+        Records=[{"Data": line.encode(), "PartitionKey": json.loads(line)["visitor_id"]} for line in lines],
+    )
+
+    containers.run("operator")
+    worker = containers.start("worker")
+    try:
+        with psycopg.connect(postgres, autocommit=True) as database:
+            until(lambda: committed_records(database) == len(lines), worker)
+    finally:
+        worker.terminate()
+        said, _ = worker.communicate(timeout=120)
+    assert worker.returncode == 0, said
+    containers.run("sweeper")
+
+    bucket = created.outputs[f"{stream}-lake"]
+    keys = [each["Key"] for each in client("s3", s3_server).list_objects_v2(Bucket=bucket)["Contents"]]
+    assert keys
+    assert all(key.startswith("events/lake/clickstream/") for key in keys)
+
+
+def committed_records(database: psycopg.Connection[Any]) -> int:
+    if database.execute("SELECT to_regclass('streamproc.partitions')").fetchone() == (None,):
+        return 0
+    (records,) = database.execute(
+        "SELECT coalesce(sum(records), 0) FROM streamproc.partitions"
+    ).fetchone() or (0,)
+    return int(records)
+
+
+def until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait as long as the process is there and the test may take."""
+    while not holds():
+        assert process.poll() is None, process.communicate()[0]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.2)
