@@ -50,6 +50,7 @@ UNKNOWN = {
     "AWS::SQS::QueuePolicy",
     "AWS::Scheduler::Schedule",
     "AWS::SecretsManager::Secret",
+    "AWS::SecretsManager::SecretTargetAttachment",
 }
 
 #: Properties that it fails on: it takes a parameter group's object for its name.
