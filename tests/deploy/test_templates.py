@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import pytest
@@ -227,6 +228,31 @@ def test_nobody_may_do_everything_or_anything_to_everything(variant: str) -> Non
             assert not [action for action in actions(statement) if "*" in action], name
             if "*" in listed(statement["Resource"]):
                 assert set(actions(statement)) <= WITHOUT_RESOURCE, (name, statement["Sid"])
+
+
+@each_variant
+def test_buckets_that_rights_and_settings_name_are_those_of_the_deployment(variant: str) -> None:
+    buckets = {each["BucketName"] for each in all_resources(variant, "AWS::S3::Bucket").values()}
+    text = json.dumps(
+        [all_resources(variant, "AWS::IAM"), all_resources(variant, "AWS::Lambda"), tasks(variant)]
+    )
+    named = set(re.findall(r"arn:aws:s3:::([^/\"]+)", text)) | set(re.findall(r"s3://([^/\"]+)", text))
+    assert named
+    assert named <= buckets
+
+
+@each_variant
+def test_all_who_use_the_database_name_the_same_one(variant: str) -> None:
+    (address,) = {
+        value for name, value in STACKS[variant]["data"].outputs().items() if name.endswith("-database")
+    }
+    ledgers = [environment(each)["STREAMPROC_LEDGER"] for each in containers(variant).values()]
+    for function in all_resources(variant, "AWS::Lambda::Function").values():
+        ledgers += [v for k, v in function["Environment"]["Variables"].items() if k == "STREAMPROC_LEDGER"]
+    assert len(ledgers) == (5 if variant != "least" else 4)
+    for ledger in ledgers:
+        assert urlsplit(ledger).hostname == address
+        assert "sslmode=verify-full" in ledger
 
 
 @each_variant
