@@ -1,4 +1,4 @@
-"""A job's driver on a real ledger, its stages in this process: what the service makes of the same logs is the oracle."""
+"""A job's driver on a real ledger, its stages in this process; the oracle is what the service makes of the same logs."""
 
 from __future__ import annotations
 
