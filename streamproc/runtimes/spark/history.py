@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from psycopg import AsyncConnection
@@ -35,9 +35,9 @@ from streamproc.model import (
     WrittenObject,
 )
 from streamproc.runtimes.spark.exchange import Piece
-from streamproc.runtimes.spark.putting import Keys
 from streamproc.runtimes.spark.reading import LogWork
 from streamproc.runtimes.spark.setup import Setup
+from streamproc.runtimes.spark.stages import Reads, Stages
 from streamproc.runtimes.spark.uniting import together
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.summaries import Summaries
@@ -53,24 +53,6 @@ _MOST_LOGS = 10_000
 
 #: Renewals within a lease.
 _BEATS = 3
-
-
-class Stages(Protocol):
-    """See :class:`streamproc.runtimes.spark.engine.Stage`."""
-
-    def told(self) -> list[Piece]: ...  # noqa: D102
-    def united(self) -> list[Piece]: ...  # noqa: D102
-    def put(self, keys: Keys) -> list[Piece]: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
-
-
-class Reads(Protocol):
-    """See :class:`streamproc.runtimes.spark.engine.Engine`."""
-
-    @property
-    def slots(self) -> int: ...  # noqa: D102
-    def cancel(self) -> None: ...  # noqa: D102
-    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork]]) -> Stages: ...  # noqa: D102
 
 
 @dataclass(slots=True)
