@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from streamproc.errors import Inconsistent
+from streamproc.errors import Fenced, Inconsistent
 from streamproc.generator import Generator
 from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
@@ -234,3 +235,23 @@ async def test_no_object_is_put_before_it_is_intended(tmp_path: Path, postgres: 
 
     await run(site_at(tmp_path / "site", postgres), folder, Watches())
     assert not unknown
+
+
+async def test_logs_that_another_worker_has_claimed_meanwhile_are_left_to_it(
+    tmp_path: Path, postgres: str, folder: Path
+) -> None:
+    async def claim() -> None:
+        async with Ledger(postgres, "clickstream", "other") as other:
+            await other.claim([status.partition for status in await other.status()])
+
+    class Overtaken(Inline):
+        def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork | LakeWork]]) -> InlineStage:
+            stage = super().read(setup, tasks)
+            asyncio.run(claim())
+            return stage
+
+    site = site_at(tmp_path / "site", postgres)
+    with pytest.raises(Fenced):
+        await run(site, folder, Overtaken())
+    assert not any(rows_of(postgres, CLICKS).values())
+    assert (await run(site, folder, Inline())).logs == 5

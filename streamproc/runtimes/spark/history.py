@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 from psycopg import AsyncConnection
 
-from streamproc.errors import Fenced, Inconsistent
+from streamproc.errors import DependencyError, Fenced, Inconsistent
 from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
@@ -189,7 +189,12 @@ class History:
         async def renew() -> None:
             while True:
                 await asyncio.sleep(self._logs.timeout / _BEATS)
-                if lost := set(logs) - await self._logs.renew(logs):
+                try:
+                    lost = set(logs) - await self._logs.renew(logs)
+                except DependencyError as error:  # whether they are lost by then shows when it answers
+                    log.warning("leases_not_renewed", on=error.what, problem=error.problem)
+                    continue
+                if lost:
                     self._engine.cancel()
                     raise Fenced(f"{len(lost)} logs were taken by another worker, the first: {min(lost)}")
 
