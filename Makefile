@@ -147,7 +147,7 @@ lock: build/lock/bin/uv ## Resolve the dependencies again (ARGS=--upgrade for ne
 	$(LOCK) $(ARGS) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
 
 .PHONY: emr-package
-emr-package: $(BIN)/python ## Make what EMR needs in build/emr (ARGS="--arch aarch64 --topics DIR")
+emr-package: $(VENV)/.installed ## Make what EMR needs in build/emr (ARGS="--arch aarch64 --topics DIR")
 	$(BIN)/python deploy/emr/package.py build/emr $(ARGS)
 
 .PHONY: image

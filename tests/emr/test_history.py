@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
     """Invented visitors' events, duplicates, late and broken ones, dealt out to five logs of two days."""
     made = tmp_path / "logs"
     made.mkdir()
-    records = Generator(seed=11, events=6_000, bad_ratio=0.02).records()
+    records = Generator(seed=11, events=12_000, bad_ratio=0.02).records()
     lines = [record.value for record in records if record.value and b"\n" not in record.value]
     for number in range(5):
         file = made / f"{number}.ndjson"
