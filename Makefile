@@ -163,7 +163,12 @@ lock: build/lock/bin/uv ## Resolve the dependencies again (ARGS=--upgrade for ne
 		pyproject.toml --output-file requirements-dev.lock
 	$(LOCK) $(ARGS) --extra msk --extra fanout --extra redshift --extra otel --group aws --constraints requirements-dev.lock \
 		pyproject.toml --output-file requirements-aws.lock
+	$(LOCK) $(ARGS) --group emr --constraints requirements-aws.lock pyproject.toml --output-file requirements-emr.lock
 	$(LOCK) $(ARGS) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
+
+.PHONY: emr-package
+emr-package: $(VENV)/.installed ## Make what EMR needs in build/emr (ARGS="--arch aarch64 --topics DIR")
+	$(BIN)/python deploy/emr/package.py build/emr $(ARGS)
 
 .PHONY: image
 image: ## Build the container image streamproc:local

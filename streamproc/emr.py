@@ -198,6 +198,7 @@ class Cluster:
 def secret(name: str) -> str:
     """A PostgreSQL URL from Secrets Manager: the secret itself, or put together from what RDS keeps as JSON.
 
+    The latter asks for a verified certificate; ``PGSSLROOTCERT`` says by which authorities.
     Raises :class:`ConfigError` when it is neither; what it is, is not told.
     """
     with _speaking("Secrets Manager", f"read {name}"):
@@ -210,7 +211,7 @@ def secret(name: str) -> str:
         raise ConfigError([Mistake(name, problem, "Keep a postgresql:// URL, or what RDS keeps, there")])
     who = f"{quote(str(parts['username']), safe='')}:{quote(str(parts['password']), safe='')}"
     database = quote(str(parts.get("dbname", "streamproc")), safe="")
-    return f"postgresql://{who}@{parts['host']}:{parts.get('port', 5432)}/{database}?sslmode=require"
+    return f"postgresql://{who}@{parts['host']}:{parts.get('port', 5432)}/{database}?sslmode=verify-full"
 
 
 def _client(service: str, region: str | None) -> Any:

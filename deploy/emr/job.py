@@ -1,8 +1,10 @@
-"""What ``spark-submit`` runs: ``streamproc emr job`` with the arguments given."""
+"""What ``spark-submit`` runs: ``streamproc emr job``, or ``emr rebuild`` where that is the first argument."""
 
 import sys
 
 from streamproc.cli import main
 
 if __name__ == "__main__":
-    main(["emr", "job", *sys.argv[1:]])
+    arguments = sys.argv[1:]
+    verb = [] if arguments[:1] in (["job"], ["rebuild"]) else ["job"]
+    main(["emr", *verb, *arguments])

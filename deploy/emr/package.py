@@ -46,9 +46,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         tree = Path(temporary) / "tree"
         install(tree, arguments.arch)
-        shutil.copytree(
-            REPOSITORY / "streamproc", tree / "streamproc", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        pip(tree, "--no-deps", "--no-build-isolation", str(REPOSITORY))
+        shutil.rmtree(tree / "streamproc" / "_topics")  # those that are shipped
         shutil.copytree(arguments.topics, tree / "streamproc" / "_topics")
         for pattern in LEFT_OUT:
             for path in list(tree.glob(pattern)):
@@ -60,15 +59,19 @@ def main() -> None:
 def install(tree: Path, arch: str) -> None:
     """Unpack the locked wheels for Python 3.11 on Linux."""
     platforms = [f"manylinux_2_{minor}_{arch}" for minor in GLIBC] + [f"manylinux2014_{arch}"]
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps"),
-            *("--only-binary", ":all:", "--implementation", "cp", "--python-version", PYTHON),
-            *(word for platform in platforms for word in ("--platform", platform)),
-            *("--target", str(tree), "--requirement", str(REPOSITORY / "requirements-emr.lock")),
-        ],
-        check=True,
+    pip(
+        tree,
+        *("--require-hashes", "--no-deps", "--only-binary", ":all:"),
+        *("--implementation", "cp", "--python-version", PYTHON),
+        *(word for platform in platforms for word in ("--platform", platform)),
+        *("--requirement", str(REPOSITORY / "requirements-emr.lock")),
     )
+
+
+def pip(tree: Path, *arguments: str) -> None:
+    """Install into the tree."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", str(tree)]
+    subprocess.run([*command, *arguments], check=True)
 
 
 def pack(tree: Path, archive: Path) -> None:

@@ -29,7 +29,7 @@ def _pairs(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -
 
 
 @click.command(name="submit")
-@click.argument("place")
+@click.argument("place", required=False)
 @click.option(
     "--serverless", "application", metavar="APPLICATION", help="Id of an EMR Serverless application."
 )
@@ -37,8 +37,13 @@ def _pairs(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -
 @click.option("--role", metavar="ARN", help="The job's role. Serverless needs one.")
 @click.option("--code", metavar="URL", required=True, help="s3:// folder with what `make emr-package` made.")
 @click.option("--stream", metavar="NAME", required=True, help="The topic page, of those in the package.")
-@click.option("--from", "begin", metavar="TIME", help="Only logs that were last changed then or later.")
-@click.option("--to", "end", metavar="TIME", help="Only logs that were last changed before that.")
+@click.option("--rebuild", "tables", multiple=True, metavar="TABLE", help="No logs: compute this table anew.")
+@click.option(
+    "--from", "begin", metavar="TIME", help="Only logs that were last changed then; the first date."
+)
+@click.option(
+    "--to", "end", metavar="TIME", help="Only logs that were last changed before; behind the last date."
+)
 @click.option("--lake", metavar="URL", required=True, help="Where Parquet goes: s3://bucket/prefix.")
 @click.option("--ledger-secret", metavar="NAME", required=True, help="Secret with the ledger's URL.")
 @click.option("--log-uri", metavar="URL", help="s3:// folder for what a Serverless job says.")
@@ -53,12 +58,13 @@ def _pairs(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -
 )
 @json_option
 def submit_command(  # noqa: PLR0917 - click hands every option over as an argument
-    place: str,
+    place: str | None,
     application: str | None,
     cluster: str | None,
     role: str | None,
     code: str,
     stream: str,
+    tables: tuple[str, ...],
     begin: str | None,
     end: str | None,
     lake: str,
@@ -75,8 +81,9 @@ def submit_command(  # noqa: PLR0917 - click hands every option over as an argum
 ) -> None:
     """Submit the job to EMR Serverless (`--serverless`) or as a step of a cluster (`--cluster`).
 
-    PLACE is where the logs are, s3://bucket/prefix. The command stays until the job is over and says how it goes;
-    Ctrl-C leaves the job alone unless asked otherwise. Exit code 0: it succeeded, or was submitted with --no-wait.
+    PLACE is where the logs are, s3://bucket/prefix; with --rebuild the lake is read. The command stays until the job
+    is over and says how it goes; Ctrl-C leaves the job alone unless asked otherwise. Exit code 0: it succeeded, or was
+    submitted with --no-wait.
     """
     for name, value in (("PLACE", place), ("--code", code), ("--lake", lake), ("--log-uri", log_uri)):
         if value is not None and not value.startswith("s3://"):
@@ -84,7 +91,14 @@ def submit_command(  # noqa: PLR0917 - click hands every option over as an argum
                 [Mistake(name, f"{value} is no place that EMR can reach", "Write s3://bucket/…")]
             )
     period_of(begin, end)
-    arguments = [place, "--stream", stream, "--lake", lake, "--ledger-secret", ledger_secret, "--json"]
+    if (place is None) == (not tables):
+        raise ConfigError([Mistake("PLACE, --rebuild", "name one of them", "Say what the job is to read")])
+    if place is None and (begin is None or end is None):
+        raise ConfigError(
+            [Mistake("--from, --to", "are missing", "Name the first date and the one behind the last")]
+        )
+    arguments = ["rebuild", stream, *tables] if place is None else ["job", place, "--stream", stream]
+    arguments += ["--lake", lake, "--ledger-secret", ledger_secret, "--json"]
     for option, text in (("--from", begin), ("--to", end)):
         arguments += [] if text is None else [option, text]
 

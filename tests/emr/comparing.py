@@ -24,6 +24,10 @@ from tests.e2e.harness import HLL_ERROR, REPOSITORY, Site, settled_files
 EXACT = 300
 
 
+#: Tables → window and key → row.
+Rows = dict[str, dict[tuple[object, ...], Mapping[str, object]]]
+
+
 def share_key(first: str, second: str) -> None:
     """Make the visitors of the second ledger those of the first."""
     asyncio.run(_migrate(second))
@@ -43,8 +47,8 @@ def java_environment() -> dict[str, str]:
     return {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable}
 
 
-def spark(site: Site, place: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """``spark-submit`` of the job on two cores, to its end."""
+def spark(site: Site, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """``spark-submit`` of a job on two cores, to its end."""
     environment = site.environment() | java_environment() | more
     environment.pop("PYTHONWARNINGS", None)  # pyspark's own
     return subprocess.run(
@@ -53,7 +57,7 @@ def spark(site: Site, place: str, *arguments: str, **more: str) -> subprocess.Co
             *("--master", "local[2]", "--conf", "spark.ui.enabled=false"),
             *("--conf", "spark.driver.bindAddress=127.0.0.1", "--conf", "spark.driver.host=127.0.0.1"),
             str(REPOSITORY / "deploy" / "emr" / "job.py"),
-            *(place, "--stream", site.stream, "--json", *arguments),
+            *(*arguments, "--json"),
         ],
         env=environment,
         cwd=site.directory,
@@ -67,13 +71,13 @@ def spark(site: Site, place: str, *arguments: str, **more: str) -> subprocess.Co
 def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """What a job that went well says it did. ``spark-submit`` puts the driver's log lines among its output."""
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    [told] = [line for line in done.stdout.splitlines() if line.startswith('{"epochs"')]
+    [told] = [line for line in done.stdout.splitlines() if line.startswith(('{"epochs"', '{"dates"'))]
     return dict(json.loads(told))
 
 
-def rows_of(conninfo: str, page: Topology) -> dict[str, dict[tuple[object, ...], Mapping[str, object]]]:
+def rows_of(conninfo: str, page: Topology) -> Rows:
     """Each table's public rows, by window (or session) and key."""
-    found: dict[str, dict[tuple[object, ...], Mapping[str, object]]] = {}
+    found: Rows = {}
     with psycopg.connect(conninfo) as db:
         for table in page.tables:
             by = [table.window.key] if table.window.kind == "session" else list(table.by)
@@ -89,6 +93,12 @@ def rows_of(conninfo: str, page: Topology) -> dict[str, dict[tuple[object, ...],
 def assert_same_tables(mine: str, theirs: str, page: Topology) -> int:
     """Every row of every table; returns how many there are."""
     left, right = rows_of(mine, page), rows_of(theirs, page)
+    assert_same_rows(left, right, page)
+    return sum(map(len, left.values()))
+
+
+def assert_same_rows(left: Rows, right: Rows, page: Topology) -> None:
+    """The same for what :func:`rows_of` has found."""
     for table in page.tables:
         assert left[table.name].keys() == right[table.name].keys(), table.name
         kinds = {measure.name: measure.kind for measure in table.measures}
@@ -103,7 +113,6 @@ def assert_same_tables(mine: str, theirs: str, page: Topology) -> int:
                     value,
                     other[name],
                 )
-    return sum(map(len, left.values()))
 
 
 def _alike(value: Any, other: Any, kind: str | None) -> bool:

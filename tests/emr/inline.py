@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streamproc.runtimes.spark.exchange import Piece
+from streamproc.runtimes.spark.lake_reading import LakeWork
 from streamproc.runtimes.spark.putting import Keys, put
-from streamproc.runtimes.spark.reading import LogWork, read_logs
+from streamproc.runtimes.spark.reading import LogWork, read_all, work_of
 from streamproc.runtimes.spark.setup import Setup
 from streamproc.runtimes.spark.uniting import unite
 
@@ -44,7 +45,7 @@ class Inline:
     def cancel(self) -> None:
         raise AssertionError("nobody else takes these logs")
 
-    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork]]) -> InlineStage:
+    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork | LakeWork]]) -> InlineStage:
         self.tasks.append(len(tasks))
-        works = [[LogWork.of(work.as_json()) for work in task] for task in tasks]
-        return InlineStage(setup, [piece for task in works for piece in read_logs(setup, task)])
+        works = [[work_of(work.as_json()) for work in task] for task in tasks]
+        return InlineStage(setup, [piece for task in works for piece in read_all(setup, task)])

@@ -1,7 +1,8 @@
-"""A job's driver on a real ledger, its stages in this process: what the service makes of the same logs is the oracle."""
+"""A job's driver on a real ledger, its stages in this process; the oracle is the service on the same logs."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -13,13 +14,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from streamproc.errors import Inconsistent
+from streamproc.errors import Fenced, Inconsistent
 from streamproc.generator import Generator
 from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
 from streamproc.log_objects import Period
 from streamproc.runtimes.spark.exchange import Piece
 from streamproc.runtimes.spark.history import Done, History, Sizes
+from streamproc.runtimes.spark.lake_reading import LakeWork
 from streamproc.runtimes.spark.putting import Keys
 from streamproc.runtimes.spark.reading import LogWork
 from streamproc.runtimes.spark.setup import Setup
@@ -102,7 +104,7 @@ async def test_generated_events_give_the_stream_s_tables_however_they_are_cut(
     engine = Inline()
     done = await run(batch, folder, engine, Sizes(epoch_bytes=1, task_bytes=1))
     assert (done.epochs, done.logs, engine.tasks) == (5, 5, [1] * 5)
-    assert assert_same_tables(postgres, other_postgres, CLICKS) > 1000
+    assert assert_same_tables(postgres, other_postgres, CLICKS) > 500
     assert fates(postgres) == fates(other_postgres)
     assert sum(done.late.values()) > 0
     assert lake_rows(stream) == lake_rows(batch)
@@ -133,7 +135,7 @@ class Fails(Inline):
         super().__init__()
         self.at = at
 
-    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork]]) -> InlineStage:
+    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork | LakeWork]]) -> InlineStage:
         stage = super().read(setup, tasks)
         kept = getattr(stage, self.at)
 
@@ -155,7 +157,7 @@ async def test_a_job_that_failed_has_done_nothing_and_the_next_does_it_all(
     assert not any(rows_of(postgres, CLICKS).values())
     await run(broken, folder, Inline())
     await run(whole, folder, Inline())
-    assert assert_same_tables(postgres, other_postgres, CLICKS) > 1000
+    assert assert_same_tables(postgres, other_postgres, CLICKS) > 500
     assert lake_rows(broken) == lake_rows(whole)
     with psycopg.connect(postgres) as db:
         states = dict(db.execute("SELECT state, count(*) FROM streamproc.objects GROUP BY 1").fetchall())
@@ -165,7 +167,7 @@ async def test_a_job_that_failed_has_done_nothing_and_the_next_does_it_all(
 class OtherFiles(Inline):
     """As when an executor is lost after it told what files there are to be, and cuts them otherwise the second time."""
 
-    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork]]) -> InlineStage:
+    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork | LakeWork]]) -> InlineStage:
         stage = super().read(setup, tasks)
         told = stage.told()
 
@@ -216,7 +218,7 @@ async def test_no_object_is_put_before_it_is_intended(tmp_path: Path, postgres: 
     unknown: list[str] = []
 
     class Watches(Inline):
-        def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork]]) -> InlineStage:
+        def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork | LakeWork]]) -> InlineStage:
             stage = super().read(setup, tasks)
             put = stage.put
 
@@ -233,3 +235,23 @@ async def test_no_object_is_put_before_it_is_intended(tmp_path: Path, postgres: 
 
     await run(site_at(tmp_path / "site", postgres), folder, Watches())
     assert not unknown
+
+
+async def test_logs_that_another_worker_has_claimed_meanwhile_are_left_to_it(
+    tmp_path: Path, postgres: str, folder: Path
+) -> None:
+    async def claim() -> None:
+        async with Ledger(postgres, "clickstream", "other") as other:
+            await other.claim([status.partition for status in await other.status()])
+
+    class Overtaken(Inline):
+        def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork | LakeWork]]) -> InlineStage:
+            stage = super().read(setup, tasks)
+            asyncio.run(claim())
+            return stage
+
+    site = site_at(tmp_path / "site", postgres)
+    with pytest.raises(Fenced):
+        await run(site, folder, Overtaken())
+    assert not any(rows_of(postgres, CLICKS).values())
+    assert (await run(site, folder, Inline())).logs == 5

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from streamproc.topic_pages import load_page
 from tests.e2e.harness import REPOSITORY, Site
 from tests.e2e.log_totals import assert_counted, site_of
-from tests.emr.comparing import answer, assert_same_tables, fates, lake_rows, rows_of, share_key, spark
+from tests.emr.comparing import (
+    answer,
+    assert_same_rows,
+    assert_same_tables,
+    fates,
+    lake_rows,
+    rows_of,
+    share_key,
+    spark,
+)
 
-pytestmark = [pytest.mark.aws, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.aws,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17"),
+]
 
 WEBLOGS = load_page(REPOSITORY / "topics" / "weblogs.toml")
 
@@ -51,11 +66,12 @@ def test_real_lines_give_the_stream_s_tables_also_when_the_driver_was_killed_and
     assert (report["complete"], report["records"]) == (True, len(lines))
     share_key(postgres, other_postgres)
 
-    killed = spark(batch, place, "--task-size", "300KiB", STREAMPROC_FAILPOINTS="commit.merged=kill")
+    job = ("job", place, "--stream", "weblogs", "--task-size", "300KiB")
+    killed = spark(batch, *job, STREAMPROC_FAILPOINTS="commit.merged=kill")
     assert killed.returncode != 0
     assert not any(rows_of(other_postgres, WEBLOGS).values())
 
-    told = answer(spark(batch, place, "--task-size", "300KiB"))
+    told = answer(spark(batch, *job))
     assert (told["epochs"], told["logs"], told["counts"]["records"]) == (1, 7, len(lines))
     assert assert_same_tables(postgres, other_postgres, WEBLOGS) > 1000
     assert fates(postgres) == fates(other_postgres)
@@ -63,5 +79,13 @@ def test_real_lines_give_the_stream_s_tables_also_when_the_driver_was_killed_and
     assert_counted(batch, lines)
 
     before = rows_of(other_postgres, WEBLOGS)
-    assert answer(spark(batch, place))["logs"] == 0
+    assert answer(spark(batch, *job))["logs"] == 0
     assert rows_of(other_postgres, WEBLOGS) == before
+
+    with psycopg.connect(other_postgres) as db:
+        db.execute("DELETE FROM weblogs.traffic")
+        db.execute("UPDATE weblogs.page_views SET views = views + 1")
+    dates = ("--from", "2015-05-17", "--to", "2015-05-22")
+    rebuilt = answer(spark(batch, "rebuild", "weblogs", "traffic", "page_views", *dates))
+    assert (rebuilt["dates"], rebuilt["rows"]) == (10, len(before["traffic"]) + len(before["page_views"]))
+    assert_same_rows(before, rows_of(other_postgres, WEBLOGS), WEBLOGS)

@@ -15,10 +15,12 @@ from typing import Any
 
 import boto3
 import pytest
+from click.testing import CliRunner
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.emr.models import emr_backends
 from moto.emrserverless.models import emrserverless_backends
 
+from streamproc.cli import main
 from streamproc.emr import Cluster, Serverless, Submission, secret
 from streamproc.errors import ConfigError, DependencyError
 from tests.conftest import S3Server
@@ -31,7 +33,7 @@ COMMON = (
     *("--ledger-secret", "streamproc/ledger", "--from", "2026-05-01", "--to", "2026-06-01", "--json"),
 )
 JOB_ARGUMENTS = [
-    *("s3://logs/alb/", "--stream", "weblogs", "--lake", "s3://lake/production"),
+    *("job", "s3://logs/alb/", "--stream", "weblogs", "--lake", "s3://lake/production"),
     *("--ledger-secret", "streamproc/ledger", "--json", "--from", "2026-05-01", "--to", "2026-06-01"),
 ]
 
@@ -193,6 +195,26 @@ def test_a_cluster_gets_the_job_as_a_step(started: Any, region: str, cluster: st
     assert answer["logs"] == f"s3://says/emr/{cluster}/steps/{run.job}/"
 
 
+def test_a_rebuild_names_stream_tables_and_dates(region: str, application: str) -> None:
+    done = CliRunner().invoke(
+        main,
+        [
+            *("emr", "submit", "--rebuild", "traffic", "--rebuild", "page_views", "--stream", "weblogs"),
+            *("--from", "2026-05-01", "--to", "2026-06-01", "--lake", "s3://lake/production"),
+            *("--ledger-secret", "streamproc/ledger", "--code", "s3://code/emr", "--no-wait", "--json"),
+            *("--serverless", application, "--role", ROLE),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert (answer["state"], answer["succeeded"]) == ("RUNNING", False)
+    job = serverless_job(region, application, answer["job"])
+    assert job.job_driver["sparkSubmit"]["entryPointArguments"] == [
+        *("rebuild", "weblogs", "traffic", "page_views", "--lake", "s3://lake/production"),
+        *("--ledger-secret", "streamproc/ledger", "--json", "--from", "2026-05-01", "--to", "2026-06-01"),
+    ]
+
+
 def test_what_amazon_refuses_is_told_with_its_name(s3_server: S3Server) -> None:
     job = Submission("job", "s3://code", [], {}, {})
     with pytest.raises(DependencyError, match="EMR Serverless: start the job: ResourceNotFoundException"):
@@ -213,7 +235,7 @@ def test_serverless_properties_may_have_no_spaces(s3_server: S3Server) -> None:
         ("postgresql://u:p@db:5432/streamproc", "postgresql://u:p@db:5432/streamproc"),
         (
             json.dumps({"username": "u", "password": "p@/ss", "host": "db", "port": 5433, "dbname": "d"}),
-            "postgresql://u:p%40%2Fss@db:5433/d?sslmode=require",
+            "postgresql://u:p%40%2Fss@db:5433/d?sslmode=verify-full",
         ),
     ],
 )

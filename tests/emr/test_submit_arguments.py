@@ -21,6 +21,8 @@ RIGHT = {
     ("place", "changed", "said"),
     [
         ("file:///logs", {}, "no place that EMR can reach"),
+        ("", {}, "no place that EMR can reach"),
+        ("s3://logs/", {"--rebuild": "page_views"}, "name one of them"),
         ("s3://logs/", {"--lake": "file:///lake"}, "no place that EMR can reach"),
         ("s3://logs/", {"--cluster": "j-1"}, "name one of them"),
         ("s3://logs/", {"--serverless": None}, "name one of them"),
@@ -38,4 +40,23 @@ def test_wrong_arguments_are_told(place: str, changed: dict[str, str | None], sa
     options = {name: value for name, value in {**RIGHT, **changed}.items() if value is not None}
     arguments = [part for pair in options.items() for part in pair]
     done = CliRunner().invoke(main, ["emr", "submit", place, *arguments])
+    assert done.exit_code == 2 and said in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["job", "kafka://localhost:9092"], "no place of logs"),
+        (["job", "file:///logs", "--stream", "nothing"], "there is no page named nothing"),
+        (["job", "file:///logs", "--stream", "weblogs", "--task-size", "many"], "--task-size"),
+        (
+            ["rebuild", "nothing", "traffic", "--from", "2026-05-01", "--to", "2026-05-02"],
+            "no page named nothing",
+        ),
+        (["rebuild", "weblogs", "traffic", "--from", "2026-05-01", "--to", "2026-05-01"], "is not behind"),
+        (["rebuild", "weblogs", "--from", "2026-05-01", "--to", "2026-05-02"], "Missing argument"),
+    ],
+)
+def test_wrong_arguments_of_a_job_are_told_before_spark_starts(arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(main, ["emr", *arguments])
     assert done.exit_code == 2 and said in done.output

@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 
 from streamproc.runtimes.spark import exchange
 from streamproc.runtimes.spark.exchange import Piece
+from streamproc.runtimes.spark.lake_reading import LakeWork
 from streamproc.runtimes.spark.putting import Keys, putter
 from streamproc.runtimes.spark.reading import LogWork, reader
 from streamproc.runtimes.spark.setup import Setup
@@ -54,8 +55,8 @@ class Engine:
         """Cancel what is under way."""
         self._spark.sparkContext.cancelAllJobs()
 
-    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork]]) -> Stage:
-        """Read logs, those of each sequence in one task. Nothing happens before the stage is asked."""
+    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork | LakeWork]]) -> Stage:
+        """Read logs or the lake, each sequence in one task. Nothing happens before the stage is asked."""
         rows = [[(work.as_json(),) for work in works] for works in tasks]
         context = self._spark.sparkContext
         spread = context.parallelize(rows, len(rows)).flatMap(list)

@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from psycopg import AsyncConnection
 
-from streamproc.errors import Fenced, Inconsistent
+from streamproc.errors import DependencyError, Fenced, Inconsistent
 from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
@@ -35,9 +35,9 @@ from streamproc.model import (
     WrittenObject,
 )
 from streamproc.runtimes.spark.exchange import Piece
-from streamproc.runtimes.spark.putting import Keys
 from streamproc.runtimes.spark.reading import LogWork
 from streamproc.runtimes.spark.setup import Setup
+from streamproc.runtimes.spark.stages import Reads, Stages
 from streamproc.runtimes.spark.uniting import together
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.summaries import Summaries
@@ -53,24 +53,6 @@ _MOST_LOGS = 10_000
 
 #: Renewals within a lease.
 _BEATS = 3
-
-
-class Stages(Protocol):
-    """See :class:`streamproc.runtimes.spark.engine.Stage`."""
-
-    def told(self) -> list[Piece]: ...  # noqa: D102
-    def united(self) -> list[Piece]: ...  # noqa: D102
-    def put(self, keys: Keys) -> list[Piece]: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
-
-
-class Reads(Protocol):
-    """See :class:`streamproc.runtimes.spark.engine.Engine`."""
-
-    @property
-    def slots(self) -> int: ...  # noqa: D102
-    def cancel(self) -> None: ...  # noqa: D102
-    def read(self, setup: Setup, tasks: Sequence[Sequence[LogWork]]) -> Stages: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -207,7 +189,12 @@ class History:
         async def renew() -> None:
             while True:
                 await asyncio.sleep(self._logs.timeout / _BEATS)
-                if lost := set(logs) - await self._logs.renew(logs):
+                try:
+                    lost = set(logs) - await self._logs.renew(logs)
+                except DependencyError as error:  # whether they are lost by then shows when it answers
+                    log.warning("leases_not_renewed", on=error.what, problem=error.problem)
+                    continue
+                if lost:
                     self._engine.cancel()
                     raise Fenced(f"{len(lost)} logs were taken by another worker, the first: {min(lost)}")
 

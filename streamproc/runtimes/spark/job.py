@@ -1,8 +1,8 @@
-"""What the driver does: connect, read the logs of a period by Spark, disconnect."""
+"""What the driver does: connect, read the logs of a period or the lake by Spark, disconnect."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from streamproc.ledger import Ledger
@@ -10,6 +10,7 @@ from streamproc.ledger.logs import Logs
 from streamproc.log_objects import Period
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.spark.history import Done, History, Sizes
+from streamproc.runtimes.spark.rebuild import Rebuild, Rebuilt
 from streamproc.runtimes.spark.setup import Setup
 from streamproc.settings import Settings
 from streamproc.sinks.object_store import StoreSettings
@@ -24,6 +25,29 @@ if TYPE_CHECKING:
 
 #: Seconds for which done logs have been done before their partitions are folded into one.
 _COMPACT_AFTER = 3_600.0
+
+
+async def rebuild(
+    settings: Settings,
+    page: Topology,
+    engine: Engine,
+    tables: Sequence[str],
+    *,
+    dates: tuple[int, int],
+    task_bytes: int,
+    tell: Callable[[str, Rebuilt], None],
+) -> Rebuilt:
+    """Compute tables anew from the lake for some dates; see :class:`Rebuild`. ``dates``: Unix microseconds."""
+    async with (
+        Endpoints(settings, needs_broker=False) as endpoints,
+        Ledger(endpoints.ledger, page.name, settings.worker) as ledger,
+    ):
+        await ledger.migrate()
+        async with ledger.database.connection("create the tables") as conn:
+            await Summaries(page.tables, page.name).ensure(conn)
+        # Neither logs nor the visitors' key: the lake's events have their ids.
+        setup = _setup(settings, page, engine, LogConnection(""), b"")
+        return await Rebuild(setup, ledger, engine).run(tables, *dates, task_bytes, tell)
 
 
 async def history(
@@ -47,17 +71,8 @@ async def history(
                 async with ledger.database.connection("create the tables") as conn:
                     await Summaries(page.tables, page.name).ensure(conn)
                 needs_key = page.contract.decoder in LOG_PARSERS
-                setup = Setup(
-                    topics=settings.topics,
-                    stream=page.name,
-                    fingerprint=page.fingerprint,
-                    visitor_key=await ledger.visitor_key() if needs_key else b"",
-                    logs=connection,
-                    lake=settings.lake.reveal(),
-                    store=StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region),
-                    buckets=max(2, engine.slots),
-                    batch_records=settings.batch_records,
-                )
+                key = await ledger.visitor_key() if needs_key else b""
+                setup = _setup(settings, page, engine, connection, key)
                 timeout = settings.logs.lease_timeout
                 logs = Logs(ledger.database, page.name, str(connection), settings.worker, timeout)
                 done = await History(setup, ledger, logs, engine).run(store, period, sizes, tell)
@@ -66,3 +81,19 @@ async def history(
                 return done
         finally:
             await store.close()
+
+
+def _setup(
+    settings: Settings, page: Topology, engine: Engine, connection: LogConnection, key: bytes
+) -> Setup:
+    return Setup(
+        topics=settings.topics,
+        stream=page.name,
+        fingerprint=page.fingerprint,
+        visitor_key=key,
+        logs=connection,
+        lake=settings.lake.reveal(),
+        store=StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region),
+        buckets=max(2, engine.slots),
+        batch_records=settings.batch_records,
+    )

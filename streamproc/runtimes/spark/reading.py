@@ -20,6 +20,7 @@ from streamproc.model import Claim, Partition, RecordBatch
 from streamproc.progress import PartitionProgress, RecentIds
 from streamproc.runtimes.spark import exchange
 from streamproc.runtimes.spark.exchange import Piece
+from streamproc.runtimes.spark.lake_reading import LakeWork, read_lake
 from streamproc.runtimes.spark.setup import Setup
 from streamproc.sinks.lake import Lake
 from streamproc.sources.log_reader import LogReader
@@ -63,13 +64,27 @@ class LogWork(NamedTuple):
 
 
 def reader(setup: Setup) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """For ``mapInArrow``, over rows with a :class:`LogWork` each: all of a Spark partition are folded together."""
+    """For ``mapInArrow``, over rows with a work each: all of a Spark partition are folded together."""
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        works = [LogWork.of(text) for batch in batches for text in batch.column("work").to_pylist()]
-        yield from exchange.batches(read_logs(setup, works))
+        works = [work_of(text) for batch in batches for text in batch.column("work").to_pylist()]
+        yield from exchange.batches(read_all(setup, works))
 
     return read
+
+
+def work_of(text: str) -> LogWork | LakeWork:
+    """What :meth:`LogWork.as_json` or :meth:`LakeWork.as_json` wrote."""
+    told = json.loads(text)
+    return LakeWork(**told) if isinstance(told, dict) else LogWork.of(text)
+
+
+def read_all(setup: Setup, works: Sequence[LogWork | LakeWork]) -> Iterator[Piece]:
+    """What comes of these works, which are logs or a share of the lake."""
+    yield from read_logs(setup, [work for work in works if isinstance(work, LogWork)])
+    for work in works:
+        if isinstance(work, LakeWork):
+            yield from read_lake(setup, work)
 
 
 def read_logs(setup: Setup, works: Sequence[LogWork]) -> Iterator[Piece]:
