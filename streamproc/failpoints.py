@@ -42,6 +42,10 @@ Point = Literal[
     "load.locked",
     "load.copied",
     "load.committed",
+    "compact.intended",
+    "compact.put",
+    "compact.noted",
+    "compact.replaced",
 ]
 
 #: What. ``kill`` and ``stop``: SIGKILL and SIGSTOP to this process. ``raise``: an exception that nobody

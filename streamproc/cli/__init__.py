@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "replay": ("replay", "replay_command", "Process a range again beside the live service."),
     "backfill": ("backfill", "backfill_command", "Read the logs that lie in a bucket or a folder."),
     "rejects": ("rejects", "rejects_command", "Look at rejected records and send them again."),
-    "lake": ("lake", "lake_command", "List the lake's committed objects."),
+    "lake": ("lake", "lake_command", "List the lake's committed objects, and merge small ones."),
     "warehouse": ("warehouse", "warehouse_command", "Load the warehouse by hand."),
     "sql": ("sql", "sql_command", "Run a read-only query in the ledger's database."),
 }

@@ -1,4 +1,4 @@
-"""``streamproc lake``: which objects belong to the lake."""
+"""``streamproc lake``: which objects belong to the lake, and fewer of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
+from streamproc.cli.lake_compact import compact_command
 from streamproc.cli.rendering import Section, show
 from streamproc.cli.streams import Time, microseconds, opened_stream, set_up_options, topic_argument
 from streamproc.model import CommittedObject
@@ -22,7 +23,10 @@ _TIME_COLUMN = {"events": "event_time", "rejects": "received_at"}
 
 @click.group(name="lake")
 def lake_command() -> None:
-    """List the lake's committed objects."""
+    """List the lake's committed objects, and merge small ones."""
+
+
+lake_command.add_command(compact_command)
 
 
 @lake_command.command(name="manifest")

@@ -97,6 +97,17 @@ class Swaps(Protocol):
         """Drop the stream's table and forget its loads."""
 
 
+@runtime_checkable
+class Merges(Protocol):
+    """A warehouse whose rows stay when the lake's objects they came from are merged."""
+
+    async def merged(self, keys: Sequence[str]) -> None:
+        """Count these objects as loaded, without rows: all of theirs came with objects loaded before.
+
+        They may never be listed, when the compaction fails afterwards. Calling it again does nothing.
+        """
+
+
 def open_warehouse(url: str, stream: str) -> Warehouse | None:
     """The warehouse behind ``postgresql://...``; ``None`` for ``none``. Call its ``open()`` before use.
 

@@ -168,6 +168,16 @@ class PostgresWarehouse:
             await conn.execute(sql.SQL("DROP TABLE {}").format(other))
         return True
 
+    async def merged(self, keys: Sequence[str]) -> None:
+        """See :meth:`streamproc.sinks.warehouse.Merges.merged`."""
+        async with self._database.transaction("note merged objects in the warehouse") as conn:
+            await conn.execute(
+                "INSERT INTO warehouse.loads (stream, key, rows, loaded_at)"
+                " SELECT %s, key, 0, clock_timestamp() FROM unnest(%s::text[]) AS made (key)"
+                " ON CONFLICT (stream, key) DO NOTHING",
+                [self._stream, list(keys)],
+            )
+
     async def remove(self) -> None:
         """See :meth:`streamproc.sinks.warehouse.Swaps.remove`."""
         async with self._database.transaction("drop a table of the warehouse") as conn:
