@@ -215,10 +215,14 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Sinks:
-    """Which sinks a stream feeds. ``publish_*``: Kafka topics for enriched events and changed rows, or ``None``."""
+    """Which sinks a stream feeds. ``publish_*``: Kafka topics for enriched events and changed rows, or ``None``.
+
+    ``compact``: workers merge the lake's small objects when their hour is over.
+    """
 
     lake: bool = True
     warehouse: bool = True
+    compact: bool = False
     publish_events: str | None = None
     publish_tables: str | None = None
 
@@ -226,6 +230,20 @@ class Sinks:
     def published(self) -> tuple[str, ...]:
         """The topics that are published to."""
         return tuple(topic for topic in (self.publish_events, self.publish_tables) if topic is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long things are kept, in microseconds; ``None`` keeps them for ever. Tables have their own.
+
+    ``events``: objects of the lake whose newest event is older than the watermark by this much are deleted.
+    ``rejects``: the same for rejects, by when they were received and the clock. ``history``: commits in the ledger; a
+    range whose commits are forgotten cannot be replayed.
+    """
+
+    events: int | None = None
+    rejects: int | None = None
+    history: int | None = 30 * DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +266,7 @@ class Topology:
     sinks: Sinks
     columns: Mapping[str, pl.DataType]
     fingerprint: str = ""
+    retention: Retention = Retention()
 
     @property
     def topics(self) -> tuple[Topic, ...]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -10,6 +16,8 @@ import duckdb
 import psycopg
 import pytest
 
+from streamproc.ledger import Ledger
+from streamproc.sinks.object_store import open_store
 from tests.cli.shop import Reject, Shop
 
 pytestmark = pytest.mark.slow
@@ -62,7 +70,7 @@ def test_the_ranges_of_the_objects_chain_as_those_of_commits_do(filled: Shop) ->
     for kind in ("events", "rejects"):
         found = ranges(filled, kind)
         assert found[0][0] == -1
-        assert all(before[1] == after[0] for before, after in zip(found, found[1:], strict=False))
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(found))
         assert found[-1][1] == 124
 
 
@@ -125,3 +133,77 @@ def test_objects_of_before_and_after_a_new_column_become_one(shop: Shop) -> None
     answer = duckdb.sql(shop.call("lake", "manifest", "--sql").stdout)
     assert answer is not None
     assert answer.project("count(*), count(new)").fetchall() == [(3, 0)]
+
+
+def killed_at(shop: Shop, point: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "streamproc", "lake", "compact"],
+        env={**os.environ, **shop.environment, "STREAMPROC_FAILPOINTS": f"{point}=kill"},
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == -9, done.stderr.decode()
+
+
+def swept(shop: Shop) -> set[Path]:
+    """What is left in the lake after everything that is due has been deleted; the committed objects' files."""
+
+    async def sweep(ledger: Ledger) -> None:
+        store = open_store(shop.lake.as_uri())
+        await store.open()
+        for days in (2, 4, 6):  # abandoned, deleted, and deleted again
+            await ledger.sweep(store, now=datetime.now(UTC) + timedelta(days=days))
+        await store.close()
+
+    shop.with_ledger(sweep)
+    return set(shop.lake.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("point", ["compact.intended", "compact.put", "compact.noted", "compact.replaced"])
+def test_a_compaction_that_is_killed_loses_and_doubles_nothing_and_is_done_by_the_next(
+    filled: Shop, point: str
+) -> None:
+    before, loaded = sorted(lake_rows(filled)), warehouse(filled)
+    killed_at(filled, point)
+    assert sorted(lake_rows(filled)) == before
+    filled.call("warehouse", "load")
+    assert warehouse(filled) == loaded
+    filled.call("lake", "compact")
+    assert sorted(lake_rows(filled)) == before
+    assert len(filled.lines("lake", "manifest")) == 4
+    filled.call("warehouse", "load")
+    assert warehouse(filled) == loaded
+    listed = [*filled.lines("lake", "manifest"), *filled.lines("lake", "manifest", "--kind", "rejects")]
+    assert swept(filled) == {Path(unquote(urlsplit(o["url"]).path)) for o in listed}
+
+
+def test_of_two_compactors_one_works_and_the_other_says_so(filled: Shop) -> None:
+    with psycopg.connect(filled.ledger, autocommit=True) as db:
+        db.execute("SELECT pg_advisory_lock(hashtextextended('streamproc compactor shop', 0))")
+        answer = filled.json("lake", "compact")["streams"][0]
+        assert (answer["runs"], answer["waiting"]) == (0, {"another compactor is at work": 1})
+    assert filled.json("lake", "compact")["streams"][0]["runs"] == 2
+
+
+def test_nothing_is_merged_while_a_replay_is_open(filled: Shop) -> None:
+    with psycopg.connect(filled.ledger, autocommit=True) as db:
+        db.execute(
+            "INSERT INTO streamproc.replays (stream, name, namespace, state, fingerprint, asked, operator, created_at)"
+            " VALUES ('shop', 'fix', 'shop__replay_fix', 'running', '', '', '', now())"
+        )
+        assert filled.json("lake", "compact")["streams"][0]["runs"] == 0
+        db.execute("DELETE FROM streamproc.replays")
+    assert filled.json("lake", "compact")["streams"][0]["runs"] == 2
+
+
+def test_a_reader_that_has_begun_sees_the_list_as_it_was(filled: Shop) -> None:
+    async def read(ledger: Ledger) -> list[str]:
+        listed = ledger.manifest()
+        found = [(await anext(listed)).plan.key]
+        await asyncio.to_thread(filled.call, "lake", "compact")
+        return found + [each.plan.key async for each in listed]
+
+    before = [each["key"] for each in filled.lines("lake", "manifest")]
+    assert sorted(filled.with_ledger(read)) == sorted(before)
+    assert len(filled.lines("lake", "manifest")) == 4
