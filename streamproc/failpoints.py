@@ -46,6 +46,10 @@ Point = Literal[
     "compact.put",
     "compact.noted",
     "compact.replaced",
+    "erase.noted",
+    "erase.put",
+    "erase.lake",
+    "erase.warehouse",
 ]
 
 #: What. ``kill`` and ``stop``: SIGKILL and SIGSTOP to this process. ``raise``: an exception that nobody

@@ -254,6 +254,7 @@ class Topology:
     contract fields, ``event_time``, system columns, enrichments' and derived columns.
     ``derive``: extra columns as ``(name, SQL, type)``, computed after the enrichments, each from those before.
     ``fingerprint``: SHA-256 (hex) of the page's content.
+    ``erasure``: text columns that say whose an event is; a visitor's rows are found by them.
     """
 
     name: str
@@ -267,6 +268,7 @@ class Topology:
     columns: Mapping[str, pl.DataType]
     fingerprint: str = ""
     retention: Retention = Retention()
+    erasure: tuple[str, ...] = ()
 
     @property
     def topics(self) -> tuple[Topic, ...]:

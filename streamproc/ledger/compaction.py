@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace as replaced
 from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
@@ -181,13 +182,19 @@ async def intend(
 
 
 async def replace(
-    conn: AsyncConnection[Any], stream: str, sources: Sequence[Source], written: Sequence[WrittenObject]
+    conn: AsyncConnection[Any],
+    stream: str,
+    sources: Sequence[Source],
+    written: Sequence[WrittenObject],
+    *,
+    whole: bool = True,
 ) -> None:
-    """Put ``written`` in the place of ``sources``, all of one run.
+    """Put ``written``, nothing perhaps, in the place of ``sources``, which stand by position.
 
+    ``whole``: they are all there is of a run, and ``written`` has its range; otherwise the range stays.
     Raises :class:`Moved` when that is not possible any more; nothing was kept then.
     """
-    plan = written[0].plan
+    plan = replaced(sources[0].committed.plan, through=sources[-1].committed.plan.through)
     names: dict[str, object] = {"stream": stream, "source": plan.partition.source}
     names |= {"partition": plan.partition.id, "through": plan.through}
     names |= {"after": -1 if plan.after is None else plan.after}
@@ -199,7 +206,7 @@ async def replace(
     if (await conn.execute(_SUPERSEDE, names)).rowcount != len(sources):
         raise Moved(f"{plan.partition}: objects of ({plan.after}, {plan.through}] were replaced meanwhile")
     row = await (await conn.execute(_OTHERS, names)).fetchone()
-    if row is None or row[0]:
+    if whole and (row is None or row[0]):
         raise Moved(f"{plan.partition}: other objects reach into ({plan.after}, {plan.through}]")
     names["keys"] = [each.plan.key for each in written]
     names["rows"] = [each.plan.rows for each in written]

@@ -108,6 +108,17 @@ class Merges(Protocol):
         """
 
 
+@runtime_checkable
+class Erases(Merges, Protocol):
+    """A warehouse from which a visitor's rows can be taken."""
+
+    async def erase(self, columns: Sequence[str], values: Sequence[str], *, dry: bool = False) -> int:
+        """Delete the rows in which one of ``columns`` is one of ``values``, in one transaction; returns how many.
+
+        ``dry`` only counts them.
+        """
+
+
 def open_warehouse(url: str, stream: str) -> Warehouse | None:
     """The warehouse behind ``postgresql://...``; ``None`` for ``none``. Call its ``open()`` before use.
 

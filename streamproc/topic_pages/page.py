@@ -8,17 +8,23 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+import polars as pl
+
 from streamproc.errors import ConfigError, Mistake
 from streamproc.quantities import Invalid
 from streamproc.topic_pages import names, reader
+from streamproc.topic_pages.columns import Columns, named
 from streamproc.topic_pages.contract import read_contract, read_topic
 from streamproc.topic_pages.enrichments import read_derive, read_enrichments, read_filters
 from streamproc.topic_pages.reader import Mistakes, Reader
 from streamproc.topic_pages.tables import read_tables
-from streamproc.topology import DAY, HOUR, Duplicates, Enrichment, Retention, Sinks, Topic, Topology
+from streamproc.topology import DAY, HOUR, Duplicates, Enrichment, Retention, Sinks, Table, Topic, Topology
 
 #: A page is written by hand; a larger file is not one.
 LARGEST_PAGE = 2**20
+
+#: Measures whose result is one of the values they measure.
+_KEEPING = ("first", "last", "min", "max")
 
 #: Of a retention: longer is for ever.
 LONGEST = 100 * 365 * DAY
@@ -132,6 +138,7 @@ def _topology(page: Reader, fingerprint: str) -> Topology:
     tables = read_tables(page, columns)
     sinks = _read_sinks(page.table("sinks"), topic.name)
     retention = _read_retention(page.table("retention"), topic, sinks)
+    erasure = _read_erasure(page.table("erasure"), columns, tables)
     _check_duplicates(page, contract.duplicates, privacy, sinks)
     if sinks.publish_tables is not None and not tables:
         page.mistakes.add("sinks.publish_tables", "there is no table to publish", "Declare one, or remove it")
@@ -148,6 +155,7 @@ def _topology(page: Reader, fingerprint: str) -> Topology:
         columns=columns.types,
         fingerprint=fingerprint,
         retention=retention,
+        erasure=erasure,
     )
 
 
@@ -213,6 +221,23 @@ def _read_retention(table: Reader, topic: Topic, sinks: Sinks) -> Retention:
         fix = "Keep it as long as the topic keeps records, or they cannot be replayed"
         table.mistake("history", "is shorter than topic.retention", fix)
     return retention
+
+
+def _read_erasure(table: Reader, columns: Columns, tables: tuple[Table, ...]) -> tuple[str, ...]:
+    """``[erasure]``: the columns by which a visitor is found, and no table that would keep one of their values."""
+    found = table.optional("columns", reader.texts, ())
+    table.finish()
+    for column in found:
+        dtype = columns.known(table, "columns", column)
+        if dtype is not None and dtype != pl.String():
+            table.mistake("columns", f"{column!r} is {named(dtype)}", "Name columns that are text")
+        for each in tables:
+            for measure in each.measures:
+                if measure.kind in _KEEPING and measure.column == column:
+                    problem = f"{column!r} is shown by tables.{each.name}.measures.{measure.name}"
+                    fix = "Remove that measure: a value of one visitor in a row of many cannot be erased"
+                    table.mistake("columns", problem, fix)
+    return found
 
 
 def _clashes(pages: Mapping[Path, Topology]) -> list[Mistake]:

@@ -54,6 +54,7 @@ def test_the_document_has_an_example_for_every_table_of_a_page() -> None:
         "tables",
         "sinks",
         "retention",
+        "erasure",
     }
 
 
