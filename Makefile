@@ -105,6 +105,10 @@ test: $(VENV)/.installed-dev ## Fast suite on the embedded broker and database, 
 test-slow: $(VENV)/.installed-dev ## The tests that take minutes: large inputs, crashes under load
 	$(PYTEST) -m "slow and not kafka" $(ARGS)
 
+.PHONY: soak
+soak: $(VENV)/.installed-dev ## Two hours of steady load at twelve times event time: nothing may grow (SECONDS=7200)
+	STREAMPROC_SOAK_SECONDS=$(or $(SECONDS),7200) STREAMPROC_SOAK_LOG=$(or $(LOG),soak.jsonl) $(BIN)/python -m pytest -n 0 tests/e2e/test_soak.py
+
 .PHONY: test-faults
 test-faults: $(VENV)/.installed-dev ## The crash bench, a bounded part or more (ARGS="--runs 200 --seed 7")
 	$(if $(ARGS),$(BIN)/python -m tests.faults $(ARGS),$(PYTEST) -m faults tests/faults)

@@ -42,6 +42,14 @@ Point = Literal[
     "load.locked",
     "load.copied",
     "load.committed",
+    "compact.intended",
+    "compact.put",
+    "compact.noted",
+    "compact.replaced",
+    "erase.noted",
+    "erase.put",
+    "erase.lake",
+    "erase.warehouse",
 ]
 
 #: What. ``kill`` and ``stop``: SIGKILL and SIGSTOP to this process. ``raise``: an exception that nobody

@@ -124,8 +124,12 @@ class Pipeline:
         tell: Callable[[Mapping[Partition, int]], Awaitable[None]] | None = None,
         committed: Callable[[Epoch, float], None] | None = None,
         watcher: Watcher | None = None,
+        claimed: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``committed`` is told of each epoch that is in the ledger, and the seconds its commit took."""
+        """``committed`` is told of each epoch that is in the ledger, and the seconds its commit took.
+
+        ``claimed`` is called after each claim, before any record of it: for what workers have to know by then.
+        """
         self.topology = topology
         self.stats = Stats()
         #: Set after each commit; whoever waits for progress clears it.
@@ -139,6 +143,7 @@ class Pipeline:
         self._tell = tell
         self._committed = committed
         self._watcher = watcher
+        self._claimed = claimed
         self._folds = {table.name: TableFold(table) for table in topology.tables}
         self._progress: dict[Partition, PartitionProgress] = {}
         self._submitted: dict[Partition, int | None] = {}
@@ -195,6 +200,8 @@ class Pipeline:
         failpoint("claim.before")
         claims = await self._until_answered("claim", lambda: self._ledger.claim(partitions))
         failpoint("claim.after")
+        if self._claimed is not None:
+            await self._until_answered("claim", self._claimed)
         for partition, claim in claims.items():
             recent = await self._recent_ids(partition, claim.clock_us)
             self._progress[partition] = PartitionProgress(claim, claim.position, claim.clock_us, recent)

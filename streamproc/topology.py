@@ -219,10 +219,12 @@ class Sinks:
 
     ``sort_key``, ``dist_key``: columns by which a warehouse that has such keys orders and spreads the rows; none
     leaves it to the warehouse's default.
+    ``compact``: workers merge the lake's small objects when their hour is over.
     """
 
     lake: bool = True
     warehouse: bool = True
+    compact: bool = False
     publish_events: str | None = None
     publish_tables: str | None = None
     sort_key: tuple[str, ...] = ()
@@ -235,6 +237,20 @@ class Sinks:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """How long things are kept, in microseconds; ``None`` keeps them for ever. Tables have their own.
+
+    ``events``: objects of the lake whose newest event is older than the watermark by this much are deleted.
+    ``rejects``: the same for rejects, by when they were received and the clock. ``history``: commits in the ledger; a
+    range whose commits are forgotten cannot be replayed.
+    """
+
+    events: int | None = None
+    rejects: int | None = None
+    history: int | None = 30 * DAY
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """One topic page. ``name`` is the stream's name: table schema, lake prefix, consumer group suffix.
 
@@ -242,6 +258,7 @@ class Topology:
     contract fields, ``event_time``, system columns, enrichments' and derived columns.
     ``derive``: extra columns as ``(name, SQL, type)``, computed after the enrichments, each from those before.
     ``fingerprint``: SHA-256 (hex) of the page's content.
+    ``erasure``: text columns that say whose an event is; a visitor's rows are found by them.
     """
 
     name: str
@@ -254,6 +271,8 @@ class Topology:
     sinks: Sinks
     columns: Mapping[str, pl.DataType]
     fingerprint: str = ""
+    retention: Retention = Retention()
+    erasure: tuple[str, ...] = ()
 
     @property
     def topics(self) -> tuple[Topic, ...]:

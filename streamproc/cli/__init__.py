@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "warehouse": ("warehouse", "warehouse_command", "Set up, load and look at the warehouse."),
     "quicksight": ("quicksight", "quicksight_command", "Publish data sets and dashboards to QuickSight."),
     "dashboard": ("dashboard", "dashboard_command", "Serve the pages: visitors, tables, the pipeline."),
+    "privacy": ("privacy", "privacy_command", "Forget a visitor."),
     "sql": ("sql", "sql_command", "Run a read-only query in the ledger's database."),
 }
 

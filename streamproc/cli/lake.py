@@ -1,4 +1,4 @@
-"""``streamproc lake``: which objects belong to the lake, and deleting those that do not."""
+"""``streamproc lake``: which objects belong to the lake, fewer of them, and deleting those that do not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
+from streamproc.cli.lake_compact import compact_command
 from streamproc.cli.options import json_option
 from streamproc.cli.rendering import Section, show
 from streamproc.cli.streams import (
@@ -31,7 +32,10 @@ _TIME_COLUMN = {"events": "event_time", "rejects": "received_at"}
 
 @click.group(name="lake")
 def lake_command() -> None:
-    """List the lake's committed objects, delete the abandoned ones."""
+    """List the lake's objects, merge small ones, delete the abandoned."""
+
+
+lake_command.add_command(compact_command)
 
 
 @lake_command.command(name="manifest")

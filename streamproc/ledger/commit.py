@@ -101,6 +101,19 @@ async def intend(
         raise Inconsistent(f"{ours} of {len(objects)} objects of epoch {epoch} intended: a key is taken")
 
 
+async def intended_by_row(
+    conn: AsyncConnection[Any],
+    stream: str,
+    epoch: uuid.UUID,
+    objects: Sequence[PlannedObject],
+    fences: Sequence[int],
+) -> None:
+    """Note objects that a compaction is about to write. What it replaces is committed: no claim is needed."""
+    names = {"stream": stream, "epoch": epoch, **_plans(objects), "fences": list(fences)}
+    if (await conn.execute(_INTEND, names)).rowcount != len(objects):
+        raise Inconsistent(f"not all objects of a compaction of {stream} intended: a key is taken")
+
+
 async def lock_for_commit(conn: AsyncConnection[Any], stream: str, advances: Sequence[Advance]) -> None:
     """First part of T2: take the row locks, and see that every partition is ours and where we left it."""
     rows = await lock(conn, stream, [advance.claim.partition for advance in advances], shared=False)

@@ -22,9 +22,9 @@ _COLUMNS = """
 _BY_EVENT_TIME = (
     _COLUMNS
     + """
-      AND (COALESCE(max_time_us, -1), key) > (%(last)s, %(last_key)s)
+      AND COALESCE(max_time_us, -1) >= %(since)s
       AND (%(until)s::bigint IS NULL OR min_time_us < %(until)s)
-    ORDER BY COALESCE(max_time_us, -1), key LIMIT %(page)s
+    ORDER BY COALESCE(max_time_us, -1), key
 """
 )
 
@@ -58,17 +58,16 @@ class ObjectTotal(NamedTuple):
 async def by_event_time(
     database: Database, stream: str, kind: str, since_us: int | None, until_us: int | None
 ) -> AsyncIterator[CommittedObject]:
-    """Objects that may hold rows in ``[since_us, until_us)``, by their newest event time."""
-    last, last_key = -(2**63) if since_us is None else since_us, ""
-    while True:
-        names = {"stream": stream, "kind": kind, "until": until_us, "last": last, "last_key": last_key}
-        page = await _fetch(database, _BY_EVENT_TIME, {**names, "page": PAGE})
-        for committed in page:
-            yield committed
-        if len(page) < PAGE:
-            return
-        newest = page[-1].plan.max_time_us
-        last, last_key = -1 if newest is None else newest, page[-1].plan.key
+    """Objects that may hold rows in ``[since_us, until_us)``, by their newest event time.
+
+    One statement, row by row: read in pages, the list could name objects and, further on, the one that a
+    compaction has put in their place meanwhile. Holds a connection until the reader is done.
+    """
+    since = -(2**63) if since_us is None else since_us
+    names = {"stream": stream, "kind": kind, "since": since, "until": until_us}
+    async with database.connection("list objects") as conn, conn.cursor() as cursor:
+        async for row in cursor.stream(_BY_EVENT_TIME.encode(), names):
+            yield _object(row)
 
 
 async def by_commit(

@@ -12,17 +12,27 @@ from psycopg import AsyncConnection
 from streamproc.database import Database
 from streamproc.model import Partition
 
-#: Whole commits: those that touch the range, and everything else that was committed with them.
+#: Whole commits: those that touch the range, and everything else that was committed with them. An object that a
+#: compaction made holds several, and is swapped as a whole too.
 _TOUCHED = """
-    SELECT r.source, r.partition, min(coalesce(r.after, -1)), max(r.through)
-    FROM streamproc.epoch_ranges AS r WHERE r.epoch IN (
-        SELECT t.epoch FROM streamproc.epoch_ranges AS t
-        JOIN unnest(%(sources)s::text[], %(partitions)s::text[], %(afters)s::numeric[], %(throughs)s::numeric[])
-             AS b (source, partition, after, through)
-          ON (t.source, t.partition) = (b.source, b.partition)
-         AND t.through > b.after AND coalesce(t.after, -1) < b.through
-        JOIN streamproc.epochs AS e ON e.id = t.epoch AND e.stream = %(stream)s)
-    GROUP BY r.source, r.partition ORDER BY r.source, r.partition
+    WITH b AS (
+        SELECT * FROM unnest(%(sources)s::text[], %(partitions)s::text[], %(afters)s::numeric[],
+                             %(throughs)s::numeric[]) AS b (source, partition, after, through)
+    ), touched AS (
+        SELECT r.source, r.partition, r.after, r.through
+        FROM streamproc.epoch_ranges AS r WHERE r.epoch IN (
+            SELECT t.epoch FROM streamproc.epoch_ranges AS t
+            JOIN b ON (t.source, t.partition) = (b.source, b.partition)
+                  AND t.through > b.after AND coalesce(t.after, -1) < b.through
+            JOIN streamproc.epochs AS e ON e.id = t.epoch AND e.stream = %(stream)s)
+        UNION ALL
+        SELECT o.source, o.partition, o.after, o.through FROM streamproc.objects AS o
+        JOIN b ON (o.source, o.partition) = (b.source, b.partition)
+              AND o.through > b.after AND coalesce(o.after, -1) < b.through
+        WHERE o.stream = %(stream)s AND o.state = 'committed'
+    )
+    SELECT source, partition, min(coalesce(after, -1)), max(through)
+    FROM touched GROUP BY source, partition ORDER BY source, partition
 """
 
 #: Commits that touch the range and reach out of it at its beginning: how far they go, by partition.
@@ -40,8 +50,14 @@ _REACHING_OUT = """
         LEFT JOIN b ON (r.source, r.partition) = (b.source, b.partition)
         WHERE b.source IS NULL OR coalesce(r.after, -1) < b.after
     )
-    SELECT r.source, r.partition, max(r.through) FROM streamproc.epoch_ranges AS r JOIN out USING (epoch)
-    GROUP BY r.source, r.partition ORDER BY r.source, r.partition
+    SELECT source, partition, max(through) FROM (
+        SELECT r.source, r.partition, r.through FROM streamproc.epoch_ranges AS r JOIN out USING (epoch)
+        UNION ALL
+        SELECT o.source, o.partition, o.through FROM streamproc.objects AS o
+        JOIN b ON (o.source, o.partition) = (b.source, b.partition)
+              AND o.through > b.after AND coalesce(o.after, -1) < b.after
+        WHERE o.stream = %(stream)s AND o.state = 'committed'
+    ) AS reaching GROUP BY source, partition ORDER BY source, partition
 """
 
 #: Objects of the range whose commit the ledger has forgotten: what they counted cannot be taken back.

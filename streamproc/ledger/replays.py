@@ -15,6 +15,7 @@ from psycopg import AsyncConnection
 
 from streamproc.database import Database
 from streamproc.errors import ConfigError, LedgerError, Mistake
+from streamproc.ledger.compaction import LOCK_COMPACTION
 from streamproc.ledger.replay_spans import Span, parameters
 from streamproc.model import Partition
 
@@ -55,6 +56,15 @@ _CREATE_RANGES = """
           AND (o.source, o.partition) = (wanted.source, wanted.partition) AND o.through <= wanted.after)
     FROM unnest(%(sources)s::text[], %(partitions)s::text[], %(afters)s::numeric[], %(throughs)s::numeric[])
          AS wanted (source, partition, after, through)
+"""
+
+#: Objects that lie in a range and outside of it: a compaction has merged commits over its end.
+_MERGED = """
+    SELECT count(*) FROM streamproc.objects AS o JOIN streamproc.replay_ranges AS g
+        ON (g.source, g.partition) = (o.source, o.partition)
+    WHERE o.stream = %(stream)s AND o.state = 'committed' AND g.stream = %(stream)s AND g.name = %(name)s
+      AND o.through > g.after AND coalesce(o.after, -1) < g.through
+      AND NOT (coalesce(o.after, -1) >= g.after AND o.through <= g.through)
 """
 
 #: Its own partitions stand where its range begins; the first claim finds them there.
@@ -186,7 +196,9 @@ class Replays:
     async def create(
         self, name: str, fingerprint: str, asked: str, operator: str, spans: Mapping[Partition, Span]
     ) -> Replay:
-        """Note a new replay. Raises :class:`LedgerError` when there is one of that name."""
+        """Note a new replay. Raises :class:`LedgerError` when there is one of that name, or the
+        range cuts objects.
+        """
         names = {
             "stream": self.stream,
             "name": name,
@@ -197,11 +209,15 @@ class Replays:
             **parameters(spans),
         }
         async with self.database.transaction("note the replay") as conn:
+            await conn.execute(LOCK_COMPACTION, names)
             if (await conn.execute(_CREATE, names)).rowcount != 1:
                 raise LedgerError(f"there is a replay {name} of {self.stream} already")
             # Of one of this name that was discarded, a worker that noticed too late may have left it.
             await conn.execute("DELETE FROM streamproc.partitions WHERE stream = %(namespace)s", names)
             await conn.execute(_CREATE_RANGES, names)
+            row = await (await conn.execute(_MERGED, names)).fetchone()
+            if row is None or row[0]:
+                raise LedgerError(f"the lake of {self.stream} was compacted just now: ask again")
             await conn.execute(_CREATE_PARTITIONS, names)
             replay = await get(conn, self.stream, name)
         assert replay is not None

@@ -1,6 +1,7 @@
-"""Periodic work beside the pipeline: load the warehouse, sweep abandoned objects, delete what expired.
+"""Periodic work beside the pipeline: load the warehouse, sweep, merge small objects, delete what expired.
 
-Every worker does it; several at once do no harm (the loader locks, the sweep is idempotent).
+Every worker does it; several at once do no harm (the loader locks, the sweep is idempotent, one compactor of a
+stream works at a time).
 """
 
 from __future__ import annotations
@@ -8,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import structlog
 
 from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import StreamprocError
 from streamproc.ledger import Ledger
+from streamproc.ledger.retention import expire_objects, forget_redrives, forget_swept
 from streamproc.model import Partition
+from streamproc.runtimes.compaction import Compactor
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
@@ -29,6 +33,8 @@ log = structlog.get_logger(__name__)
 LOAD_EVERY = 10.0
 SWEEP_EVERY = 300.0
 EXPIRE_EVERY = 60.0
+RETAIN_EVERY = 600.0
+COMPACT_EVERY = 600.0
 
 
 class Upkeep:
@@ -47,6 +53,7 @@ class Upkeep:
         self.failing: set[str] = set()
         self.loaded: float | None = None
         self._broker = endpoints.broker
+        self._logs = isinstance(endpoints.broker, LogConnection)
         self._topology = topology
         self._ledger = ledger
         self._store = store
@@ -80,6 +87,9 @@ class Upkeep:
             group.create_task(self._every(EXPIRE_EVERY, "expire", self.expire))
             if self._sweeps:
                 group.create_task(self._every(SWEEP_EVERY, "sweep", self.sweep))
+            if self._store is not None and self._topology.sinks.compact:
+                group.create_task(self._every(COMPACT_EVERY, "compact", self.compact))
+            group.create_task(self._every(RETAIN_EVERY, "retain", self.retain))
             if self._loader is not None:
                 group.create_task(self._every(LOAD_EVERY, "load", self.load))
 
@@ -107,20 +117,51 @@ class Upkeep:
         swept = await self._ledger.sweep(self._store)
         log.debug("swept", objects=swept)
 
+    async def compact(self) -> None:
+        """Merge the small objects of hours that are over."""
+        assert self._store is not None
+        report = await Compactor(self._topology, self._ledger, self._store, self._warehouse).compact()
+        if report.runs:
+            log.info("compacted", objects=report.objects_before, into=report.objects_after, rows=report.rows)
+
+    async def retain(self) -> None:
+        """Let go of the lake's objects and the ledger's history that the page keeps no longer."""
+        database, stream, kept = self._ledger.database, self._topology.name, self._topology.retention
+        events = rejects = 0
+        watermark = None if kept.events is None else await self._watermark()
+        if kept.events is not None and watermark is not None:
+            needed = self._warehouse.missing if self._warehouse is not None else None
+            events = await expire_objects(database, stream, "events", watermark - kept.events, needed)
+        if kept.rejects is not None:
+            before = time.time_ns() // 1000 - kept.rejects
+            rejects = await expire_objects(database, stream, "rejects", before)
+        if kept.rejects is not None and self._topology.topic.retention is not None:
+            longest = max(kept.rejects, self._topology.topic.retention)
+            await forget_redrives(database, stream, timedelta(microseconds=longest))
+        if kept.history is not None:
+            await self._ledger.forget(timedelta(microseconds=kept.history))
+        await forget_swept(database, stream)
+        log.debug("retained", expired_events=events, expired_rejects=rejects)
+
     async def expire(self) -> None:
         """Delete summary rows beyond their table's retention, and state no event can change any more.
 
         Logs of any age may come, and each has a clock of its own: the newest event of all says what is beyond
         retention, and state is kept as long as its row.
         """
-        logs = isinstance(self._broker, LogConnection)
-        clocks = await self._log_clocks() if logs else await self._clocks()
-        if not clocks:
+        watermark = await self._watermark()
+        if watermark is None:
             return
-        watermark = (max(clocks) if logs else min(clocks)) - self._topology.contract.event_time.disorder
         for table in self._topology.tables:
             async with self._ledger.database.connection("expire") as conn:
-                await self._summaries.expire(conn, table.name, watermark, reopening=logs)
+                await self._summaries.expire(conn, table.name, watermark, reopening=self._logs)
+
+    async def _watermark(self) -> int | None:
+        """Unix microseconds; ``None`` before the first event."""
+        clocks = await self._log_clocks() if self._logs else await self._clocks()
+        if not clocks:
+            return None
+        return (max(clocks) if self._logs else min(clocks)) - self._topology.contract.event_time.disorder
 
     async def _log_clocks(self) -> list[int]:
         source = str(self._broker)

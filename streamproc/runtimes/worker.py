@@ -31,6 +31,7 @@ from streamproc.model import Partition, RecordBatch
 from streamproc.pipeline import Limits, Pipeline, Watcher
 from streamproc.runtimes.agents import UserAgents
 from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.erased import read_erased
 from streamproc.runtimes.observation import Observation
 from streamproc.runtimes.publication import Publication
 from streamproc.runtimes.upkeep import Upkeep
@@ -118,6 +119,7 @@ class Worker:
             tell=self._copy_positions,
             committed=committed,
             watcher=watcher,
+            claimed=self._read_erasures if topology.erasure else None,
         )
         self.observation = Observation(self)
         failpoints.watch(lambda: self.pipeline.uncommitted)
@@ -216,6 +218,9 @@ class Worker:
 
     async def _read_visitor_key(self) -> None:
         self._transform.visitor_key = await self.ledger.visitor_key()
+
+    async def _read_erasures(self) -> None:
+        self._transform.erased = await read_erased(self.ledger.database, self.topology.name, self.topology)
 
     async def _ensure_tables(self) -> None:
         async with self.ledger.database.connection("create the tables") as conn:

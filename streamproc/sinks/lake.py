@@ -23,7 +23,14 @@ import polars as pl
 from streamproc.concurrency import each
 from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
-from streamproc.model import REJECT_SCHEMA, Advance, EncodedRows, PlannedObject, WrittenObject
+from streamproc.model import (
+    REJECT_SCHEMA,
+    Advance,
+    EncodedRows,
+    Partition,
+    PlannedObject,
+    WrittenObject,
+)
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.topology import HOUR, Topology
 
@@ -31,7 +38,7 @@ from streamproc.topology import HOUR, Topology
 _HIVE_COLUMNS = ("date", "hour")
 
 #: One row group for what one flush usually holds; larger files are cut so that readers can work in parallel.
-_ROW_GROUP = 262_144
+ROW_GROUP = 262_144
 
 #: Puts at once: they mostly wait for the store.
 _PARALLEL = 4
@@ -64,7 +71,7 @@ def encode(rows: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> bytes:
         rows = rows.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
     buffer = io.BytesIO()
     rows.write_parquet(
-        buffer, compression="zstd", compression_level=1, statistics=True, row_group_size=_ROW_GROUP
+        buffer, compression="zstd", compression_level=1, statistics=True, row_group_size=ROW_GROUP
     )
     return buffer.getvalue()
 
@@ -105,8 +112,7 @@ class Lake:
     def plan(self, encoded: Sequence[EncodedRows], advance: Advance) -> list[LakeFile]:
         """The objects of one partition's share of an epoch, each with a key that no other attempt has."""
         partition = advance.claim.partition
-        after = "start" if advance.after is None else str(advance.after)
-        name = f"{_UNSAFE.sub('_', partition.id)}-{after}-{advance.through}-{advance.claim.fence}"
+        name = object_name(partition, advance.after, advance.through, str(advance.claim.fence))
         return [
             LakeFile(
                 PlannedObject(
@@ -177,6 +183,11 @@ class Lake:
             min_time_us=_integer(times.min()),
             max_time_us=_integer(times.max()),
         )
+
+
+def object_name(partition: Partition, after: int | None, through: int, written: str) -> str:
+    """How an object's name begins; ``written`` under which fence, or how else."""
+    return f"{_UNSAFE.sub('_', partition.id)}-{'start' if after is None else after}-{through}-{written}"
 
 
 def _split(rows: pl.DataFrame, time: str, every: str) -> Iterator[tuple[int, pl.DataFrame]]:

@@ -148,6 +148,28 @@ class Swaps(Protocol):
         """Drop the stream's table and forget its loads."""
 
 
+@runtime_checkable
+class Merges(Protocol):
+    """A warehouse whose rows stay when the lake's objects they came from are merged."""
+
+    async def merged(self, keys: Sequence[str]) -> None:
+        """Count these objects as loaded, without rows: all of theirs came with objects loaded before.
+
+        They may never be listed, when the compaction fails afterwards. Calling it again does nothing.
+        """
+
+
+@runtime_checkable
+class Erases(Merges, Protocol):
+    """A warehouse from which a visitor's rows can be taken."""
+
+    async def erase(self, columns: Sequence[str], values: Sequence[str], *, dry: bool = False) -> int:
+        """Delete the rows in which one of ``columns`` is one of ``values``, in one transaction; returns how many.
+
+        ``dry`` only counts them.
+        """
+
+
 def open_warehouse(url: str, stream: str, layout: TableLayout | None = None) -> Warehouse | None:
     """The warehouse behind ``postgresql://...``, ``redshift-data://...`` or ``redshift://...``; ``None`` for ``none``.
 

@@ -168,6 +168,29 @@ class PostgresWarehouse:
             await conn.execute(sql.SQL("DROP TABLE {}").format(other))
         return True
 
+    async def merged(self, keys: Sequence[str]) -> None:
+        """See :meth:`streamproc.sinks.warehouse.Merges.merged`."""
+        async with self._database.transaction("note merged objects in the warehouse") as conn:
+            await conn.execute(
+                "INSERT INTO warehouse.loads (stream, key, rows, loaded_at)"
+                " SELECT %s, key, 0, clock_timestamp() FROM unnest(%s::text[]) AS made (key)"
+                " ON CONFLICT (stream, key) DO NOTHING",
+                [self._stream, list(keys)],
+            )
+
+    async def erase(self, columns: Sequence[str], values: Sequence[str], *, dry: bool = False) -> int:
+        """See :meth:`streamproc.sinks.warehouse.Erases.erase`."""
+        theirs = sql.SQL(" OR ").join(
+            sql.SQL("{} = ANY(%(values)s)").format(sql.Identifier(c)) for c in columns
+        )
+        select = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(self._table, theirs)
+        async with self._database.transaction("erase a visitor from the warehouse") as conn:
+            if dry:
+                row = await (await conn.execute(select, {"values": list(values)})).fetchone()
+                return int(row[0]) if row else 0
+            delete = sql.SQL("DELETE FROM {} WHERE {}").format(self._table, theirs)
+            return (await conn.execute(delete, {"values": list(values)})).rowcount
+
     async def remove(self) -> None:
         """See :meth:`streamproc.sinks.warehouse.Swaps.remove`."""
         async with self._database.transaction("drop a table of the warehouse") as conn:

@@ -8,18 +8,26 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+import polars as pl
+
 from streamproc.errors import ConfigError, Mistake
 from streamproc.quantities import Invalid
 from streamproc.topic_pages import names, reader
-from streamproc.topic_pages.columns import Columns
+from streamproc.topic_pages.columns import Columns, named
 from streamproc.topic_pages.contract import read_contract, read_topic
 from streamproc.topic_pages.enrichments import read_derive, read_enrichments, read_filters
 from streamproc.topic_pages.reader import Mistakes, Reader
 from streamproc.topic_pages.tables import read_tables
-from streamproc.topology import Duplicates, Enrichment, Sinks, Topology
+from streamproc.topology import DAY, HOUR, Duplicates, Enrichment, Retention, Sinks, Table, Topic, Topology
 
 #: A page is written by hand; a larger file is not one.
 LARGEST_PAGE = 2**20
+
+#: Measures whose result is one of the values they measure.
+_KEEPING = ("first", "last", "min", "max")
+
+#: Of a retention: longer is for ever.
+LONGEST = 100 * 365 * DAY
 
 _HERE = "topics"
 _SHIPPED = "_topics"
@@ -129,6 +137,8 @@ def _topology(page: Reader, fingerprint: str) -> Topology:
     privacy = read_enrichments(page, "privacy", columns)
     tables = read_tables(page, columns)
     sinks = _read_sinks(page.table("sinks"), topic.name, columns)
+    retention = _read_retention(page.table("retention"), topic, sinks)
+    erasure = _read_erasure(page.table("erasure"), columns, tables)
     _check_duplicates(page, contract.duplicates, privacy, sinks)
     if sinks.publish_tables is not None and not tables:
         page.mistakes.add("sinks.publish_tables", "there is no table to publish", "Declare one, or remove it")
@@ -144,6 +154,8 @@ def _topology(page: Reader, fingerprint: str) -> Topology:
         sinks=sinks,
         columns=columns.types,
         fingerprint=fingerprint,
+        retention=retention,
+        erasure=erasure,
     )
 
 
@@ -169,6 +181,7 @@ def _read_sinks(table: Reader, source: str, columns: Columns) -> Sinks:
     sinks = Sinks(
         lake=table.optional("lake", reader.flag, True),
         warehouse=table.optional("warehouse", reader.flag, True),
+        compact=table.optional("compact", reader.flag, False),
         publish_events=table.optional("publish_events", names.topic_name, None),
         publish_tables=table.optional("publish_tables", names.topic_name, None),
         sort_key=table.optional("sort_key", reader.texts, ()),
@@ -188,6 +201,8 @@ def _read_sinks(table: Reader, source: str, columns: Columns) -> Sinks:
     if sinks.warehouse and not sinks.lake:
         fix = "Write lake = true, or warehouse = false"
         table.mistake("warehouse", "is loaded from the lake, which is switched off", fix)
+    if sinks.compact and not sinks.lake:
+        table.mistake("compact", "there is no lake to compact", "Write lake = true, or remove it")
     for key, topic in (("publish_events", sinks.publish_events), ("publish_tables", sinks.publish_tables)):
         if topic == source:
             table.mistake(
@@ -196,6 +211,45 @@ def _read_sinks(table: Reader, source: str, columns: Columns) -> Sinks:
     if sinks.publish_events is not None and sinks.publish_events == sinks.publish_tables:
         table.mistake("publish_tables", "is the topic of publish_events", "Choose another topic")
     return sinks
+
+
+def _read_retention(table: Reader, topic: Topic, sinks: Sinks) -> Retention:
+    age = reader.duration_or_forever(HOUR, LONGEST)
+    shipped = Retention()
+    assert shipped.history is not None
+    # What the topic still has can be replayed, and a replay needs the commits of its range.
+    longest = None if topic.retention is None else max(shipped.history, topic.retention)
+    retention = Retention(
+        events=table.optional("events", age, None),
+        rejects=table.optional("rejects", age, None),
+        history=table.optional("history", age, longest),
+    )
+    table.finish()
+    for key, kept in (("events", retention.events), ("rejects", retention.rejects)):
+        if kept is not None and not sinks.lake:
+            table.mistake(key, "there is no lake to keep them in", "Remove it, or write sinks.lake = true")
+    history = retention.history
+    if history is not None and (topic.retention is None or history < topic.retention):
+        fix = "Keep it as long as the topic keeps records, or they cannot be replayed"
+        table.mistake("history", "is shorter than topic.retention", fix)
+    return retention
+
+
+def _read_erasure(table: Reader, columns: Columns, tables: tuple[Table, ...]) -> tuple[str, ...]:
+    """``[erasure]``: the columns by which a visitor is found, and no table that would keep one of their values."""
+    found = table.optional("columns", reader.texts, ())
+    table.finish()
+    for column in found:
+        dtype = columns.known(table, "columns", column)
+        if dtype is not None and dtype != pl.String():
+            table.mistake("columns", f"{column!r} is {named(dtype)}", "Name columns that are text")
+        for each in tables:
+            for measure in each.measures:
+                if measure.kind in _KEEPING and measure.column == column:
+                    problem = f"{column!r} is shown by tables.{each.name}.measures.{measure.name}"
+                    fix = "Remove that measure: a value of one visitor in a row of many cannot be erased"
+                    table.mistake("columns", problem, fix)
+    return found
 
 
 def _clashes(pages: Mapping[Path, Topology]) -> list[Mistake]:

@@ -18,6 +18,7 @@ from streamproc.transform.decode import decode
 from streamproc.transform.enrich import ORDER, PRIVACY, SPECS
 from streamproc.transform.enrich.distinct import Answers, Shared
 from streamproc.transform.enrich.spec import Resources, Step
+from streamproc.transform.erased import Erased
 from streamproc.transform.filters import Filters, compiled_or_mistake, reads_only
 from streamproc.transform.weblog_formats import PARSERS as LOG_PARSERS
 
@@ -42,6 +43,8 @@ class Transform:
         #: Under which the visitors of web logs get their ids (64 bytes at most; empty: none). Workers set it to the
         #: ledger's before the first batch.
         self.visitor_key = b""
+        #: Visitors whose past is left out; ``None``: nobody. Workers set it to the ledger's whenever they claim.
+        self.erased: Erased | None = None
         mistakes: list[Mistake] = []
         ordered = sorted(topology.enrichments, key=lambda enrichment: ORDER.index(enrichment.kind))
         self._enrich = _build([e for e in ordered if e.kind not in PRIVACY], resources, mistakes)
@@ -86,6 +89,8 @@ class Transform:
         result.events = self._conform(result.events)
         for partition, rows in _per_partition(result.events, counts):
             counts[partition].accepted += rows
+        if self.erased is not None:
+            self.erased.leave_out(result)
         return result
 
     def _filter(self, filters: Filters, result: Transformed, answers: Answers) -> None:

@@ -53,6 +53,8 @@ def test_the_document_has_an_example_for_every_table_of_a_page() -> None:
         "privacy",
         "tables",
         "sinks",
+        "retention",
+        "erasure",
     }
 
 

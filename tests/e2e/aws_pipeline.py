@@ -86,6 +86,10 @@ class Pipeline:
     quicksight: QuickSightStub
     redshift: str
 
+    def _command(self, *arguments: str) -> None:
+        done = self.site.run(*arguments, check=False, patience=300)
+        assert done.returncode == 0, f"streamproc {' '.join(arguments)}: {done.stdout}{done.stderr}"
+
     def upload(self, lines: Sequence[bytes], objects: int = 7) -> str:
         """The lines as gzip objects; their place."""
         self.s3.create_bucket(Bucket="weblogs")
@@ -135,10 +139,10 @@ class Pipeline:
 
     def load(self) -> Sums:
         """The loader, through the Data API; twice, which must load nothing more."""
-        self.site.run("warehouse", "init")
-        self.site.run("warehouse", "load")
+        self._command("warehouse", "init")
+        self._command("warehouse", "load")
         first = self._loaded()
-        self.site.run("warehouse", "load")
+        self._command("warehouse", "load")
         assert self._loaded() == first, "loaded again"
         return first
 
@@ -153,7 +157,7 @@ class Pipeline:
 
     def publish(self) -> tuple[int, int]:
         """Data sets and the dashboard; how many data sets and sheets QuickSight has then."""
-        self.site.run("quicksight", "publish", "--yes")
+        self._command("quicksight", "publish", "--yes")
         [versions] = self.quicksight.dashboards.values()
         newest = versions[max(versions)]
         return len(self.quicksight.data_sets), len(newest["asked"]["Definition"]["Sheets"])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 import pytest
 
 from streamproc.ledger import Ledger
+from streamproc.model import Advance, Counts, Partition
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.upkeep import Upkeep
 from streamproc.settings import read_settings
 from streamproc.sources.log_store import LogConnection
 from streamproc.topic_pages import load_page
+from streamproc.topology import HOUR, Retention
 from tests.e2e.harness import REPOSITORY
+from tests.ledger.epochs import nothing, planned, record, written
 
 PLACE = "file:///var/log/nginx"
 MINUTE = 60_000_000
@@ -65,7 +69,7 @@ class Started(Upkeep):
         self.names.append(name)
 
 
-@pytest.mark.parametrize(("sweep", "expected"), [("on", ["expire", "sweep"]), ("off", ["expire"])])
+@pytest.mark.parametrize(("sweep", "expected"), [("on", ["expire", "retain", "sweep"]), ("off", ["expire", "retain"])])
 async def test_workers_sweep_unless_another_has_the_right_to_delete(sweep: str, expected: list[str]) -> None:
     page = load_page(REPOSITORY / "topics" / "weblogs.toml")
     settings = read_settings(environ={"STREAMPROC_SWEEP": sweep})
@@ -74,3 +78,26 @@ async def test_workers_sweep_unless_another_has_the_right_to_delete(sweep: str, 
     upkeep.names = []
     await upkeep.run()
     assert sorted(upkeep.names) == expected
+
+
+async def test_objects_and_history_go_as_the_page_says(postgres: str) -> None:
+    page = load_page(REPOSITORY / "topics" / "weblogs.toml")
+    page = replace(page, retention=Retention(events=HOUR, rejects=None, history=1))
+    told: Any = Told()
+    partition = Partition(PLACE, "log")
+    async with Ledger(postgres, page.name, "w") as ledger:
+        await ledger.migrate()
+        claims = await ledger.claim([partition])
+        keys = []
+        for through in (1, 2):  # an hour and ten minutes of event time apart
+            part = Advance(claims[partition], None, through, through * 70 * MINUTE, Counts(1, 1))
+            part = replace(part, after=claims[partition].position)
+            epoch = record(part, objects=written(planned(part)))
+            await ledger.intend(epoch.id, [each.plan for each in epoch.objects], claims)
+            claims |= (await ledger.commit(epoch, nothing)).claims
+            keys.append(epoch.objects[0].plan.key)
+        endpoints = Endpoints(read_settings(environ={}), broker=LogConnection(PLACE))
+        await Upkeep(page, ledger, None, told, endpoints).retain()
+        assert [each.plan.key async for each in ledger.manifest()] == keys[1:]
+        assert await ledger.epochs() == []
+        assert (await ledger.status())[0].counts.accepted == 2

@@ -263,6 +263,11 @@ class SimulatedCursor:
     async def fetchone(self) -> tuple[Any, ...] | None:
         return next(self._rows, None)
 
+    async def stream(self, query: Any, values: Any = None) -> AsyncIterator[tuple[Any, ...]]:
+        done = await self._connection.execute(query, values)
+        for row in await done.fetchall():
+            yield row
+
     @asynccontextmanager
     async def copy(self, query: Any) -> AsyncIterator[_Copy]:
         copy = _Copy()

@@ -165,7 +165,7 @@ def _max_time(row: Row) -> int:
 STATEMENTS[normal(objects._BY_EVENT_TIME)] = _listing(
     lambda row: (_max_time(row), row["key"]),
     lambda row, values: (
-        (_max_time(row), row["key"]) > (values["last"], values["last_key"])
+        _max_time(row) >= values["since"]
         and (values["until"] is None or row["min_time_us"] < values["until"])
     ),
 )

@@ -26,6 +26,7 @@ from streamproc.model import CommittedObject, Partition, RecordBatch
 from streamproc.pipeline import Limits, Pipeline
 from streamproc.progress import PartitionProgress
 from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.erased import read_erased
 from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
@@ -186,12 +187,16 @@ class ReplayWorker:
                 max_bytes=settings.max_epoch_bytes,
                 drain_deadline=settings.drain_deadline,
             ),
+            claimed=self._read_erasures if self.topology.erasure else None,
         )
         self.pipeline.limits_of = {
             partition: each.span.through for partition, each in replay.ranges.items() if not each.span.empty
         }
         self.pipeline.redrives = Redrives(self._ledger.database, replay.stream, worker)
         self._source: KafkaSource | None = None
+
+    async def _read_erasures(self) -> None:
+        self._transform.erased = await read_erased(self._ledger.database, self._replays.stream, self.topology)
 
     async def run(self, ending: asyncio.Event) -> bool:
         """Work until everything is done, or until ``ending`` is set; returns whether it is done.

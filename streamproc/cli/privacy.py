@@ -1,0 +1,83 @@
+"""``streamproc privacy``: forget a visitor."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from typing import TextIO
+
+import click
+
+from streamproc.cli.options import json_option
+from streamproc.cli.rendering import Section, show
+from streamproc.cli.streams import OpenedStream, opened_store, opened_stream, set_up_options
+from streamproc.runtimes.erasing import Eraser, ErasureReport, visitor
+from streamproc.settings import Settings
+from streamproc.sinks.warehouse import layout_of, open_warehouse
+from streamproc.topic_pages import find_pages
+from streamproc.transform import Resources
+
+
+@click.group(name="privacy")
+def privacy_command() -> None:
+    """Forget a visitor."""
+
+
+@privacy_command.command(name="erase")
+@click.argument("topic")
+@click.argument("visitors", nargs=-1)
+@set_up_options
+@click.option("--file", type=click.File("r"), help="Read ids from a file, one a line; - is standard input.")
+@click.option("--dry-run", is_flag=True, help="Only count what would be erased.")
+@json_option
+def erase_command(
+    *,
+    settings: Settings,
+    topic: str,
+    visitors: tuple[str, ...],
+    file: TextIO | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Erase everything of these visitors' past: lake, warehouse, sessions, rejects, and what is read again later.
+
+    VISITORS are ids as producers send them, or as they are stored. The topic page's [erasure] says which columns they
+    stand in. An id on the command line can be read by others on this machine: --file keeps it from them.
+
+    Killed at any moment, the same command does the rest. Replaced objects are deleted from the store a day later.
+    docs/privacy.md says what cannot be erased.
+    """
+    ids = [*visitors, *(line.strip() for line in file or ())]
+    ids = [each for each in dict.fromkeys(ids) if each]
+    if not ids:
+        raise click.UsageError("Name a visitor, or a --file with ids.")
+    report, stream = asyncio.run(_erase(settings, topic, ids, dry=dry_run))
+    if as_json:
+        click.echo(json.dumps({"stream": stream, "visitors": len(ids), **asdict(report)}, indent=2))
+        return
+    rows = [["lake", report.lake_rows], ["rejects", report.reject_rows], ["warehouse", report.warehouse_rows]]
+    rows += [[f"table {name}", count] for name, count in report.tables.items()]
+    verb = "would be erased" if dry_run else "erased"
+    title = f"{stream}: {len(ids)} visitors, {report.objects} objects of the lake"
+    show([Section(title, ["where", f"rows {verb}"], rows)])
+
+
+async def _erase(settings: Settings, topic: str, ids: list[str], *, dry: bool) -> tuple[ErasureReport, str]:
+    async with AsyncExitStack() as stack:
+        stream: OpenedStream = await stack.enter_async_context(opened_stream(settings, topic))
+        page = stream.page
+        store = await stack.enter_async_context(opened_store(settings)) if page.sinks.lake else None
+        warehouse = None
+        if stream.endpoints.warehouse is not None and page.sinks.warehouse:
+            warehouse = open_warehouse(stream.endpoints.warehouse, page.name, layout_of(page))
+        eraser = Eraser(page, stream.ledger, store, warehouse)
+        resources = Resources(os.environ, find_pages(settings.topics))
+        visitors = [visitor(each, page, resources) for each in ids]
+        if warehouse is not None:
+            stack.push_async_callback(warehouse.close)
+            await warehouse.open()
+            await warehouse.ensure(page.columns)
+        return await eraser.erase(visitors, dry=dry), page.name

@@ -1,0 +1,83 @@
+"""Letting go of what a topic page no longer wants: objects beyond their time, old history.
+
+Expired objects become ``superseded``, as merged ones do: no list names them from then on, and the sweep deletes them
+a day later, for readers that hold an older list. While a replay is open nothing expires: it may still count on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+
+from streamproc.database import Database
+from streamproc.ledger.compaction import LOCK_COMPACTION, open_replays
+
+_PAGE = 1_000
+
+_EXPIRED = """
+    SELECT key FROM streamproc.objects
+    WHERE stream = %(stream)s AND kind = %(kind)s AND state = 'committed'
+      AND COALESCE(max_time_us, -1) BETWEEN 0 AND %(before)s AND key > %(last)s
+    ORDER BY key LIMIT %(page)s
+"""
+
+_EXPIRE = """
+    UPDATE streamproc.objects SET state = 'superseded', superseded_at = clock_timestamp()
+    WHERE stream = %(stream)s AND state = 'committed' AND key = ANY(%(keys)s)
+"""
+
+#: Rows of objects that are gone are of no use; a week of them shows what was swept lately.
+_FORGET_SWEPT = """
+    DELETE FROM streamproc.objects
+    WHERE stream = %(stream)s AND state = 'swept' AND swept_at < clock_timestamp() - %(age)s
+"""
+
+#: A replay tells by them which records were sent again, as long as the topic has those; an operator, as long as
+#: there are rejects.
+_FORGET_REDRIVES = """
+    DELETE FROM streamproc.redrives WHERE stream = %(stream)s AND claimed_at < clock_timestamp() - %(age)s
+"""
+
+#: How long rows of swept objects stay.
+SWEPT = timedelta(days=7)
+
+
+async def expire_objects(
+    database: Database,
+    stream: str,
+    kind: str,
+    before_us: int,
+    needed: Callable[[Sequence[str]], Awaitable[set[str]]] | None = None,
+) -> int:
+    """Supersede the objects of ``kind`` whose newest row is older than ``before_us``; returns how many.
+
+    ``needed``: which of some keys somebody still wants (the warehouse has not loaded them).
+    """
+    names: dict[str, object] = {"stream": stream, "kind": kind, "before": before_us - 1, "page": _PAGE}
+    last, expired = "", 0
+    while True:
+        async with database.connection("look for expired objects") as conn:
+            rows = await (await conn.execute(_EXPIRED, {**names, "last": last})).fetchall()
+        keys = [key for (key,) in rows]
+        if not keys:
+            return expired
+        last = keys[-1]
+        wanted = set() if needed is None else await needed(keys)
+        async with database.transaction("expire objects") as conn:
+            await conn.execute(LOCK_COMPACTION, names)
+            if await open_replays(conn, stream):
+                return expired
+            gone = [key for key in keys if key not in wanted]
+            expired += (await conn.execute(_EXPIRE, {**names, "keys": gone})).rowcount
+
+
+async def forget_swept(database: Database, stream: str, age: timedelta = SWEPT) -> int:
+    """Delete the rows of objects that were swept more than ``age`` ago; returns how many."""
+    async with database.transaction("forget swept objects") as conn:
+        return (await conn.execute(_FORGET_SWEPT, {"stream": stream, "age": age})).rowcount
+
+
+async def forget_redrives(database: Database, stream: str, age: timedelta) -> int:
+    """Delete what is noted of rejects that were sent again more than ``age`` ago; returns how many."""
+    async with database.transaction("forget redrives") as conn:
+        return (await conn.execute(_FORGET_REDRIVES, {"stream": stream, "age": age})).rowcount

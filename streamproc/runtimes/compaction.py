@@ -1,0 +1,318 @@
+"""Merging the small objects of hours that are over, beside the live service.
+
+Of each partition, the commits of one hour are a run, cut where its objects come to the target size. A run is
+fetched, merged, put and committed by itself, so whatever is killed where, what was done stays and the rest is
+done next time. ``docs/decisions/0029-compaction.md`` says why it is done like this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import polars as pl
+import structlog
+
+from streamproc.concurrency import each
+from streamproc.errors import ConfigError, Inconsistent, Mistake
+from streamproc.failpoints import failpoint
+from streamproc.ledger import Ledger, compaction
+from streamproc.ledger.compaction import Commit, Moved, Source
+from streamproc.model import Partition, PlannedObject, WrittenObject
+from streamproc.sinks.lake import object_name
+from streamproc.sinks.merging import compatible, first_positions, merge
+from streamproc.sinks.object_store import ObjectStore
+from streamproc.sinks.warehouse import Merges, Warehouse
+from streamproc.topology import Topology
+
+log = structlog.get_logger(__name__)
+
+#: Objects fetched at once.
+_PARALLEL = 4
+
+#: Bytes of a merged object.
+TARGET = 128 * 1024 * 1024
+
+#: One compactor of a stream at a time. Not for safety, see :mod:`streamproc.ledger.compaction`: for the work.
+_TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('streamproc compactor ' || %(stream)s, 0))"
+_UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('streamproc compactor ' || %(stream)s, 0))"
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionLimits:
+    """A run ends at ``bytes`` or ``rows``, whichever comes first; the sums are of the objects that are merged.
+
+    128 MiB is what Spark and Athena split large files into. ``rows``: a replay folds what is outside its range
+    commit by commit, in memory. ``quiet``: seconds without a commit of a partition after which its last hour counts
+    as over too.
+    """
+
+    bytes: int = TARGET
+    rows: int = 1_048_576
+    quiet: int = 2 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Commits ``(after, through]`` of a partition that become one; ``hour``: see :class:`Commit`."""
+
+    partition: Partition
+    after: int | None
+    through: int
+    hour: int | None
+    commits: int
+    objects: int
+    bytes: int
+    rows: int
+
+
+@dataclass(slots=True)
+class CompactionReport:
+    """What was merged into what. ``waiting``: runs that were left alone, by the reason."""
+
+    runs: int = 0
+    objects_before: int = 0
+    objects_after: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    rows: int = 0
+    waiting: dict[str, int] = field(default_factory=dict)
+
+
+class Compactor:
+    """Compacts the lake of one stream. ``warehouse``: where its events are loaded, if they are.
+
+    Raises :class:`ConfigError` when the warehouse cannot be told of merged objects.
+    """
+
+    def __init__(
+        self,
+        page: Topology,
+        ledger: Ledger,
+        store: ObjectStore,
+        warehouse: Warehouse | None,
+        limits: CompactionLimits | None = None,
+    ) -> None:
+        if warehouse is not None and not isinstance(warehouse, Merges):
+            problem = "cannot be told that objects of the lake were merged: it would load their rows again"
+            raise ConfigError([Mistake("warehouse", problem, "Use one in PostgreSQL, or do not compact")])
+        self._page = page
+        self._ledger = ledger
+        self._store = store
+        self._warehouse = warehouse
+        self._limits = limits or CompactionLimits()
+
+    async def plan(self) -> list[Run]:
+        """The runs that can be compacted now; none while a replay is open."""
+        async with self._ledger.database.connection("look for replays") as conn:
+            if await compaction.open_replays(conn, self._ledger.stream):
+                return []
+        return [run async for run in self._runs()]
+
+    async def compact(self, tell: Callable[[Run, CompactionReport], None] | None = None) -> CompactionReport:
+        """Compact every run of :meth:`plan`; ``tell`` is called after each.
+
+        Does nothing while another compactor of the stream is at work. Raises :class:`DependencyError` and
+        :class:`Inconsistent`; what was compacted by then stays so.
+        """
+        report = CompactionReport()
+        async with self._alone() as alone:
+            if not alone:
+                report.waiting["another compactor is at work"] = 1
+                return report
+            for run in await self.plan():
+                waits = await self._compact(run, report)
+                if waits is not None:
+                    report.waiting[waits] = report.waiting.get(waits, 0) + 1
+                if tell is not None:
+                    tell(run, report)
+        return report
+
+    async def _runs(self) -> AsyncIterator[Run]:
+        contract = self._page.contract
+        patience = contract.event_time.disorder + (contract.duplicates.horizon if contract.duplicates else 0)
+        stream, database = self._ledger.stream, self._ledger.database
+        taken: list[Commit] = []
+        async with aclosing(compaction.commits(database, stream, patience, self._limits.quiet)) as listed:
+            async for commit in listed:
+                if taken and not self._belongs(taken, commit):
+                    if len(taken) > 1:
+                        yield _run(taken)
+                    taken = []
+                if commit.over and not commit.held:
+                    taken.append(commit)
+            if len(taken) > 1:
+                yield _run(taken)
+
+    def _belongs(self, taken: Sequence[Commit], commit: Commit) -> bool:
+        """Whether the commit goes into one run with those before it."""
+        last = taken[-1]
+        return (
+            commit.over
+            and not commit.held
+            and commit.partition == last.partition
+            and commit.hour == last.hour
+            and (-1 if commit.after is None else commit.after) >= last.through
+            and sum(each.bytes for each in taken) + commit.bytes <= self._limits.bytes
+            and sum(each.rows for each in taken) + commit.rows <= self._limits.rows
+        )
+
+    async def _compact(self, run: Run, report: CompactionReport) -> str | None:
+        """Compact one run; why not, when it has to wait."""
+        found = await compaction.sources(
+            self._ledger.database, self._ledger.stream, run.partition, run.after, run.through
+        )
+        if self._warehouse is not None:
+            events = [each.committed.plan.key for each in found if each.committed.plan.kind == "events"]
+            if await self._warehouse.missing(events):
+                return "the warehouse has not loaded it yet"
+        with tempfile.TemporaryDirectory(prefix="streamproc-compact-") as scratch:
+            files = await self._fetch(found, Path(scratch))
+            mergeable = await asyncio.to_thread(_alike, found, files)
+            if len({each.committed.plan.through for each in mergeable}) < 2:
+                return "its columns have changed their types"
+            try:
+                written = await self._write(mergeable, files, Path(scratch))
+            except Moved as moved:
+                log.info("not_compacted", run=str(run), why=str(moved))
+                return "it has changed meanwhile"
+        report.runs += 1
+        report.objects_before += len(mergeable)
+        report.objects_after += len(written)
+        report.bytes_before += sum(each.committed.size for each in mergeable)
+        report.bytes_after += sum(each.size for each in written)
+        report.rows += sum(each.plan.rows for each in written)
+        return None
+
+    async def _fetch(self, found: Sequence[Source], scratch: Path) -> dict[str, Path]:
+        """Files with the objects' bytes, by key."""
+
+        async def fetch(number: int, source: Source) -> tuple[str, Path]:
+            body = await self._store.get(source.committed.plan.key)
+            if (len(body), hashlib.sha256(body).hexdigest()) != (
+                source.committed.size,
+                source.committed.checksum,
+            ):
+                raise Inconsistent(
+                    f"{source.committed.plan.key}: the store has other bytes than the ledger says"
+                )
+            path = scratch / f"{number}.parquet"
+            await asyncio.to_thread(path.write_bytes, body)
+            return source.committed.plan.key, path
+
+        numbered = list(enumerate(found))
+        return dict(await each(lambda pair: fetch(*pair), numbered, at_once=_PARALLEL))
+
+    async def _write(
+        self, found: Sequence[Source], files: dict[str, Path], scratch: Path
+    ) -> list[WrittenObject]:
+        """Merge, put and commit; see :mod:`streamproc.ledger.compaction` for the order."""
+        database, stream = self._ledger.database, self._ledger.stream
+        merged = {plan.key: (plan, parts) for plan, parts in _planned(stream, found)}
+        plans = [plan for plan, _ in merged.values()]
+        async with database.transaction("intend merged objects") as conn:
+            await compaction.intend(conn, stream, plans, found[0])
+        failpoint("compact.intended")
+        written: list[WrittenObject] = []
+        try:
+            for plan, parts in merged.values():
+                target = scratch / "merged.parquet"
+                await asyncio.to_thread(_merge, parts, files, plan.rows, target)
+                stored = await self._store.put(plan.key, await asyncio.to_thread(target.read_bytes))
+                written.append(WrittenObject(plan, stored.size, stored.checksum))
+            failpoint("compact.put")
+            if self._warehouse is not None:
+                assert isinstance(self._warehouse, Merges)
+                await self._warehouse.merged([plan.key for plan in plans if plan.kind == "events"])
+            failpoint("compact.noted")
+            async with database.transaction("put merged objects in their places") as conn:
+                await compaction.replace(conn, stream, found, written)
+        except Moved:
+            async with database.transaction("abandon merged objects") as conn:
+                await compaction.abandon(conn, stream, list(merged))
+            raise
+        failpoint("compact.replaced")
+        return written
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[bool]:
+        """Whether no other compactor of the stream is at work. The lock goes with the connection."""
+        names = {"stream": self._ledger.stream}
+        async with self._ledger.database.connection("look for other compactors") as conn:
+            row = await (await conn.execute(_TRY_LOCK, names)).fetchone()
+            try:
+                yield bool(row and row[0])
+            finally:
+                if row and row[0] and not conn.closed:
+                    await conn.execute(_UNLOCK, names)
+
+
+def _run(commits: Sequence[Commit]) -> Run:
+    return Run(
+        commits[0].partition,
+        commits[0].after,
+        commits[-1].through,
+        commits[0].hour,
+        commits=len(commits),
+        objects=sum(commit.objects for commit in commits),
+        bytes=sum(commit.bytes for commit in commits),
+        rows=sum(commit.rows for commit in commits),
+    )
+
+
+def _alike(found: Sequence[Source], files: dict[str, Path]) -> list[Source]:
+    """The sources before the first commit of which a column has another type than before."""
+    schemas: dict[str, dict[str, pl.DataType]] = {}
+    alike: list[Source] = []
+    for through in dict.fromkeys(source.committed.plan.through for source in found):
+        commit = [source for source in found if source.committed.plan.through == through]
+        for source in commit:
+            plan = source.committed.plan
+            if not compatible(schemas.setdefault(plan.kind, {}), [files[plan.key]]):
+                return alike
+        alike += commit
+    return alike
+
+
+def _planned(stream: str, found: Sequence[Source]) -> Iterator[tuple[PlannedObject, list[Source]]]:
+    """The objects to be, one for each kind and folder, with their sources."""
+    folders: dict[str, list[Source]] = {}
+    for source in found:
+        # What a replay has written lies under its own name; below it, folders are the same.
+        root, _, rest = source.committed.plan.key.split("/", 2)
+        folders.setdefault(f"{root}/{stream}/{rest.rpartition('/')[0]}", []).append(source)
+    after, through = found[0].committed.plan.after, found[-1].committed.plan.through
+    for folder, parts in folders.items():
+        plans = [part.committed.plan for part in parts]
+        name = object_name(plans[0].partition, after, through, "merged")
+        yield (
+            replace(
+                plans[0],
+                key=f"{folder}/{name}-{secrets.token_hex(6)}.parquet",
+                after=after,
+                through=through,
+                rows=sum(plan.rows for plan in plans),
+                min_time_us=min(
+                    (plan.min_time_us for plan in plans if plan.min_time_us is not None), default=None
+                ),
+                max_time_us=max(
+                    (plan.max_time_us for plan in plans if plan.max_time_us is not None), default=None
+                ),
+                clock_us=max((plan.clock_us for plan in plans if plan.clock_us is not None), default=None),
+            ),
+            parts,
+        )
+
+
+def _merge(parts: Sequence[Source], files: dict[str, Path], rows: int, target: Path) -> None:
+    """In the order of positions: a commit can have several files of one folder, whose names say nothing."""
+    paths = [files[part.committed.plan.key] for part in parts]
+    throughs = [part.committed.plan.through for part in parts]
+    ordered = sorted(zip(throughs, first_positions(paths), paths, strict=True), key=lambda each: each[:2])
+    merge([path for *_, path in ordered], rows, target)

@@ -1,0 +1,67 @@
+"""``privacy erase``: what it refuses before it touches anything. What it does is in ``tests/e2e/test_erasure.py``."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+
+import pytest
+
+from streamproc.errors import ConfigError
+from streamproc.runtimes.erasing import visitor
+from streamproc.topic_pages import read_page
+from streamproc.transform import Resources
+from tests.cli.shop import PAGE, Shop
+from tests.e2e.harness import REPOSITORY
+
+SECRET = "a secret of sixteen bytes or more"
+
+
+def test_a_page_that_does_not_say_whose_an_event_is_is_named(shop: Shop) -> None:
+    assert "[erasure] with columns" in shop.call("privacy", "erase", "shop", "ann", code=2).stderr
+
+
+def test_without_an_id_nothing_is_done(shop: Shop) -> None:
+    assert "Name a visitor" in shop.call("privacy", "erase", "shop", code=2).stderr
+
+
+def test_a_visitor_of_whom_there_is_nothing_is_forgotten_all_the_same(shop: Shop) -> None:
+    file = shop.pages / "shop.toml"
+    file.write_text(file.read_text() + '\n[erasure]\ncolumns = ["kind"]\n')
+    shop.commit(0, [0, 1])
+    answer = shop.json("privacy", "erase", "shop", "nobody")
+    assert (answer["lake_rows"], answer["objects"], answer["tables"]) == (0, 0, {"kinds": 0})
+    shop.call("warehouse", "load")
+    erased = shop.json("privacy", "erase", "shop", "view")
+    assert (erased["lake_rows"], erased["warehouse_rows"], erased["objects"]) == (2, 2, 1)
+    assert shop.lines("lake", "manifest") == []
+    again = shop.json("privacy", "erase", "shop", "view")
+    assert (again["lake_rows"], again["warehouse_rows"]) == (0, 0)
+
+
+def test_the_id_that_producers_send_is_looked_for_as_privacy_stores_it() -> None:
+    text = PAGE.format(topic="shop") + '\n[privacy.pseudonym]\nfields = ["kind"]\nkey_env = "KEY"\n'
+    made = read_page(tomllib.loads(text + '[erasure]\ncolumns = ["kind"]\n'), "shop.toml")
+    found = visitor("ann", made, Resources({"KEY": SECRET}, REPOSITORY))
+    stored = hashlib.blake2b(b"ann", digest_size=16, key=SECRET.encode()).hexdigest()
+    assert set(found.values) == {"ann", stored}
+
+
+def test_an_id_is_found_in_bytes_as_a_word_and_as_json_writes_it() -> None:
+    made = read_page(
+        tomllib.loads(PAGE.format(topic="shop") + '[erasure]\ncolumns = ["kind"]\n'), "shop.toml"
+    )
+    pattern = visitor('jo"hé', made, Resources({}, REPOSITORY)).in_bytes
+    for there in ('{"v":"jo\\"h\\u00e9"', '{"v":"jo\\"hé"', 'jo"hé'):
+        assert pattern.search(there.encode())
+    for not_there in ('{"v":"jo\\"hé1"', "joh"):
+        assert not pattern.search(not_there.encode())
+
+
+def test_a_page_whose_measure_would_keep_an_id_is_refused() -> None:
+    text = PAGE.format(topic="shop") + 'measures.kind_of = { kind = "max", column = "time" }\n'
+    last = text.replace('{ kind = "tumbling", size = "1m" }', '{ kind = "session", key = "kind" }').replace(
+        'by = ["kind"]\n', 'measures.who = { kind = "last", column = "kind" }\n'
+    )
+    with pytest.raises(ConfigError, match=r"is shown by tables\.kinds\.measures\.who"):
+        read_page(tomllib.loads(last + '[erasure]\ncolumns = ["kind"]\n'), "shop.toml")

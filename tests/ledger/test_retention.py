@@ -1,0 +1,67 @@
+"""What is beyond its time goes, by way of a day in which readers with an older list still find it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from streamproc.ledger import Ledger
+from streamproc.ledger.replay_spans import Span
+from streamproc.ledger.replays import Replays
+from streamproc.ledger.retention import expire_objects, forget_swept
+from tests.ledger.epochs import P0, advance, nothing, planned, record, written
+from tests.ledger.test_sweep import Store
+
+
+async def committed(ledger: Ledger, *throughs: int) -> list[str]:
+    """One object each, with one time: a thousand microseconds a position."""
+    claims = await ledger.claim([P0])
+    keys = []
+    for through in throughs:
+        part = advance(claims[P0], through)
+        epoch = record(part, objects=written(planned(part)))
+        await ledger.intend(epoch.id, [each.plan for each in epoch.objects], claims)
+        claims |= (await ledger.commit(epoch, nothing)).claims
+        keys.append(epoch.objects[0].plan.key)
+    return keys
+
+
+async def listed(ledger: Ledger) -> list[str]:
+    return [each.plan.key async for each in ledger.manifest()]
+
+
+async def test_objects_whose_newest_row_is_older_go_and_are_deleted_a_day_later(ledger: Ledger) -> None:
+    old, edge, new = await committed(ledger, 10, 20, 30)
+    assert await expire_objects(ledger.database, "clicks", "events", 20_000) == 1
+    assert await listed(ledger) == [edge, new]
+    store = Store()
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(hours=23)) == 0
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(hours=25)) == 1
+    assert store.deleted == [old]
+    assert await expire_objects(ledger.database, "clicks", "rejects", 10**15) == 0
+
+
+async def test_what_somebody_still_needs_stays(ledger: Ledger) -> None:
+    first, second = await committed(ledger, 10, 20)
+
+    async def needed(keys: object) -> set[str]:
+        return {first}
+
+    assert await expire_objects(ledger.database, "clicks", "events", 10**15, needed) == 1
+    assert await listed(ledger) == [first]
+    assert second not in await listed(ledger)
+
+
+async def test_nothing_expires_while_a_replay_is_open(ledger: Ledger) -> None:
+    keys = await committed(ledger, 10, 20)
+    await Replays(ledger.database, "clicks").create("fix", "f", "asked", "me", {P0: Span(-1, 10)})
+    assert await expire_objects(ledger.database, "clicks", "events", 10**15) == 0
+    assert await listed(ledger) == keys
+
+
+async def test_rows_of_swept_objects_are_forgotten_after_a_week(ledger: Ledger) -> None:
+    await committed(ledger, 10)
+    await expire_objects(ledger.database, "clicks", "events", 10**15)
+    await ledger.sweep(Store(), now=datetime.now(UTC) + timedelta(days=2))
+    assert await forget_swept(ledger.database, "clicks") == 0
+    assert await forget_swept(ledger.database, "clicks", timedelta(days=-3)) == 1
+    assert await ledger.object_totals() == []
