@@ -69,7 +69,9 @@ class Started(Upkeep):
         self.names.append(name)
 
 
-@pytest.mark.parametrize(("sweep", "expected"), [("on", ["expire", "retain", "sweep"]), ("off", ["expire", "retain"])])
+@pytest.mark.parametrize(
+    ("sweep", "expected"), [("on", ["expire", "retain", "sweep"]), ("off", ["expire", "retain"])]
+)
 async def test_workers_sweep_unless_another_has_the_right_to_delete(sweep: str, expected: list[str]) -> None:
     page = load_page(REPOSITORY / "topics" / "weblogs.toml")
     settings = read_settings(environ={"STREAMPROC_SWEEP": sweep})

@@ -55,9 +55,7 @@ class Backend:
         with psycopg.connect(self.conninfo) as connection:
             connection.execute("SET timezone TO 'UTC'")
             rows = connection.execute(text.encode()).fetchall()
-        return [
-            tuple(v.replace(tzinfo=None) if isinstance(v, datetime) else v for v in row) for row in rows
-        ]
+        return [tuple(v.replace(tzinfo=None) if isinstance(v, datetime) else v for v in row) for row in rows]
 
     async def close(self) -> None:
         await self._stack.aclose()
