@@ -147,6 +147,8 @@ def install(packages: list[Locked], target: Target, folder: Path) -> None:
     requirements.write_text("\n".join(lines) + "\n")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     command += ["--require-hashes", "--target", str(folder), *target.pip_options, "-r", str(requirements)]
+    # pip would ask for the Python that it runs on; the lock's markers and the wheels' tags ask for the target's.
+    command.append("--ignore-requires-python")
     if (done := subprocess.run(command, check=False)).returncode:
         raise SystemExit(f"pip ended with {done.returncode}")
 
@@ -242,7 +244,7 @@ def build(target: Target, output: Path) -> Path:
     )
     if not compiled:
         print(
-            f"no python{target.python} on PATH: not compiled, so that cold starts take longer",
+            f"no python{target.python} that runs on PATH: not compiled, so that cold starts take longer",
             file=sys.stderr,
         )
     if size > LIMIT:
