@@ -26,7 +26,7 @@ from tests.emr.comparing import (
 
 pytestmark = [
     pytest.mark.aws,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17"),
 ]
 
