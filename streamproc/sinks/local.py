@@ -54,6 +54,10 @@ class LocalStore:
         """The file's bytes."""
         return await self._run("get", check_key(key), (self.root / key).read_bytes)
 
+    async def tail(self, key: str, size: int) -> bytes:
+        """Reads only the end of the file."""
+        return await self._run("get", check_key(key), lambda: _read_end(self.root / key, size))
+
     async def head(self, key: str) -> Listed | None:
         """The file's size, if it is there."""
         try:
@@ -138,3 +142,9 @@ class LocalStore:
                 key = path.relative_to(self.root).as_posix()
                 if key.startswith(prefix):
                     yield Listed(key, path.stat().st_size)
+
+
+def _read_end(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read()

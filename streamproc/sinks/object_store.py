@@ -68,6 +68,9 @@ class ObjectStore(Protocol):
     async def get(self, key: str) -> bytes:
         """The object's bytes. Raises :class:`MissingObject`."""
 
+    async def tail(self, key: str, size: int) -> bytes:
+        """The last ``size`` bytes, 1 or more; all of them when it has fewer. Raises :class:`MissingObject`."""
+
     async def head(self, key: str) -> Listed | None:
         """Whether the object is there, and how large."""
 

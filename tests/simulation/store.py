@@ -65,6 +65,9 @@ class SimulatedStore:
             raise MissingObject(key, "get: no such object")
         return body
 
+    async def tail(self, key: str, size: int) -> bytes:
+        return (await self.get(key))[-size:]
+
     async def head(self, key: str) -> Listed | None:
         body = await self._ask(f"head {key}", lambda: self._bucket.objects.get(key))
         return None if body is None else Listed(key, len(body))
