@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from streamproc.quantities import Invalid, parse_duration, parse_size, shown
 from streamproc.redaction import Secret, Url
+from streamproc.settings import redshift
 
 #: Reads a raw value (text from the environment, any TOML value from the file).
 Parse = Callable[[object, Path], object]
@@ -157,7 +158,7 @@ def broker(value: object, folder: Path) -> Url:
         'Write "embedded:", "kafka://host:9092,other:9092", "kinesis://eu-central-1", "s3://bucket/prefix" '
         'or "file:///folder"'
     )
-    url = _url(value, folder, ("embedded", "kafka", "kinesis", "s3", "file"), {}, fix)
+    url = _url(value, folder, ("embedded", "kafka", "kinesis", "s3", "file"), fix)
     if url.scheme in {"s3", "file"}:
         return lake(value, folder)
     if url.scheme == "kinesis":
@@ -177,14 +178,18 @@ def broker(value: object, folder: Path) -> Url:
 
 def postgres(value: object, folder: Path) -> Url:
     """``embedded:`` or ``postgresql://user:password@host:port/database``."""
-    return _postgres(_url(value, folder, ("embedded", "postgresql", "postgres"), {}, _POSTGRES_FIX))
+    return _postgres(_url(value, folder, ("embedded", "postgresql", "postgres"), _POSTGRES_FIX))
 
 
 def warehouse(value: object, folder: Path) -> Url:
-    """``none``, ``embedded:`` (beside the ledger) or ``postgresql://…``."""
-    later = {"redshift-data": "Redshift is not supported yet", "redshift": "Redshift is not supported yet"}
-    fix = f'{_POSTGRES_FIX}, or "none"'
-    return _postgres(_url(value, folder, ("none", "embedded", "postgresql", "postgres"), later, fix))
+    """``none``, ``embedded:`` (beside the ledger), ``postgresql://…`` or a Redshift (:mod:`.redshift`)."""
+    fix = f'{_POSTGRES_FIX}, "none", or a Redshift as docs/redshift.md says'
+    schemes = ("none", "embedded", "postgresql", "postgres", *redshift.SCHEMES)
+    url = _url(value, folder, schemes, fix)
+    if url.scheme in redshift.SCHEMES:
+        redshift.parse_redshift(url.reveal())
+        return url
+    return _postgres(url)
 
 
 _POSTGRES_FIX = 'Write "embedded:" or "postgresql://user@host:5432/database"'
@@ -203,7 +208,7 @@ def _postgres(url: Url) -> Url:
 def lake(value: object, folder: Path) -> Url:
     """``file:///folder`` or ``s3://bucket/prefix``."""
     fix = 'Write "file:///folder" or "s3://bucket/prefix"'
-    url = _url(value, folder, ("file", "s3"), {}, fix)
+    url = _url(value, folder, ("file", "s3"), fix)
     if url.scheme == "file" and not re.fullmatch(r"file:///[^/].*", url.reveal()):
         raise Invalid(f"{shown(str(url))} is not an absolute folder", "Write three slashes: file:///var/lake")
     if url.scheme == "s3" and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", url.rest, re.ASCII):
@@ -219,10 +224,8 @@ def web_address(value: object, folder: Path) -> str:
     return word.rstrip("/")
 
 
-def _url(value: object, folder: Path, schemes: tuple[str, ...], later: dict[str, str], fix: str) -> Url:
+def _url(value: object, folder: Path, schemes: tuple[str, ...], fix: str) -> Url:
     url = Url(text(value, folder))
-    if url.scheme in later:
-        raise Invalid(later[url.scheme], fix)
     # What is wrong is not quoted from here on: a password with a slip in front of it is still a password.
     if url.scheme not in schemes:
         raise Invalid("has none of the schemes it may have", fix)

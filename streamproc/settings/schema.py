@@ -238,7 +238,8 @@ class Settings:
         Setting(
             parse.warehouse,
             None,
-            "`none`, `embedded:` (a schema beside the ledger) or `postgresql://…`",
+            "`none`, `embedded:` (a schema beside the ledger), `postgresql://…`, or a Redshift: `redshift-data://…`, "
+            "`redshift://…` ([Redshift](redshift.md))",
             computed="`embedded:` with an embedded ledger, else `none`",
             secret=True,
         ),
