@@ -215,12 +215,18 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Sinks:
-    """Which sinks a stream feeds. ``publish_*``: Kafka topics for enriched events and changed rows, or ``None``."""
+    """Which sinks a stream feeds. ``publish_*``: Kafka topics for enriched events and changed rows, or ``None``.
+
+    ``sort_key``, ``dist_key``: columns by which a warehouse that has such keys orders and spreads the rows; none
+    leaves it to the warehouse's default.
+    """
 
     lake: bool = True
     warehouse: bool = True
     publish_events: str | None = None
     publish_tables: str | None = None
+    sort_key: tuple[str, ...] = ()
+    dist_key: str | None = None
 
     @property
     def published(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from streamproc.errors import ConfigError, Mistake
 from streamproc.quantities import Invalid
 from streamproc.topic_pages import names, reader
+from streamproc.topic_pages.columns import Columns
 from streamproc.topic_pages.contract import read_contract, read_topic
 from streamproc.topic_pages.enrichments import read_derive, read_enrichments, read_filters
 from streamproc.topic_pages.reader import Mistakes, Reader
@@ -127,7 +128,7 @@ def _topology(page: Reader, fingerprint: str) -> Topology:
     filters = read_filters(page, columns)
     privacy = read_enrichments(page, "privacy", columns)
     tables = read_tables(page, columns)
-    sinks = _read_sinks(page.table("sinks"), topic.name)
+    sinks = _read_sinks(page.table("sinks"), topic.name, columns)
     _check_duplicates(page, contract.duplicates, privacy, sinks)
     if sinks.publish_tables is not None and not tables:
         page.mistakes.add("sinks.publish_tables", "there is no table to publish", "Declare one, or remove it")
@@ -164,14 +165,26 @@ def _check_duplicates(
             page.mistakes.add("contract.duplicates.field", problem, fix)
 
 
-def _read_sinks(table: Reader, source: str) -> Sinks:
+def _read_sinks(table: Reader, source: str, columns: Columns) -> Sinks:
     sinks = Sinks(
         lake=table.optional("lake", reader.flag, True),
         warehouse=table.optional("warehouse", reader.flag, True),
         publish_events=table.optional("publish_events", names.topic_name, None),
         publish_tables=table.optional("publish_tables", names.topic_name, None),
+        sort_key=table.optional("sort_key", reader.texts, ()),
+        dist_key=table.optional("dist_key", reader.text, None),
     )
     table.finish()
+    for key, wanted in (
+        ("sort_key", sinks.sort_key),
+        ("dist_key", (sinks.dist_key,) if sinks.dist_key else ()),
+    ):
+        for column in wanted:
+            if columns.complete and column not in columns.types:
+                fix = reader.suggestion(column, columns.types, "Name a column of the events")
+                table.mistake(key, f"there is no column {column!r}", fix)
+    if len(set(sinks.sort_key)) < len(sinks.sort_key):
+        table.mistake("sort_key", "names a column twice", "Name it once")
     if sinks.warehouse and not sinks.lake:
         fix = "Write lake = true, or warehouse = false"
         table.mistake("warehouse", "is loaded from the lake, which is switched off", fix)
