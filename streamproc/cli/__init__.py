@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "backfill": ("backfill", "backfill_command", "Read the logs that lie in a bucket or a folder."),
     "rejects": ("rejects", "rejects_command", "Look at rejected records and send them again."),
     "lake": ("lake", "lake_command", "List the lake's committed objects."),
-    "warehouse": ("warehouse", "warehouse_command", "Load the warehouse by hand."),
+    "warehouse": ("warehouse", "warehouse_command", "Set up, load and look at the warehouse."),
     "sql": ("sql", "sql_command", "Run a read-only query in the ledger's database."),
 }
 

@@ -1,4 +1,4 @@
-"""``streamproc warehouse``: the loader by hand."""
+"""``streamproc warehouse``: set it up, run the loader by hand, see what is loaded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 import click
 
@@ -22,25 +23,47 @@ from streamproc.errors import ConfigError, Mistake
 from streamproc.ledger import Ledger
 from streamproc.settings import Settings
 from streamproc.sinks.loader import Loader
-from streamproc.sinks.warehouse import LoadReport, Warehouse, WarehouseStatus, open_warehouse
+from streamproc.sinks.warehouse import (
+    LoadReport,
+    Quarantined,
+    Quarantines,
+    Warehouse,
+    WarehouseStatus,
+    layout_of,
+    open_warehouse,
+)
 
 
 @click.group(name="warehouse")
 def warehouse_command() -> None:
-    """Load the warehouse by hand."""
+    """Set up, load and look at the warehouse."""
+
+
+@warehouse_command.command(name="init")
+@topic_argument
+@set_up_options
+def init_command(settings: Settings, topic: str | None) -> None:
+    """Create the tables, and add the columns they lack.
+
+    The workers do the same when they start; this is for setting a warehouse up before the first of them, as a
+    user with more rights than theirs. It can be run again and again.
+    """
+    for name in asyncio.run(_init(settings, topic)):
+        click.echo(f"{name}: ready")
 
 
 @warehouse_command.command(name="load")
+@click.option("--retry-quarantined", is_flag=True, help="Try what was put aside once more.")
 @topic_argument
 @set_up_options
 @json_option
-def load_command(settings: Settings, topic: str | None, as_json: bool) -> None:
+def load_command(settings: Settings, topic: str | None, retry_quarantined: bool, as_json: bool) -> None:
     """Load every committed object that is not loaded yet.
 
     The workers do the same every few seconds; this is for a warehouse that was switched on or restored
     later. Any number of loaders may run: each object is loaded once.
     """
-    loaded = asyncio.run(_load(settings, topic))
+    loaded = asyncio.run(_load(settings, topic, retry_quarantined))
     if as_json:
         answer = [{"stream": name, "objects": each.objects, "rows": each.rows} for name, each in loaded]
         click.echo(json.dumps({"loaded": answer}, indent=2))
@@ -54,30 +77,62 @@ def load_command(settings: Settings, topic: str | None, as_json: bool) -> None:
 @set_up_options
 @json_option
 def status_command(settings: Settings, topic: str | None, as_json: bool) -> None:
-    """Show what is loaded, beside what the lake has."""
+    """Show what is loaded and what was put aside, beside what the lake has."""
     found = asyncio.run(_status(settings, topic))
     if as_json:
-        click.echo(json.dumps({"streams": [_as_dict(*each) for each in found]}, indent=2))
-    else:
-        rows = [[name, s.objects, s.rows, lake - s.rows, s.loaded_at] for name, s, lake in found]
-        header = ["stream", "objects", "rows", "rows behind the lake", "loaded at"]
-        show([Section("warehouse", header, rows)])
+        click.echo(json.dumps({"streams": [_as_dict(each) for each in found]}, indent=2))
+        return
+    rows = [[f.stream, f.status.objects, f.status.rows, f.rows_behind, f.status.loaded_at] for f in found]
+    header = ["stream", "objects", "rows", "rows behind the lake", "loaded at"]
+    aside = [[f.stream, each.key, each.since, each.problem] for f in found for each in f.quarantined]
+    sections = [Section("warehouse", header, rows)]
+    if aside:
+        sections.append(Section("quarantined", ["stream", "object", "since", "problem"], aside))
+    show(sections)
 
 
-async def _load(settings: Settings, topic: str | None) -> list[tuple[str, LoadReport]]:
+@dataclass(frozen=True)
+class _Found:
+    """What the warehouse has of a stream, and how many rows the lake has."""
+
+    stream: str
+    status: WarehouseStatus
+    quarantined: list[Quarantined]
+    lake_rows: int
+
+    @property
+    def rows_behind(self) -> int:
+        return self.lake_rows - self.status.rows
+
+
+async def _init(settings: Settings, topic: str | None) -> list[str]:
+    async with _opened(settings, topic) as opened:
+        for stream, warehouse in opened:
+            await warehouse.ensure(stream.page.columns)
+        return [stream.page.name for stream, _ in opened]
+
+
+async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tuple[str, LoadReport]]:
     loaded = []
     async with opened_store(settings) as store, _opened(settings, topic) as opened:
         for stream, warehouse in opened:
             await warehouse.ensure(stream.page.columns)
+            if retry and isinstance(warehouse, Quarantines):
+                await warehouse.release()
             report = await Loader(stream.ledger, warehouse, store).run_once()
             loaded.append((stream.page.name, report))
     return loaded
 
 
-async def _status(settings: Settings, topic: str | None) -> list[tuple[str, WarehouseStatus, int]]:
+async def _status(settings: Settings, topic: str | None) -> list[_Found]:
     async with _opened(settings, topic) as opened:
         return [
-            (stream.page.name, await warehouse.status(), await _lake_rows(stream.ledger))
+            _Found(
+                stream.page.name,
+                await warehouse.status(),
+                await warehouse.quarantined() if isinstance(warehouse, Quarantines) else [],
+                await _lake_rows(stream.ledger),
+            )
             for stream, warehouse in opened
         ]
 
@@ -98,7 +153,9 @@ async def _opened(
         opened = []
         for stream in streams:
             if stream.page.sinks.warehouse:
-                warehouse = open_warehouse(stream.endpoints.warehouse or "none", stream.page.name)
+                warehouse = open_warehouse(
+                    stream.endpoints.warehouse or "none", stream.page.name, layout_of(stream.page)
+                )
                 assert warehouse is not None, "asked before"
                 stack.push_async_callback(warehouse.close)
                 await warehouse.open()
@@ -113,12 +170,17 @@ async def _lake_rows(ledger: Ledger) -> int:
     return sum(each.rows for each in totals if (each.kind, each.state) == ("events", "committed"))
 
 
-def _as_dict(stream: str, status: WarehouseStatus, lake_rows: int) -> dict[str, object]:
+def _as_dict(found: _Found) -> dict[str, object]:
+    status = found.status
     return {
-        "stream": stream,
+        "stream": found.stream,
         "objects": status.objects,
         "rows": status.rows,
-        "lake_rows": lake_rows,
-        "rows_behind_lake": lake_rows - status.rows,
+        "lake_rows": found.lake_rows,
+        "rows_behind_lake": found.rows_behind,
         "loaded_at": None if status.loaded_at is None else status.loaded_at.isoformat(),
+        "quarantined": [
+            {"key": each.key, "since": each.since.isoformat(), "problem": each.problem}
+            for each in found.quarantined
+        ],
     }

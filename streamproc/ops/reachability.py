@@ -19,6 +19,7 @@ import psycopg
 from streamproc.errors import ConfigError, DependencyError, StreamprocError
 from streamproc.redaction import Url, redact
 from streamproc.settings import Settings
+from streamproc.settings.redshift import SCHEMES
 
 #: Oldest PostgreSQL that can hold the tables: their keys are unique with NULLS NOT DISTINCT, which 15 brought.
 #: Counted as ``server_version_num`` does. It is also the oldest that still gets fixes
@@ -163,4 +164,19 @@ async def _warehouse(settings: Settings) -> str:
         return "switched off"
     if settings.warehouse.embedded:
         return "a schema beside the ledger"
+    if settings.warehouse.scheme in SCHEMES:
+        return await _redshift(settings.warehouse)
     return await _postgres("warehouse", settings.warehouse)
+
+
+async def _redshift(url: Url) -> str:
+    from streamproc.sinks.warehouse import open_warehouse  # noqa: PLC0415 - see _broker
+
+    warehouse = open_warehouse(url.reveal(), "check")
+    assert warehouse is not None, "it has the scheme of one"
+    try:
+        await warehouse.open()
+        await warehouse.status()
+    finally:
+        await warehouse.close()
+    return "answers"

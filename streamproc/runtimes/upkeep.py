@@ -18,7 +18,7 @@ from streamproc.runtimes.endpoints import Endpoints
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.summaries import Summaries
-from streamproc.sinks.warehouse import Warehouse, open_warehouse
+from streamproc.sinks.warehouse import Warehouse, layout_of, open_warehouse
 from streamproc.sources.log_store import LogConnection
 from streamproc.topology import Topology
 
@@ -50,7 +50,7 @@ class Upkeep:
         self._warehouse: Warehouse | None = None
         self._loader: Loader | None = None
         if endpoints.warehouse is not None and topology.sinks.warehouse and store is not None:
-            self._warehouse = open_warehouse(endpoints.warehouse, topology.name)
+            self._warehouse = open_warehouse(endpoints.warehouse, topology.name, layout_of(topology))
             self._loader = Loader(ledger, self._warehouse, store) if self._warehouse else None
 
     async def open(self) -> None:
@@ -81,12 +81,15 @@ class Upkeep:
     async def finish(self) -> None:
         """Connect, load what is left, disconnect: for a run that has an end."""
         if self._loader is not None:
+            assert self._store is not None
             await self._ledger.open()
             try:
+                await self._store.open()
                 await self.open()
                 await self._loader.run_once()
             finally:
                 await self.close()
+                await self._store.close()
                 await self._ledger.close()
 
     async def sweep(self) -> None:

@@ -1,4 +1,10 @@
-"""The loader: brings committed objects of the lake into the warehouse, each exactly once."""
+"""The loader: brings committed objects of the lake into the warehouse, each exactly once.
+
+An object that a warehouse cannot load would keep back every other one of its transaction. Where the warehouse can
+put objects aside (:class:`~streamproc.sinks.warehouse.Quarantines`), the loader halves a transaction that fails for
+its data until the bad object stands alone, and puts that one aside once another of the same batch has been loaded.
+As long as none has, the fault may be with the way to the warehouse, and nothing waits behind the bad one.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +16,10 @@ from typing import Protocol
 
 import structlog
 
-from streamproc.errors import DependencyError
+from streamproc.errors import DependencyError, Inconsistent
 from streamproc.model import CommittedObject
 from streamproc.sinks.object_store import ObjectStore
-from streamproc.sinks.warehouse import LoadReport, Warehouse
+from streamproc.sinks.warehouse import LoadReport, Quarantines, Warehouse
 
 _log = structlog.get_logger(__name__)
 
@@ -65,16 +71,23 @@ class Loader:
     async def run_once(self, since: datetime | None = None) -> LoadReport:
         """Load everything committed (at ``since`` or later) and not loaded; returns what was added.
 
-        Raises :class:`DependencyError` (what was loaded by then stays) or :class:`Inconsistent`.
+        Raises :class:`DependencyError` (what was loaded by then stays) or :class:`Inconsistent`, the latter
+        after everything else was loaded where the warehouse can put objects aside.
         """
         report = LoadReport()
+        left: list[Inconsistent] = []
         async for page in self._source.committed("events", since):
             missing = await self._warehouse.missing([committed.plan.key for committed in page])
             wanted = [committed for committed in page if committed.plan.key in missing]
             for batch in self._batches(wanted):
-                added = await self._warehouse.load(batch, self._store)
+                if isinstance(self._warehouse, Quarantines):
+                    added = await self._load_apart(self._warehouse, batch, left)
+                else:
+                    added = await self._warehouse.load(batch, self._store)
                 _log.info("warehouse loaded", objects=added.objects, rows=added.rows)
                 report += added
+        if left:
+            raise left[0]
         return report
 
     async def load_new(self) -> LoadReport:
@@ -103,6 +116,33 @@ class Loader:
             except DependencyError as error:
                 _log.warning("warehouse load failed, will be tried again", error=str(error))
             await asyncio.sleep(interval)
+
+    async def _load_apart(
+        self, quarantine: Quarantines, batch: Sequence[CommittedObject], left: list[Inconsistent]
+    ) -> LoadReport:
+        """Load what can be loaded and put the rest aside; what may not be put aside yet comes into ``left``."""
+        report, bad = await self._halve(batch)
+        if not report.objects:
+            left += [error for _, error in bad]
+            return report
+        for committed, error in bad:
+            await quarantine.quarantine(committed, str(error))
+            _log.error("warehouse_object_quarantined", key=committed.plan.key, problem=str(error))
+        return report
+
+    async def _halve(
+        self, objects: Sequence[CommittedObject]
+    ) -> tuple[LoadReport, list[tuple[CommittedObject, Inconsistent]]]:
+        """What was loaded, and the objects that alone could not be."""
+        try:
+            return await self._warehouse.load(objects, self._store), []
+        except Inconsistent as error:
+            if len(objects) == 1:
+                return LoadReport(), [(objects[0], error)]
+        middle = len(objects) // 2
+        first, bad = await self._halve(objects[:middle])
+        second, worse = await self._halve(objects[middle:])
+        return first + second, bad + worse
 
     def _batches(self, objects: Sequence[CommittedObject]) -> Iterator[list[CommittedObject]]:
         """Cut so that no batch is over the limits, unless a single object is."""

@@ -16,7 +16,9 @@ import polars as pl
 
 from streamproc.errors import ConfigError, Mistake
 from streamproc.model import CommittedObject
+from streamproc.settings.redshift import SCHEMES
 from streamproc.sinks.object_store import ObjectStore
+from streamproc.topology import FieldType, Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,34 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class WarehouseStatus:
-    """What the stream's loads add up to; ``loaded_at`` is the newest, UTC, ``None`` before the first."""
+    """What the stream's loads add up to; ``loaded_at`` is the newest, UTC, ``None`` before the first.
+
+    ``quarantined``: objects that could not be loaded and were put aside.
+    """
 
     objects: int
     rows: int
     loaded_at: datetime | None
+    quarantined: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TableLayout:
+    """How a stream's table is laid out, where a backend lets one choose.
+
+    ``json``: columns whose texts are JSON. ``sort_key``: columns by which rows are kept in order, the first
+    one first. ``dist_key``: column by which rows are spread over the machines; ``None`` leaves it to them.
+    """
+
+    json: frozenset[str] = frozenset()
+    sort_key: tuple[str, ...] = ("event_time",)
+    dist_key: str | None = None
+
+
+def layout_of(page: Topology) -> TableLayout:
+    """The layout that a topic page asks for."""
+    json = frozenset(field.name for field in page.contract.fields if field.type is FieldType.JSON)
+    return TableLayout(json, page.sinks.sort_key or TableLayout().sort_key, page.sinks.dist_key)
 
 
 class Warehouse(Protocol):
@@ -65,8 +90,12 @@ class Warehouse(Protocol):
         """Load, in one transaction, those of the objects that are not loaded.
 
         It locks the loads table first, so that of two loaders with the same objects the second finds them
-        loaded. Raises :class:`Inconsistent` when an object does not hold the rows the ledger says, and
-        :class:`DependencyError`; nothing was kept then.
+        loaded. Raises :class:`Inconsistent` when an object cannot be loaded or does not hold the rows the ledger
+        says, and :class:`DependencyError`. Nothing was kept then; where the latter leaves in doubt whether the
+        transaction was committed, :meth:`missing` says so.
+
+        A backend that bounds transactions may need several for many objects; each of them holds whole objects
+        and their notes, so that what was kept is never loaded again.
         """
 
     async def status(self) -> WarehouseStatus:
@@ -79,6 +108,28 @@ class Rows(NamedTuple):
     source_partition: str
     after: int
     through: int
+
+
+class Quarantined(NamedTuple):
+    """An object that was put aside: its key, why, and when (UTC)."""
+
+    key: str
+    problem: str
+    since: datetime
+
+
+@runtime_checkable
+class Quarantines(Protocol):
+    """A warehouse that can put an object aside which it cannot load, so that the others go on."""
+
+    async def quarantine(self, committed: CommittedObject, problem: str) -> None:
+        """Note the object with its ``problem``; it is not missing any more. Nothing if it is loaded by now."""
+
+    async def quarantined(self) -> list[Quarantined]:
+        """What was put aside, oldest first."""
+
+    async def release(self) -> None:
+        """Forget the notes: the objects are missing again."""
 
 
 @runtime_checkable
@@ -97,17 +148,22 @@ class Swaps(Protocol):
         """Drop the stream's table and forget its loads."""
 
 
-def open_warehouse(url: str, stream: str) -> Warehouse | None:
-    """The warehouse behind ``postgresql://...``; ``None`` for ``none``. Call its ``open()`` before use.
+def open_warehouse(url: str, stream: str, layout: TableLayout | None = None) -> Warehouse | None:
+    """The warehouse behind ``postgresql://...``, ``redshift-data://...`` or ``redshift://...``; ``None`` for ``none``.
 
-    Raises :class:`ConfigError` for any other URL.
+    Call its ``open()`` before use. ``layout`` is for tables that are created or loaded. Raises
+    :class:`ConfigError` for any other URL.
     """
+    scheme = urlsplit(url).scheme
     if url == "none":
         return None
-    if urlsplit(url).scheme in {"postgresql", "postgres"}:
+    if scheme in {"postgresql", "postgres"}:
         from streamproc.sinks.warehouse_postgres import PostgresWarehouse  # noqa: PLC0415 - loaded when used
 
         return PostgresWarehouse(url, stream)
-    raise ConfigError(
-        [Mistake("warehouse", "is not one we know", "Write none or postgresql://user@host/database")]
-    )
+    if scheme in SCHEMES:
+        from streamproc.sinks.warehouse_redshift import open_redshift  # noqa: PLC0415 - loaded when used
+
+        return open_redshift(url, stream, layout or TableLayout())
+    fix = "Write none, postgresql://user@host/database, or as docs/redshift.md says"
+    raise ConfigError([Mistake("warehouse", "is not one we know", fix)])

@@ -30,7 +30,7 @@ from streamproc.sinks.lake import Lake
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_compare import Comparison, TableDifference
-from streamproc.sinks.warehouse import Rows, Swaps, Warehouse, open_warehouse
+from streamproc.sinks.warehouse import Rows, Swaps, Warehouse, layout_of, open_warehouse
 from streamproc.topology import HOUR, Topology
 
 log = structlog.get_logger(__name__)
@@ -245,7 +245,7 @@ async def opened(
         loader, warehouses = None, dict[str, Warehouse]()
         if endpoints.warehouse is not None and page.sinks.warehouse:
             for name in (page.name, replay.namespace):
-                warehouse = open_warehouse(endpoints.warehouse, name)
+                warehouse = open_warehouse(endpoints.warehouse, name, layout_of(page))
                 if warehouse is None:
                     continue
                 if not isinstance(warehouse, Swaps):
