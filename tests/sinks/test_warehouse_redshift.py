@@ -334,6 +334,7 @@ async def test_bad_objects_are_put_aside_and_the_rest_loads(backend: Backend) ->
     for problem, said in zip(
         problems,
         [
+            "not a name",
             "not in the store",
             "Parquet",
             "bytes in the store",
