@@ -103,12 +103,15 @@ class Upkeep:
     async def finish(self) -> None:
         """Connect, load what is left, disconnect: for a run that has an end."""
         if self._loader is not None:
+            assert self._store is not None
             await self._ledger.open()
             try:
+                await self._store.open()
                 await self.open()
                 await self._loader.run_once()
             finally:
                 await self.close()
+                await self._store.close()
                 await self._ledger.close()
 
     async def sweep(self) -> None:

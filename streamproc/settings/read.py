@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import socket
 import tomllib
 import typing
@@ -15,6 +16,7 @@ from typing import Any
 from streamproc.errors import ConfigError, Mistake
 from streamproc.quantities import Invalid
 from streamproc.redaction import Url
+from streamproc.settings.redshift import SCHEMES
 from streamproc.settings.schema import PREFIX, Settings, declared, variable
 from streamproc.settings.setting import Setting
 
@@ -43,6 +45,7 @@ def read_settings(
     _report_unknown(file, in_file, known, mistakes)
     values = {key: lookup.value(key, declaration, mistakes) for key, declaration in known.items()}
     _check_kafka(values, lookup, mistakes)
+    _check_redshift(values, lookup, mistakes)
     if mistakes:
         raise ConfigError(mistakes)
     return _with_computed_defaults(_build(Settings, values))
@@ -180,6 +183,20 @@ def _check_kafka(values: Mapping[str, object], lookup: _Lookup, mistakes: list[M
         require("key_file", "with kafka.cert_file")
     if values["kafka.key_file"] is not None:
         require("cert_file", "with kafka.key_file")
+
+
+def _check_redshift(values: Mapping[str, object], lookup: _Lookup, mistakes: list[Mistake]) -> None:
+    warehouse, lake = values["warehouse"], values["lake"]
+    if not isinstance(warehouse, Url) or warehouse.scheme not in SCHEMES:
+        return
+    if any(mistake.where == lookup.place("lake") for mistake in mistakes):
+        return
+    if not isinstance(lake, Url) or lake.scheme != "s3":
+        problem = "Redshift loads from S3, and the lake is somewhere else"
+        mistakes.append(Mistake(lookup.place("warehouse"), problem, 'Set lake to "s3://bucket/prefix"'))
+    elif not re.fullmatch(r"[\w:/.=+@-]+", lake.reveal(), re.ASCII):
+        problem = "has characters that a COPY of Redshift had better not be given"
+        mistakes.append(Mistake(lookup.place("lake"), problem, "Use letters, digits and / . _ = + @ -"))
 
 
 def _build(section: type, values: Mapping[str, object], prefix: str = "") -> Any:

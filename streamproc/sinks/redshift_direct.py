@@ -56,6 +56,7 @@ class DirectSession:
                 _break_off(connection)
                 with contextlib.suppress(Exception):
                     await work  # the thread is at its end now
+                _close(connection)
                 raise
             except Exception as error:
                 self._connection = None
@@ -73,7 +74,7 @@ class DirectSession:
                     results.append([tuple(row) for row in cursor.fetchall()] if cursor.description else [])
             index = None
             connection.commit()
-        except self._driver.ProgrammingError as error:
+        except self._driver.Error as error:
             message = _message(error)
             if message is None:
                 raise
@@ -96,7 +97,7 @@ class DirectSession:
                         ssl=target.sslmode != "disable",
                         sslmode="verify-full" if target.sslmode == "disable" else target.sslmode,
                         application_name="streamproc",
-                        max_prepared_statements=1,
+                        max_prepared_statements=0,  # after an error it prepares a name that is still taken
                     ),
                     _CONNECT_WITHIN,
                 )
@@ -134,5 +135,9 @@ def _break_off(connection: Any) -> None:
 
 
 def _close(connection: Any) -> None:
+    """The driver's own ``close`` leaves a broken connection's file, and with it the socket, open."""
+    file = connection._sock
     with contextlib.suppress(Exception):
         connection.close()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        file.close()

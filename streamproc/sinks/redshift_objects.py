@@ -14,6 +14,7 @@ from streamproc.concurrency import each
 from streamproc.errors import Inconsistent
 from streamproc.model import CommittedObject
 from streamproc.sinks.object_store import ObjectStore
+from streamproc.sinks.redshift_statements import identifier
 
 #: Requests to the store at once.
 _PARALLEL = 8
@@ -83,4 +84,9 @@ async def _schema(committed: CommittedObject, store: ObjectStore) -> dict[str, p
         schema = await asyncio.to_thread(pl.read_parquet_schema, io.BytesIO(_MAGIC + tail))
     except pl.exceptions.PolarsError as error:
         raise Inconsistent(f"{key}: not a Parquet file: {' '.join(str(error).split())}") from error
+    for name in schema:
+        try:
+            identifier(name)
+        except ValueError as error:
+            raise Inconsistent(f"{key}: a column is {error}") from error
     return dict(schema)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from streamproc.errors import StreamprocError
@@ -14,10 +14,14 @@ from streamproc.errors import StreamprocError
 MOST_BYTES = 90_000
 MOST_STATEMENTS = 40
 
+#: Of all statements of a batch together: requests of megabytes are nobody's tested case.
+MOST_BATCH_BYTES = 900_000
+
 #: Messages of transactions that another one got in the way of: the same again may work.
 #: https://docs.aws.amazon.com/redshift/latest/dg/c_serial_isolation-serializable-isolation-troubleshooting.html
 _IN_THE_WAY = re.compile(
-    r"\b1023\b|serializable isolation violation|could not serialize|deadlock detected|\b1018\b",
+    r"\b1023\b|serializable isolation violation|could not serialize|deadlock detected|\b1018\b|"
+    r"conflict with concurrent transaction",
     re.IGNORECASE,
 )
 
@@ -75,3 +79,17 @@ class Session(Protocol):
         Raises :class:`BatchFailed` when nothing was kept, and :class:`DependencyError` when it is not known
         whether all was kept or nothing. Cancelling cancels what is under way there, as far as it can be.
         """
+
+
+def batches(statements: Iterable[str], most: int = MOST_STATEMENTS) -> Iterator[list[str]]:
+    """The statements in batches of at most ``most`` and :data:`MOST_BATCH_BYTES`."""
+    batch: list[str] = []
+    size = 0
+    for statement in statements:
+        if batch and (len(batch) == most or size + len(statement) > MOST_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(statement)
+        size += len(statement)
+    if batch:
+        yield batch

@@ -87,6 +87,11 @@ def literal(text: str) -> str:
     return f"'{text}'"
 
 
+def any_text(text: str) -> str:
+    """Any text as an expression: a backslash is written as ``CHR(92)``."""
+    return " || CHR(92) || ".join("'" + part.replace("'", "''") + "'" for part in text.split("\\"))
+
+
 def prose(text: str, longest: int) -> str:
     """A message as a literal, with ``?`` for each character that cannot stand there."""
     plain = "".join(character if _LITERAL.fullmatch(character) else "?" for character in text)
@@ -129,6 +134,11 @@ def create_table(stream: str, types: Mapping[str, str], layout: TableLayout) -> 
 def add_column(stream: str, name: str, kind: str) -> str:
     """One column more; ALTER TABLE adds one at a time."""
     return f"ALTER TABLE {table(stream)} ADD COLUMN {identifier(name)} {kind}"
+
+
+def schema_exists() -> str:
+    """A row when the schema is there. CREATE SCHEMA IF NOT EXISTS would want leave to create even then."""
+    return f"SELECT 1 FROM pg_namespace WHERE nspname = {literal(SCHEMA)}"
 
 
 def columns_of(stream: str) -> str:
@@ -257,7 +267,7 @@ def delete_rows(stream: str, rows: Sequence[Rows]) -> Iterator[str]:
     https://docs.aws.amazon.com/redshift/latest/dg/t_Reclaiming_storage_space202.html
     """
     conditions = (
-        f"(source_partition = {literal(each.source_partition)}"
+        f"(source_partition = {any_text(each.source_partition)}"
         f' AND "position" > {each.after:d} AND "position" <= {each.through:d})'
         for each in rows
     )

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
 
 import polars as pl
@@ -24,8 +23,9 @@ from streamproc.quantities import Invalid
 from streamproc.settings.redshift import DataApi, parse_redshift
 from streamproc.sinks import redshift_statements as sql
 from streamproc.sinks.object_store import ObjectStore
+from streamproc.sinks.redshift_load import load_batch
 from streamproc.sinks.redshift_objects import SchemaGroup, group_by_schema, manifest_keys
-from streamproc.sinks.redshift_session import MOST_STATEMENTS, BatchFailed, Session
+from streamproc.sinks.redshift_session import MOST_STATEMENTS, BatchFailed, Session, batches
 from streamproc.sinks.warehouse import LoadReport, Quarantined, Rows, TableLayout, WarehouseStatus
 
 _log = structlog.get_logger(__name__)
@@ -62,8 +62,10 @@ class RedshiftWarehouse:
     async def ensure(self, columns: Mapping[str, pl.DataType]) -> None:
         """Create what is not there: schema, loads table, the stream's table with its keys, columns it lacks."""
         if not await self._columns("loads"):
+            [schema] = await self._ask([sql.schema_exists()])
+            create = [] if schema else [f"CREATE SCHEMA IF NOT EXISTS {sql.SCHEMA}"]
             try:
-                await self._change([f"CREATE SCHEMA IF NOT EXISTS {sql.SCHEMA}", sql.CREATE_LOADS])
+                await self._change([*create, sql.CREATE_LOADS])
             except BatchFailed as error:
                 if not await self._columns("loads"):  # else somebody was faster
                     raise self._unexpected(error, []) from error
@@ -74,8 +76,7 @@ class RedshiftWarehouse:
     async def missing(self, keys: Sequence[str]) -> set[str]:
         """Compare with ``warehouse.loads``."""
         loaded: set[str] = set()
-        selects = sql.keys_among(self._stream, keys)
-        while batch := list(islice(selects, MOST_STATEMENTS)):
+        for batch in batches(sql.keys_among(self._stream, keys)):
             for rows in await self._ask(batch):
                 loaded |= {str(key) for (key,) in rows}
         return set(keys) - loaded
@@ -134,8 +135,7 @@ class RedshiftWarehouse:
         if not columns:
             return False
         await self._do([sql.CREATE_SUPERSEDED, sql.forget_superseded(replay)])
-        listing = sql.supersede(replay, superseded)
-        while batch := list(islice(listing, MOST_STATEMENTS)):
+        for batch in batches(sql.supersede(replay, superseded)):
             await self._do(batch)
         statements = [
             sql.LOCK,
@@ -166,22 +166,20 @@ class RedshiftWarehouse:
         for key, group in manifests.items():
             sizes = {store.url(each.plan.key): each.size for each in group.objects}
             await store.put(key, sql.manifest(sizes))
-        refusals, statements, copying = self._loading(groups, [store.url(key) for key in manifests], types)
+        batch = load_batch(self._stream, self._iam_role, groups, [store.url(key) for key in manifests], types)
         try:
-            await self._change(statements)
+            await self._change(batch.statements)
         except BatchFailed as error:
             await _delete(store, manifests)
-            if error.index in refusals and error.divided_by_zero:
+            if batch.refuses(error):
                 return await self._load_rest([each for group in groups for each in group.objects], store)
-            if error.index in copying and not error.of_the_way:
-                which = copying[error.index]
+            if (blamed := batch.blames(error)) is not None:
                 problem = (
-                    f"not the {which.rows} rows of the ledger" if error.divided_by_zero else error.message
+                    f"not the {blamed.rows} rows of the ledger" if error.divided_by_zero else error.message
                 )
-                raise Inconsistent(
-                    f"{which.objects[0].plan.key}{_others(which.objects)}: {problem}"
-                ) from error
-            raise self._unexpected(error, statements) from error
+                first = f"{blamed.objects[0].plan.key}{_others(blamed.objects)}"
+                raise Inconsistent(f"{first}: {problem}") from error
+            raise self._unexpected(error, batch.statements) from error
         # Not after an answer was lost: the transaction may be at work with them. A lifecycle rule takes what stays.
         await _delete(store, manifests)
         failpoint("load.committed")
@@ -194,42 +192,6 @@ class RedshiftWarehouse:
             raise DependencyError(f"warehouse {self._stream}", "refuses what it says it has not")
         return await self.load([each for each in refused if each.plan.key in missing], store)
 
-    def _loading(
-        self, groups: Sequence[SchemaGroup], manifests: Sequence[str], types: Mapping[str, str]
-    ) -> tuple[range, list[str], dict[int, SchemaGroup]]:
-        """Which statements refuse what is loaded, all statements, and which of them fail for what group's data."""
-        objects = [each for group in groups for each in group.objects]
-        refusing = list(sql.refuse(self._stream, [each.plan.key for each in objects]))
-        statements = [sql.LOCK, *refusing]
-        copying: dict[int, SchemaGroup] = {}
-        for number, (group, url) in enumerate(zip(groups, manifests, strict=True)):
-            copies = self._copying(group, url, types, f"streamproc_stage_{number}")
-            copying |= {len(statements) + offset: group for offset in range(len(copies))}
-            statements += copies
-        statements += sql.record(self._stream, objects)
-        return range(1, 1 + len(refusing)), statements, copying
-
-    def _copying(self, group: SchemaGroup, url: str, types: Mapping[str, str], stage: str) -> list[str]:
-        """COPY straight into the table, or by way of a stage where texts are to be parsed as JSON."""
-        nested = {name for name, dtype in group.columns.items() if dtype.is_nested()}
-        parsed = frozenset(
-            name for name in group.columns if types.get(name) == "super" and name not in nested
-        )
-        if not parsed:
-            target = sql.table(self._stream)
-            return [
-                sql.copy(target, group.columns, url, self._iam_role, nested=bool(nested)),
-                sql.check_copied(group.rows),
-            ]
-        staged = {name: sql.TEXT if name in parsed else types[name] for name in group.columns}
-        return [
-            sql.create_stage(stage, staged),
-            sql.copy(sql.identifier(stage), group.columns, url, self._iam_role, nested=bool(nested)),
-            sql.check_copied(group.rows),
-            sql.insert_parsed(self._stream, stage, group.columns, parsed),
-            sql.drop_stage(stage),
-        ]
-
     async def _extend(self, columns: Mapping[str, pl.DataType]) -> tuple[dict[str, str], list[Mistake]]:
         """Create the table or add the columns it lacks; the table's columns then, and what does not fit.
 
@@ -241,15 +203,14 @@ class RedshiftWarehouse:
         for attempt in range(_TRIES):
             there = await self._columns(self._stream)
             lacking = [name for name in wanted if name not in there]
-            if not lacking:
-                return there, self._unfit(there, wanted)
-            changes = (
-                iter([sql.create_table(self._stream, wanted, self._layout)])
-                if not there
-                else (sql.add_column(self._stream, name, wanted[name]) for name in lacking)
-            )
+            mistakes = self._unfit(there, wanted)
+            if mistakes or not lacking:
+                return there, mistakes
+            changes = [sql.add_column(self._stream, name, wanted[name]) for name in lacking]
+            if not there:
+                changes = [sql.create_table(self._stream, wanted, self._layout)]
             try:
-                while batch := list(islice(changes, MOST_STATEMENTS - 1)):
+                for batch in batches(changes, MOST_STATEMENTS - 1):
                     await self._change([sql.LOCK, *batch])
             except BatchFailed as error:
                 if attempt == _TRIES - 1:
@@ -264,7 +225,7 @@ class RedshiftWarehouse:
                 "Rename the column in the topic page, or the table",
             )
             for name, kind in wanted.items()
-            if not sql.fits(there[name], kind)
+            if name in there and not sql.fits(there[name], kind)
         ]
 
     async def _columns(self, stream: str) -> dict[str, str]:

@@ -511,6 +511,9 @@ WRONG: list[tuple[str, object, str, str, str]] = [
     ("sinks/lake", False, "sinks.warehouse", "loaded from the lake", "warehouse = false"),
     ("sinks/publish_events", "shop-events", "sinks.publish_events", "for ever", "another topic"),
     ("sinks/publish_tables", "shop-enriched", "sinks.publish_tables", "publish_events", "another topic"),
+    ("sinks/sort_key", ["event_tine"], "sinks.sort_key", "no column 'event_tine'", "event_time"),
+    ("sinks/sort_key", ["url", "url"], "sinks.sort_key", "twice", "once"),
+    ("sinks/dist_key", "nobody", "sinks.dist_key", "no column 'nobody'", "column of the events"),
     ("tables", ..., "sinks.publish_tables", "no table to publish", "Declare one"),
 ]
 

@@ -199,7 +199,7 @@ MUTANTS = (
                 '            failpoint("load.locked")\n',
             ),
         ),
-        ("tests/sinks/test_warehouse_postgres.py",),
+        ("tests/sinks/test_warehouse.py", "tests/sinks/test_warehouse_postgres.py"),
     ),
     Mutant(
         "the loader notes what it loaded after its transaction",

@@ -60,6 +60,14 @@ async def test_an_object_that_is_not_there_is_missing_and_deleting_it_is_fine(st
     assert await store.head("a/b") is None
 
 
+@pytest.mark.parametrize("size", [1, 3, 10, 11])
+async def test_the_end_of_an_object_can_be_read_alone(store: ObjectStore, size: int) -> None:
+    await store.put("a/b", b"0123456789")
+    assert await store.tail("a/b", size) == b"0123456789"[-size:]
+    with pytest.raises(MissingObject, match="a/c"):
+        await store.tail("a/c", size)
+
+
 async def test_a_listing_is_sorted_and_a_prefix_may_end_inside_a_name(store: ObjectStore) -> None:
     everything = ["a/b-2", "a/b-1", "a/c/d", "b/a", "a-b", "a/b-1x/y"]
     await asyncio.gather(*(store.put(key, key.encode()) for key in everything))

@@ -1,3 +1,5 @@
+"""What only the warehouse in PostgreSQL has; what all of them share is in :mod:`tests.sinks.test_warehouse`."""
+
 from __future__ import annotations
 
 import asyncio
@@ -15,31 +17,15 @@ from hypothesis import strategies as st
 
 from streamproc.errors import ConfigError, DependencyError, Inconsistent
 from streamproc.model import CommittedObject, PlannedObject
-from streamproc.sinks.lake import Lake
 from streamproc.sinks.loader import Loader, LoadLimits
 from streamproc.sinks.local import LocalStore
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.warehouse import LoadReport, open_warehouse
 from streamproc.sinks.warehouse_postgres import PostgresWarehouse, to_csv
-from streamproc.topology import HOUR
-from tests.sinks.topologies import COLUMNS, advance, events, topology
+from tests.sinks.topologies import COLUMNS, events
+from tests.sinks.warehouses import ListedObjects, put
 
 NOON = int(datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
-
-
-class ListedObjects:
-    """A ledger's list of committed objects, in memory."""
-
-    def __init__(self, objects: Sequence[CommittedObject]) -> None:
-        self.objects = list(objects)
-        self.asked: list[datetime | None] = []
-
-    async def committed(
-        self, kind: str = "events", since: datetime | None = None
-    ) -> AsyncIterator[list[CommittedObject]]:
-        self.asked.append(since)
-        for start in range(0, len(self.objects), 7):
-            yield self.objects[start : start + 7]
 
 
 @pytest.fixture
@@ -58,81 +44,10 @@ async def warehouse(postgres: str) -> AsyncIterator[PostgresWarehouse]:
     await warehouse.close()
 
 
-async def put(store: ObjectStore, rows: pl.DataFrame) -> list[CommittedObject]:
-    """The rows as committed objects, one per hour."""
-    lake = Lake(store, topology(dict(rows.schema)))
-    after = None if rows["position"][0] == 0 else rows["position"][0] - 1
-    part = advance(rows.height, partition=rows["source_partition"][0], after=after)
-    done = await lake.write(lake.plan(lake.encode_events(rows), part))
-    return [CommittedObject(one.plan, one.size, one.checksum, datetime.now(UTC)) for one in done]
-
-
 def query(conninfo: str, text: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(conninfo) as connection:
         connection.execute("SET timezone TO 'UTC'")
         return connection.execute(text.encode()).fetchall()
-
-
-async def test_loaded_rows_are_the_rows_of_the_objects(
-    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore
-) -> None:
-    rows = events(*(NOON + hour * HOUR + hour for hour in range(5)))
-    objects = await put(store, rows)
-    assert await warehouse.load(objects, store) == LoadReport(5, 5)
-    columns = ", ".join(COLUMNS)
-    assert query(postgres, f"SELECT {columns} FROM warehouse.clicks ORDER BY position") == rows.rows()
-    status = await warehouse.status()
-    assert (status.objects, status.rows) == (5, 5)
-
-
-async def test_what_is_loaded_is_not_loaded_again(warehouse: PostgresWarehouse, store: ObjectStore) -> None:
-    first = await put(store, events(NOON))
-    second = await put(store, events(NOON, first=1))
-    await warehouse.load(first, store)
-    assert await warehouse.missing([one.plan.key for one in first + second]) == {second[0].plan.key}
-    assert await warehouse.load(first + second, store) == LoadReport(1, 1)
-    assert (await warehouse.status()).rows == 2
-
-
-async def test_ten_loaders_at_once_load_each_object_once(postgres: str, store: ObjectStore) -> None:
-    objects = [one for first in range(0, 60, 2) for one in await put(store, events(NOON, NOON, first=first))]
-    warehouses = [PostgresWarehouse(postgres, "clicks") for _ in range(10)]
-
-    async def run(warehouse: PostgresWarehouse) -> LoadReport:
-        await warehouse.open()
-        await warehouse.ensure(COLUMNS)
-        try:
-            return await Loader(ListedObjects(objects), warehouse, store, LoadLimits(objects=4)).run_once()
-        finally:
-            await warehouse.close()
-
-    reports = await asyncio.gather(*map(run, warehouses))
-    assert sum(reports, LoadReport()) == LoadReport(30, 60)
-    counted = query(postgres, "SELECT count(*), count(DISTINCT position) FROM warehouse.clicks")
-    assert counted == [(60, 60)]
-
-
-async def test_of_two_loads_of_one_object_that_begin_together_the_second_waits(
-    postgres: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    objects = await put(store, events(NOON, NOON))
-    fetched = asyncio.Barrier(2)
-    get = type(store).get
-
-    async def get_together(self: ObjectStore, key: str) -> bytes:
-        body = await get(self, key)
-        await fetched.wait()
-        return body
-
-    monkeypatch.setattr(type(store), "get", get_together)
-    warehouses = [PostgresWarehouse(postgres, "clicks") for _ in range(2)]
-    for warehouse in warehouses:
-        await warehouse.open()
-        await warehouse.ensure(COLUMNS)
-    reports = await asyncio.gather(*(warehouse.load(objects, store) for warehouse in warehouses))
-    for warehouse in warehouses:
-        await warehouse.close()
-    assert sorted(report.rows for report in reports) == [0, 2]
 
 
 async def test_a_loader_killed_in_the_middle_leaves_nothing_and_the_next_pass_loads_all(
@@ -194,36 +109,11 @@ async def test_an_object_with_other_rows_than_the_ledger_says_is_refused(
     assert (await warehouse.status()).objects == 0
 
 
-async def test_a_new_column_is_added_and_older_objects_still_load(
-    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore
-) -> None:
-    wider = events(NOON, first=1).with_columns(country=pl.lit("NO"))
-    objects = await put(store, wider) + await put(store, events(NOON, first=0))
-    assert await warehouse.load(objects, store) == LoadReport(2, 2)
-    assert query(postgres, "SELECT position, country FROM warehouse.clicks ORDER BY 1") == [
-        (0, None),
-        (1, "NO"),
-    ]
-
-
 async def test_a_column_that_changed_its_type_is_a_configuration_mistake(
     warehouse: PostgresWarehouse,
 ) -> None:
     with pytest.raises(ConfigError, match=r"column value: is double precision and should be text"):
         await warehouse.ensure({**COLUMNS, "value": pl.String()})
-
-
-async def test_two_streams_share_a_warehouse(
-    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore
-) -> None:
-    other = PostgresWarehouse(postgres, "orders")
-    await other.open()
-    await other.ensure(COLUMNS)
-    objects = await put(store, events(NOON))
-    await warehouse.load(objects, store)
-    assert await other.load(objects, store) == LoadReport(1, 1)
-    assert (await other.status()).rows == (await warehouse.status()).rows == 1
-    await other.close()
 
 
 async def test_batches_keep_to_the_limits(warehouse: PostgresWarehouse, store: ObjectStore) -> None:

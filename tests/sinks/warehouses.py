@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -11,18 +11,18 @@ from urllib.parse import quote
 
 import polars as pl
 import psycopg
+import pytest
 from psycopg import conninfo
 
 from streamproc.model import CommittedObject
 from streamproc.sinks.lake import Lake
-from streamproc.sinks.object_store import ObjectStore
+from streamproc.sinks.local import LocalStore
+from streamproc.sinks.object_store import ObjectStore, open_store
 from streamproc.sinks.warehouse import TableLayout, Warehouse, open_warehouse
 from tests.sinks.topologies import COLUMNS, advance, topology
 from tests.support.redshift_data_api import FakeDataApi
 from tests.support.redshift_dialect import ROLE, Engine
 from tests.support.redshift_wire import FakeWire
-
-NAMES = ("postgresql", "redshift-data", "redshift")
 
 
 @dataclass
@@ -62,6 +62,31 @@ class Backend:
         for server in (self.data_api, self.wire):
             if server is not None:
                 server.close()
+
+
+@asynccontextmanager
+async def opened_backend(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
+    """``postgresql`` with a folder, ``redshift-data`` or ``redshift`` with the S3 server; on a fresh database."""
+    postgres: str = request.getfixturevalue("postgres")
+    if kind == "postgresql":
+        folder = request.getfixturevalue("tmp_path")
+        backend = Backend(postgres, postgres, LocalStore(f"file://{folder}", durable=False), reads="get")
+    else:
+        store = open_store(f"s3://{request.getfixturevalue('bucket')}/lake")
+        engine = Engine(postgres, request.getfixturevalue("s3_server").endpoint_url)
+        if kind == "redshift-data":
+            api = FakeDataApi(engine)
+            request.getfixturevalue("monkeypatch").setenv("AWS_ENDPOINT_URL_REDSHIFT_DATA", api.url)
+            backend = Backend(data_api_url(), postgres, store, "tail", engine, data_api=api)
+        else:
+            wire = FakeWire(engine)
+            backend = Backend(wire_url(wire, postgres), postgres, store, "tail", engine, wire=wire)
+    await backend.store.open()
+    try:
+        yield backend
+    finally:
+        await backend.close()
+        await backend.store.close()
 
 
 def data_api_url(**options: str) -> str:

@@ -95,6 +95,7 @@ class FakeDataApi:
                 batch.connection.cancel_safe(timeout=5)
         for thread in self._threads:
             thread.join(timeout=30)
+        self.engine.close()
 
     def serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers["Content-Length"]))
@@ -170,7 +171,7 @@ class FakeDataApi:
     def _run(self, batch: _Batch) -> None:
         try:
             with psycopg.connect(self.engine.conninfo) as connection:
-                connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+                connection.isolation_level = psycopg.IsolationLevel[self.engine.isolation.replace(" ", "_")]
                 batch.connection = connection
                 batch.status = "STARTED"
                 for part in batch.parts:

@@ -7,8 +7,9 @@ the service begins to write SQL that nobody has looked up in Redshift's manual. 
   constraints, ON CONFLICT, RETURNING, arrays, FILTER, several columns in one ALTER, IF NOT EXISTS there, DO.
 * DISTKEY, SORTKEY and their styles are checked (columns must be there and of a type that may be a key) and dropped.
 * SUPER is a domain over ``jsonb``, JSON_PARSE a function. VARCHAR(n) counts characters there; COPY checks bytes.
-* A transaction is SERIALIZABLE, its failures carry Redshift's words ("1023 ... Serializable isolation violation").
-  Redshift detects conflicts per table, PostgreSQL per row: Redshift aborts more.
+* Of Redshift's two isolations, SNAPSHOT and SERIALIZABLE, a transaction has the weaker (PostgreSQL's REPEATABLE READ)
+  unless :attr:`Engine.isolation` says the other. Failures carry Redshift's words ("1023 ... Serializable isolation
+  violation"). Redshift detects conflicts per table, PostgreSQL per row: Redshift aborts more.
 * COPY reads manifest and Parquet from the S3 server by boto3 and pyarrow, as COPY from columnar data is documented:
   columns by place, their number equal, ``content_length`` right, types equal, no conversions. Which conversions the
   real one does is not known well, so none is done here. MAXERROR, REGION, COMPUPDATE are refused as there.
@@ -97,10 +98,16 @@ class Engine:
     roles: set[str] = field(default_factory=lambda: {ROLE, "default"})
     fail: list[tuple[str, str]] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
+    isolation: str = "REPEATABLE READ"
 
     def __post_init__(self) -> None:
+        self.s3 = boto3.client("s3", endpoint_url=self.s3_endpoint)
         with psycopg.connect(self.conninfo) as connection:
             connection.execute(_SETUP)
+
+    def close(self) -> None:
+        """Close what the engine itself holds open."""
+        self.s3.close()
 
     def refuse_or_translate(self, statement: str) -> str | Copy:
         """PostgreSQL's statement, or what to COPY. Raises :class:`Refused`."""
@@ -146,13 +153,10 @@ class Engine:
 
     def _object(self, url: str) -> bytes:
         bucket, _, key = url.removeprefix("s3://").partition("/")
-        client = boto3.client("s3", endpoint_url=self.s3_endpoint)
         try:
-            body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            body: bytes = self.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         except ClientError as error:
             raise Refused(f"The specified S3 object {url} does not exist") from error
-        finally:
-            client.close()
         return body
 
 

@@ -13,7 +13,6 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from psycopg import conninfo, sql
@@ -25,11 +24,11 @@ _TRANSACTION = {"begin transaction", "commit", "rollback"}
 
 
 class FakeWire:
-    """The proxy, at 127.0.0.1:``port``. ``on_commit``: called before a COMMIT is passed on."""
+    """The proxy, at 127.0.0.1:``port``. ``lose_commits``: answers to COMMIT that are still to be lost."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.on_commit: Callable[[_Session], None] | None = None
+        self.lose_commits = 0
         self.connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -46,6 +45,7 @@ class FakeWire:
                 each.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(timeout=30)
+        self.engine.close()
 
     def _accept(self) -> None:
         while True:
@@ -76,16 +76,30 @@ class _Session:
 
     def run(self) -> None:
         self._log_in()
+        committing = False
         while True:
             kind, body = _message(self.client)
             if kind == b"P":
                 name, query, rest = body.split(b"\0", 2)
+                committing = query == b"commit"
                 body = b"\0".join([name, self._statement(query.decode()).encode(), rest])
+            if kind == b"E" and committing and self._wire.lose_commits:
+                self._wire.lose_commits -= 1
+                self._lose(body)
             if kind == b"Q":
                 raise AssertionError("the driver uses prepared statements only")
             _send(self.server, kind, body)
             if kind == b"S":
                 self._relay()
+
+    def _lose(self, execute: bytes) -> None:
+        """Have the server commit, and break the connection instead of saying so."""
+        _send(self.server, b"E", execute)
+        _send(self.server, b"S", b"")
+        while _message(self.server)[0] != b"Z":
+            pass
+        self.client.shutdown(socket.SHUT_RDWR)
+        raise _Ended
 
     def _log_in(self) -> None:
         while True:
@@ -98,7 +112,8 @@ class _Session:
         words = body[4:].rstrip(b"\0").split(b"\0")
         given = dict(zip(words[::2], words[1::2], strict=True))
         kept = {key: given[key] for key in (b"user", b"database", b"application_name") if key in given}
-        kept[b"options"] = b"-c default_transaction_isolation=serializable"
+        isolation = self._wire.engine.isolation.lower().replace(" ", "\\ ")
+        kept[b"options"] = f"-c default_transaction_isolation={isolation}".encode()
         packet = struct.pack("!i", 196608) + b"".join(k + b"\0" + v + b"\0" for k, v in kept.items()) + b"\0"
         self.server.sendall(struct.pack("!i", len(packet) + 4) + packet)
         self._relay()
@@ -116,8 +131,6 @@ class _Session:
     def _statement(self, query: str) -> str:
         """What PostgreSQL is to run instead."""
         if query in _TRANSACTION:
-            if query == "commit" and self._wire.on_commit is not None:
-                self._wire.on_commit(self)
             return query
         try:
             translated = self._wire.engine.refuse_or_translate(query)

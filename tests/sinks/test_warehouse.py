@@ -1,0 +1,202 @@
+"""What every warehouse does, whatever it is loaded through."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+import pytest
+
+from streamproc.errors import ConfigError, Inconsistent
+from streamproc.model import CommittedObject, PlannedObject
+from streamproc.sinks.loader import Loader, LoadLimits
+from streamproc.sinks.warehouse import LoadReport, Rows, Swaps, Warehouse
+from streamproc.topology import HOUR
+from tests.sinks.topologies import COLUMNS, events
+from tests.sinks.warehouses import Backend, ListedObjects, opened_backend, put
+
+NOON = int(datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
+
+
+@pytest.fixture(
+    params=[
+        "postgresql",
+        pytest.param("redshift-data", marks=pytest.mark.aws),
+        pytest.param("redshift", marks=pytest.mark.aws),
+    ]
+)
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
+    async with opened_backend(request.param, request) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def warehouse(backend: Backend) -> Warehouse:
+    return await backend.warehouse()
+
+
+async def test_loaded_rows_are_the_rows_of_the_objects(backend: Backend, warehouse: Warehouse) -> None:
+    rows = events(*(NOON + hour * HOUR + hour for hour in range(5)))
+    objects = await put(backend.store, rows)
+    assert await warehouse.load(objects, backend.store) == LoadReport(5, 5)
+    columns = ", ".join(COLUMNS)
+    naive = rows.with_columns(pl.col(pl.Datetime("us", "UTC")).dt.replace_time_zone(None))
+    assert backend.query(f"SELECT {columns} FROM warehouse.clicks ORDER BY position") == naive.rows()
+    status = await warehouse.status()
+    assert (status.objects, status.rows) == (5, 5)
+    assert status.loaded_at is not None
+    assert abs((datetime.now(UTC) - status.loaded_at).total_seconds()) < 600
+
+
+async def test_before_anything_is_created_the_status_is_empty(backend: Backend) -> None:
+    status = await (await backend.warehouse(ready=False)).status()
+    assert (status.objects, status.rows, status.loaded_at) == (0, 0, None)
+
+
+async def test_what_is_loaded_is_not_loaded_again(backend: Backend, warehouse: Warehouse) -> None:
+    first = await put(backend.store, events(NOON))
+    second = await put(backend.store, events(NOON, first=1))
+    await warehouse.load(first, backend.store)
+    assert await warehouse.missing([one.plan.key for one in first + second]) == {second[0].plan.key}
+    assert await warehouse.load(first + second, backend.store) == LoadReport(1, 1)
+    assert await warehouse.load(first + second, backend.store) == LoadReport(0, 0)
+    assert (await warehouse.status()).rows == 2
+
+
+async def test_tables_can_be_created_by_many_at_once(backend: Backend) -> None:
+    warehouses = [await backend.warehouse(ready=False) for _ in range(4)]
+    await asyncio.gather(*(each.ensure(COLUMNS) for each in warehouses))
+    wider = {**COLUMNS, "country": pl.String(), "city": pl.String()}
+    await asyncio.gather(*(each.ensure(wider) for each in warehouses))
+    [(columns,)] = backend.query(
+        "SELECT count(*) FROM information_schema.columns WHERE (table_schema, table_name) = ('warehouse', 'clicks')"
+    )
+    assert columns == len(wider)
+
+
+async def test_many_loaders_at_once_load_each_object_once(backend: Backend) -> None:
+    count = 60 if backend.engine is None else 20
+    objects = [
+        one
+        for first in range(0, count, 2)
+        for one in await put(backend.store, events(NOON, NOON, first=first))
+    ]
+    warehouses = [await backend.warehouse(ready=False) for _ in range(10 if backend.engine is None else 5)]
+    await warehouses[0].ensure(COLUMNS)
+
+    async def run(warehouse: Warehouse) -> LoadReport:
+        limits = LoadLimits(objects=4)
+        return await Loader(ListedObjects(objects), warehouse, backend.store, limits).run_once()
+
+    reports = await asyncio.gather(*map(run, warehouses))
+    assert sum(reports, LoadReport()) == LoadReport(count // 2, count)
+    counted = backend.query("SELECT count(*), count(DISTINCT position) FROM warehouse.clicks")
+    assert counted == [(count, count)]
+
+
+async def test_of_two_loads_of_one_object_that_begin_together_the_second_waits(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = await put(backend.store, events(NOON, NOON))
+    fetched = asyncio.Barrier(2)
+    read = getattr(type(backend.store), backend.reads)
+
+    async def read_together(*arguments: Any) -> bytes:
+        body: bytes = await read(*arguments)
+        await fetched.wait()
+        return body
+
+    monkeypatch.setattr(type(backend.store), backend.reads, read_together)
+    warehouses = [await backend.warehouse() for _ in range(2)]
+    reports = await asyncio.gather(*(warehouse.load(objects, backend.store) for warehouse in warehouses))
+    assert sorted(report.rows for report in reports) == [0, 2]
+    assert backend.query("SELECT count(*) FROM warehouse.clicks") == [(2,)]
+
+
+async def test_a_new_column_is_added_and_older_objects_still_load(
+    backend: Backend, warehouse: Warehouse
+) -> None:
+    wider = events(NOON, first=1).with_columns(country=pl.lit("NO"))
+    objects = await put(backend.store, wider) + await put(backend.store, events(NOON, first=0))
+    assert await warehouse.load(objects, backend.store) == LoadReport(2, 2)
+    assert backend.query("SELECT position, country FROM warehouse.clicks ORDER BY 1") == [
+        (0, None),
+        (1, "NO"),
+    ]
+
+
+async def test_an_object_of_other_rows_or_bytes_than_the_ledger_says_is_refused(
+    backend: Backend, warehouse: Warehouse
+) -> None:
+    [good] = await put(backend.store, events(NOON, NOON))
+    plan = PlannedObject(**{name: getattr(good.plan, name) for name in PlannedObject.__slots__} | {"rows": 3})
+    for bad in (
+        CommittedObject(plan, good.size, good.checksum, good.committed_at),
+        CommittedObject(good.plan, good.size - 1, good.checksum, good.committed_at),
+    ):
+        with pytest.raises(Inconsistent, match=good.plan.key):
+            await warehouse.load([bad], backend.store)
+    assert (await warehouse.status()).objects == 0
+    assert backend.query("SELECT count(*) FROM warehouse.clicks") == [(0,)]
+
+
+async def test_a_column_that_changed_its_type_is_a_configuration_mistake(warehouse: Warehouse) -> None:
+    with pytest.raises(ConfigError, match=r"column value: is double precision and should be (text|char)"):
+        await warehouse.ensure({**COLUMNS, "value": pl.String()})
+
+
+async def test_two_streams_share_a_warehouse(backend: Backend, warehouse: Warehouse) -> None:
+    other = await backend.warehouse("orders")
+    objects = await put(backend.store, events(NOON))
+    await warehouse.load(objects, backend.store)
+    assert await other.load(objects, backend.store) == LoadReport(1, 1)
+    assert (await other.status()).rows == (await warehouse.status()).rows == 1
+
+
+async def test_a_replays_rows_take_the_place_of_the_streams(backend: Backend, warehouse: Warehouse) -> None:
+    old = await put(backend.store, events(NOON, NOON, NOON, NOON))
+    apart = await put(backend.store, events(NOON, partition="1"))
+    await warehouse.load(old + apart, backend.store)
+    replay = await backend.warehouse("clicks_r1")
+    new = await put(backend.store, events(NOON, NOON, first=1).with_columns(value=pl.Series([7.0, 8.0])))
+    await replay.load(new, backend.store)
+    never_loaded = "lake/clicks/of-the-range-and-never-loaded.parquet"
+    assert isinstance(warehouse, Swaps)
+    keys = [old[0].plan.key, never_loaded]
+    assert await warehouse.adopt("clicks_r1", [Rows("0", 0, 2)], keys) is True
+    query = "SELECT source_partition, position, value FROM warehouse.clicks ORDER BY 1, 2"
+    promoted = [("0", 0, 0.0), ("0", 1, 7.0), ("0", 2, 8.0), ("0", 3, pytest.approx(0.3)), ("1", 0, 0.0)]
+    assert backend.query(query) == promoted
+    assert await warehouse.missing([each.plan.key for each in old + apart + new] + [never_loaded]) == set()
+    # The replay's table is gone: the same again changes nothing.
+    assert await warehouse.adopt("clicks_r1", [Rows("0", 0, 2)], keys) is False
+    assert backend.query(query) == promoted
+
+
+async def test_rows_of_a_partition_of_any_name_are_replaced(backend: Backend, warehouse: Warehouse) -> None:
+    odd = "it's a \\ log;--\u00e9.gz"
+    await warehouse.load(await put(backend.store, events(NOON, NOON, partition=odd)), backend.store)
+    replay = await backend.warehouse("clicks_r1")
+    new = events(NOON, partition=odd).with_columns(value=pl.lit(9.0))
+    await replay.load(await put(backend.store, new), backend.store)
+    assert isinstance(warehouse, Swaps)
+    assert await warehouse.adopt("clicks_r1", [Rows(odd, -1, 1)], []) is True
+    found = backend.query("SELECT source_partition, position, value FROM warehouse.clicks")
+    assert found == [(odd, 0, 9.0)]
+
+
+async def test_a_removed_stream_is_gone_and_the_others_stay(backend: Backend, warehouse: Warehouse) -> None:
+    other = await backend.warehouse("orders")
+    objects = await put(backend.store, events(NOON))
+    await warehouse.load(objects, backend.store)
+    await other.load(objects, backend.store)
+    assert isinstance(other, Swaps)
+    await other.remove()
+    await other.remove()
+    assert (await other.status()).objects == 0
+    assert (await warehouse.status()).rows == 1
+    assert await other.missing([objects[0].plan.key]) == {objects[0].plan.key}
+    assert backend.query("SELECT to_regclass('warehouse.orders') IS NULL") == [(True,)]
