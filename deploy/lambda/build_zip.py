@@ -45,6 +45,9 @@ NOT_NEEDED = {
     "aws-msk-iam-sasl-signer-python": "the mapping signs in",
     "h2": "fan-out is the mapping's",
     "redshift-connector": "the warehouse is loaded elsewhere",
+    "nicegui": "the dashboard",
+    "opentelemetry-sdk": "traces of the worker's epochs",
+    "opentelemetry-exporter-otlp-proto-http": "traces of the worker's epochs",
 }
 
 #: Parts of packages that nothing imports: 250 MB is not much for polars, and each file is copied at a cold start.

@@ -186,7 +186,7 @@ def test_the_autoscalers_agree_and_follow_a_metric_that_there_is() -> None:
 
     by_lag, by_cpu = keda["spec"]["triggers"]
     assert keda["spec"]["scaleTargetRef"]["name"] == WORKER["metadata"]["name"]
-    assert set(re.findall(r"streamproc_\w+", by_lag["metadata"]["query"])) <= exposed()
+    assert set(re.findall(r"streamproc_\w+", by_lag["metadata"]["query"])) <= exposed().keys()
     assert by_lag["metadata"]["threshold"] == lag["external"]["target"]["averageValue"]
     assert by_cpu["metadata"]["value"] == cpu["resource"]["target"]["averageValue"]
     bounds = (scaler["minReplicas"], scaler["maxReplicas"])

@@ -106,7 +106,7 @@ SIMULATED = (
         "two attempts at an object share a key",
         1_000,
         Change("sinks/lake.py", "{secrets.token_hex(6)}", "0"),
-        Change("sinks/lake.py", "-{advance.claim.fence}", ""),
+        Change("sinks/lake.py", "advance.through, str(advance.claim.fence))", "advance.through, '0')"),
     ),
     _new(
         "what is taken does not count against the limits",
