@@ -34,6 +34,13 @@ from tests.simulation.store import Bucket, SimulatedStore
 CONNECTION = KafkaConnection("simulated:9092")
 
 
+class _Upkeep(Upkeep):
+    """A run lasts minutes: nothing is old enough to be let go of, and those statements are tried on PostgreSQL."""
+
+    async def retain(self) -> None:
+        """Nothing."""
+
+
 class Transforms:
     """A pool that works when the result is asked for: in the fold's thread."""
 
@@ -154,7 +161,7 @@ class SimulatedWorker(Worker):
         endpoints: Any = SimpleNamespace(
             broker=CONNECTION, warehouse=None, settings=SimpleNamespace(sweep="on")
         )
-        self.upkeep = Upkeep(self.topology, self.ledger, self._store, self._summaries, endpoints)
+        self.upkeep = _Upkeep(self.topology, self.ledger, self._store, self._summaries, endpoints)
         warehouse = loader_of(self.loading)
         self.upkeep._loader = Loader(self.ledger, warehouse, self._store)
         self.upkeep._warehouse = _Opened(warehouse)
