@@ -159,7 +159,7 @@ class Pipeline:
         """Data sets and the dashboard; how many data sets and sheets QuickSight has then."""
         self._command("quicksight", "publish", "--yes")
         [versions] = self.quicksight.dashboards.values()
-        newest = versions[max(versions)]
+        newest = versions[-1]
         return len(self.quicksight.data_sets), len(newest["asked"]["Definition"]["Sheets"])
 
 
@@ -167,12 +167,15 @@ class Pipeline:
 def pipeline(directory: Path) -> Iterator[Pipeline]:
     """Everything started, and stopped again."""
     with ExitStack() as stack:
+        # The function and the stand-ins run in this process, and read Amazon's own variables like the commands do.
+        stack.enter_context(mock.patch.dict(os.environ, _CREDENTIALS))
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's: a line per request otherwise
         moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         moto.start()
         stack.callback(moto.stop)
         host, port = moto.get_host_and_port()
         s3_url = f"http://{host}:{port}"
+        stack.enter_context(mock.patch.dict(os.environ, {"AWS_ENDPOINT_URL": s3_url}))
         # Short: a Unix socket's path may have 107 characters.
         sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="streamproc-"))
         postgres = stack.enter_context(start_postgres(Path(sockets) / "postgres", durable=False))
@@ -207,12 +210,6 @@ def pipeline(directory: Path) -> Iterator[Pipeline]:
         )
         stack.callback(s3.close)
         s3.create_bucket(Bucket="lake")
-        # The function runs in this process, and reads Amazon's own variables like the commands do.
-        stack.enter_context(
-            mock.patch.dict(
-                os.environ, {name: value for name, value in site.extra.items() if name.startswith("AWS_")}
-            )
-        )
         yield Pipeline(site, s3, quicksight, redshift)
 
 

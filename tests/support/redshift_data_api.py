@@ -182,7 +182,9 @@ class FakeDataApi:
                     raise Refused("Query cancelled on user's request")
                 connection.commit()
             batch.status = "FINISHED"
-        except (Refused, psycopg.Error) as error:
+        except Exception as error:  # also of this stand-in's own: who waits for the batch is to hear of it
+            if not isinstance(error, Refused | psycopg.Error):
+                self.problems.append(f"in a batch: {error!r}")
             message = redshift_message(error) if isinstance(error, psycopg.Error) else str(error)
             batch.error = f"ERROR: {message}"
             batch.status = "ABORTED" if batch.cancelled else "FAILED"
