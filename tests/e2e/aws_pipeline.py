@@ -31,6 +31,7 @@ from unittest import mock
 
 import boto3
 import psycopg
+import structlog
 from moto.server import ThreadedMotoServer
 
 from benchmarks.logs import written
@@ -261,6 +262,7 @@ def main() -> None:
     for program in ("java", "spark-submit"):
         if shutil.which(program) is None and not Path(sys.executable).with_name(program).exists():
             sys.exit(f"{program} is not there: Java 17 or newer runs Spark, and make demo-aws installs Spark")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     lines = read(options.input) if options.input else list(written(options.mib * 2**20, seed=7))
     with tempfile.TemporaryDirectory(prefix="streamproc-demo-aws-") as folder:
         found = run(
