@@ -6,17 +6,20 @@ import asyncio
 import itertools
 import json
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import psycopg
 import pytest
 
 from streamproc.errors import Fenced, Inconsistent
 from streamproc.generator import Generator
 from streamproc.ledger import Ledger
+from streamproc.ledger.erasures import Erasures
 from streamproc.ledger.logs import Logs
 from streamproc.log_objects import Period
 from streamproc.runtimes.spark.exchange import Piece
@@ -30,7 +33,8 @@ from streamproc.sinks.summaries import Summaries
 from streamproc.sources.log_store import LogConnection
 from streamproc.sources.logs import open_log_store
 from streamproc.topic_pages import load_page
-from tests.e2e.harness import REPOSITORY, Site
+from streamproc.transform.erased import visitor_hash
+from tests.e2e.harness import REPOSITORY, Site, settled_files
 from tests.emr.comparing import assert_same_tables, fates, lake_rows, rows_of
 from tests.emr.inline import Inline, InlineStage
 
@@ -126,6 +130,31 @@ async def test_each_day_is_a_commit_and_a_day_that_is_done_is_not_read_again(
     before = rows_of(other_postgres, CLICKS)
     assert (await run(batch, folder, engine)).logs == 0
     assert rows_of(other_postgres, CLICKS) == before
+
+
+async def test_a_visitor_who_asked_to_be_forgotten_is_not_read_again(
+    tmp_path: Path, postgres: str, folder: Path
+) -> None:
+    batch = site_at(tmp_path / "batch", postgres)
+    lines = (folder / "0.ndjson").read_bytes().splitlines()[:50]
+    visitor = next(
+        found[1] for line in lines if (found := re.search(r'"visitor_id": ?"([^"]+)"', line.decode()))
+    )
+    async with Ledger(postgres, "clickstream", "operator") as ledger:
+        await ledger.migrate()
+        erasures = Erasures(ledger.database, "clickstream")
+        await erasures.note([visitor_hash(visitor, await erasures.key())], "operator")
+    await run(batch, folder, Inline())
+    with psycopg.connect(postgres) as db:
+        files = [str(file) for file in settled_files(db, batch.lake)]
+        [(sessions,)] = db.execute(
+            "SELECT count(*) FROM clickstream.sessions WHERE visitor_id = %s", [visitor]
+        )
+    query = "SELECT count(*), count(*) FILTER (visitor_id = ?) FROM read_parquet(?)"
+    row = duckdb.execute(query, [visitor, files]).fetchone()
+    assert row is not None
+    assert row[0] > 1_000
+    assert (row[1], sessions) == (0, 0)
 
 
 class Fails(Inline):

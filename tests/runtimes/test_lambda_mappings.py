@@ -14,11 +14,14 @@ import psycopg
 import pytest
 
 from streamproc.errors import ConfigError, DependencyError, Gap, UnexpectedPosition
+from streamproc.ledger import Ledger as ServiceLedger
+from streamproc.ledger.erasures import Erasures
 from streamproc.runtimes.aws_lambda import engine
 from streamproc.runtimes.aws_lambda.function import Function
 from streamproc.runtimes.aws_lambda.mapping import OutOfTime
 from streamproc.sources.kinesis_records import pack
 from streamproc.topology import Topology
+from streamproc.transform.erased import visitor_hash
 from tests.conftest import S3Server
 from tests.runtimes.lambda_events import (
     REGION,
@@ -401,3 +404,18 @@ def test_a_redriven_record_names_its_reject(made: Any, ledger: Ledger) -> None:
     (key,) = ledger.ask("SELECT key FROM streamproc.objects WHERE kind = 'events'")[0]
     path = str(ledger.lake / key)
     assert duckdb.execute("SELECT redriven_from FROM read_parquet($1)", [path]).fetchall() == [(3,)]
+
+
+async def _forget(conninfo: str, value: str) -> None:
+    async with ServiceLedger(conninfo, "clicks", "operator") as service:
+        erasures = Erasures(service.database, "clicks")
+        await erasures.note([visitor_hash(value, await erasures.key())], "operator")
+
+
+def test_a_visitor_who_asked_to_be_forgotten_is_left_out_from_then_on(made: Any, ledger: Ledger) -> None:
+    instance = made(page=small(erasure={"columns": ["id"]}))
+    assert instance(kafka_event("clicks", {0: [(0, click(0)), (1, click(1))]}), Context()) == DONE
+    asyncio.run(_forget(ledger.conninfo, "e2"))
+    assert instance(kafka_event("clicks", {0: [(2, click(2)), (3, click(3))]}), Context()) == DONE
+    assert [name for _, name in ledger.ids()] == ["e0", "e1", "e3"]
+    assert ledger.ask("SELECT accepted, filtered FROM streamproc.partitions") == [(3, 1)]

@@ -12,6 +12,7 @@ from streamproc.errors import ConfigError, DependencyError, Mistake
 from streamproc.ledger import Ledger
 from streamproc.model import Partition, RecordBatch
 from streamproc.pipeline import Limits, Pipeline
+from streamproc.runtimes.erased import read_erased
 from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
@@ -108,7 +109,12 @@ class Engine:
                 max_records=min(settings.max_epoch_records, _MOST_RECORDS),
                 max_bytes=min(settings.max_epoch_bytes, _MOST_BYTES),
             ),
+            claimed=self._read_erasures if page.erasure else None,
         )
+
+    async def _read_erasures(self) -> None:
+        page = self.transform.topology
+        self.transform.erased = await read_erased(self.database, page.name, page)
 
     async def _open_lake(self) -> Lake | None:
         if not self.transform.topology.sinks.lake:

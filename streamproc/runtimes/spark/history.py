@@ -12,7 +12,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,6 +34,7 @@ from streamproc.model import (
     PlannedObject,
     WrittenObject,
 )
+from streamproc.runtimes.erased import read_erased
 from streamproc.runtimes.spark.exchange import Piece
 from streamproc.runtimes.spark.reading import LogWork
 from streamproc.runtimes.spark.setup import Setup
@@ -133,6 +134,9 @@ class History:
         try:
             claims = await self._ledger.claim(list(partitions.values()))
             failpoint("claim.after")
+            if self._page.erasure:  # after the claim, which an erasure voids
+                erased = await read_erased(self._ledger.database, self._page.name, self._page)
+                self._setup = replace(self._setup, erased=erased)
             # Asked after the claim, nobody else can commit any more: what is still ours is not done.
             ours = await self._logs.renew(partitions)
             mine = [one for one in taken if one.entry.id in ours]

@@ -14,6 +14,7 @@ from streamproc.tables.fold import TableFold
 from streamproc.topic_pages import find_pages, load_pages
 from streamproc.topology import Topology
 from streamproc.transform import Resources, Transform
+from streamproc.transform.erased import Erased
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Setup:
     ``topics``: the folder of topic pages; ``None``: as everywhere, those of the package that all machines unpack.
     ``stream``: the page; ``fingerprint``: the driver's. ``visitor_key``: see :class:`Transform`. ``buckets``: in how
     many parts tables are united. ``batch_records``: about how many records go through the transform at once.
+    ``erased``: visitors to be left out, as of the claims.
     """
 
     topics: Path | None
@@ -34,6 +36,7 @@ class Setup:
     store: StoreSettings
     buckets: int
     batch_records: int
+    erased: Erased | None = None
 
     def __repr__(self) -> str:
         return f"Setup({self.stream}, {self.logs})"
@@ -53,6 +56,7 @@ class Setup:
         self.topology()
         transform = _transform(self.topics, self.stream)
         transform.visitor_key = self.visitor_key
+        transform.erased = self.erased
         return transform
 
     def folds(self) -> dict[str, TableFold]:
