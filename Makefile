@@ -123,7 +123,7 @@ test-browser: $(VENV)/.installed-dev ## The dashboard in headless Chromium (Debi
 
 .PHONY: test-mutants
 test-mutants: $(VENV)/.installed-dev ## Defects put into a copy of the protocol, each of which has to be noticed
-	$(PYTEST) -m mutants tests/faults tests/simulation $(ARGS)
+	$(PYTEST) -n $(WORKERS) -m mutants tests/faults tests/simulation $(ARGS)
 
 .PHONY: test-simulation
 test-simulation: $(VENV)/.installed-dev ## The simulation's first 2,000 seeds, at most two minutes
