@@ -76,14 +76,19 @@ def postgres_server(server_directory: Path) -> Iterator[EmbeddedPostgres | Insta
         yield server
 
 
+def fresh_database(server: EmbeddedPostgres | InstalledPostgres) -> Iterator[str]:
+    """Conninfo of an empty database, dropped at the end: the body of a fixture."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server.database_url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield server.database_url(name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def postgres(postgres_server: EmbeddedPostgres | InstalledPostgres) -> Iterator[str]:
     """Conninfo of a fresh, empty database."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_server.database_url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield postgres_server.database_url(name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    yield from fresh_database(postgres_server)
 
 
 @dataclass(frozen=True)

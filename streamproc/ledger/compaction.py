@@ -23,6 +23,7 @@ from psycopg import AsyncConnection
 from streamproc.database import Database
 from streamproc.errors import LedgerError
 from streamproc.ledger.commit import intended_by_row
+from streamproc.ledger.objects import committed_object
 from streamproc.model import CommittedObject, Partition, PlannedObject, WrittenObject
 from streamproc.topology import HOUR
 
@@ -224,18 +225,5 @@ async def abandon(conn: AsyncConnection[Any], stream: str, keys: Sequence[str]) 
 
 
 def _source(row: Sequence[Any]) -> Source:
-    key, kind, source, partition, after, through, rows, low, high, clock, size, checksum, at, epoch, fence = (
-        row
-    )
-    plan = PlannedObject(
-        key=key,
-        kind=kind,
-        partition=Partition(source, partition),
-        after=None if after is None else int(after),
-        through=int(through),
-        rows=rows,
-        min_time_us=low,
-        max_time_us=high,
-        clock_us=clock,
-    )
-    return Source(CommittedObject(plan, size, checksum, at), epoch, fence)
+    *listed, epoch, fence = row
+    return Source(committed_object(listed), epoch, fence)

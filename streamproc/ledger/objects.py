@@ -67,7 +67,7 @@ async def by_event_time(
     names = {"stream": stream, "kind": kind, "since": since, "until": until_us}
     async with database.connection("list objects") as conn, conn.cursor() as cursor:
         async for row in cursor.stream(_BY_EVENT_TIME.encode(), names):
-            yield _object(row)
+            yield committed_object(row)
 
 
 async def by_commit(
@@ -119,10 +119,13 @@ async def totals(database: Database, stream: str) -> list[ObjectTotal]:
 async def _fetch(database: Database, query: str, names: dict[str, object]) -> list[CommittedObject]:
     async with database.connection("list objects") as conn:
         cursor = await conn.execute(query.encode(), names)
-        return [_object(row) for row in await cursor.fetchall()]
+        return [committed_object(row) for row in await cursor.fetchall()]
 
 
-def _object(row: Iterable[Any]) -> CommittedObject:
+def committed_object(row: Iterable[Any]) -> CommittedObject:
+    """The object of a row of key, kind, source, partition, after, through, rows, min_time_us, max_time_us, clock_us,
+    size, checksum and committed_at.
+    """
     key, kind, source, partition, after, through, *times, size, checksum, committed_at = row
     rows, min_time_us, max_time_us, clock_us = times
     plan = PlannedObject(
