@@ -37,7 +37,7 @@ $(BIN)/python:
 	"$(PYTHON)" -m venv $(VENV)
 
 # Runtime dependencies and the project itself: what `make demo` needs, in one stamp.
-$(VENV)/.installed: requirements.lock requirements-build.lock pyproject.toml | $(BIN)/python
+$(VENV)/.installed: requirements.lock requirements-build.lock pyproject.toml hatch_build.py $(wildcard native/*) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock -r requirements-build.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

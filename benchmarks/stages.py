@@ -19,13 +19,11 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import psutil
 import psycopg
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.record.memory_records import MemoryRecords
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +34,7 @@ from streamproc.model import REJECT_SCHEMA, Claim, Partition, RecordBatch, Trans
 from streamproc.progress import PartitionProgress, RecentIds
 from streamproc.sinks.lake import encode, lake_schema
 from streamproc.sinks.summaries import Summaries
-from streamproc.sources.kafka_fetch import Fetched
+from streamproc.sources.kafka_fetch import Fetched, KeptRecords, stored_batches
 from streamproc.sources.kafka_partition import PartitionReader
 from streamproc.tables.fold import TableFold
 from streamproc.topic_pages import load_page
@@ -78,11 +76,8 @@ def fetched(values: list[bytes], base: int) -> Fetched:
         batch = builder.build()
         struct.pack_into(">q", batch, 0, base + start)  # what a broker writes into it
         stored += batch
-    records = MemoryRecords(bytes(stored))
-    batches: deque[Any] = deque()
-    while records.has_next():
-        batches.append(records.next_batch())
-    return Fetched(batches, [], records.size_in_bytes())
+    records = KeptRecords(bytes(stored))
+    return Fetched(deque(stored_batches(records)), [], records.size_in_bytes())
 
 
 async def measure(events: int, rate: int, bad_ratio: float) -> Stages:

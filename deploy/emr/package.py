@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import os
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,8 @@ def install(tree: Path, arch: str) -> None:
 def pip(tree: Path, *arguments: str) -> None:
     """Install into the tree."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", str(tree)]
-    subprocess.run([*command, *arguments], check=True)
+    # Without the compiled part: it would be this machine's.
+    subprocess.run([*command, *arguments], check=True, env=os.environ | {"STREAMPROC_NATIVE": "off"})
 
 
 def pack(tree: Path, archive: Path) -> None:

@@ -158,7 +158,7 @@ def install(packages: list[Locked], target: Target, folder: Path) -> None:
 
 def complete(folder: Path) -> None:
     """Add the project and its topic pages to the packages, and take out what is left out."""
-    ignore = shutil.ignore_patterns("__pycache__")
+    ignore = shutil.ignore_patterns("__pycache__", "*.so")  # compiled for this machine, if at all
     shutil.copytree(ROOT / "streamproc", folder / "streamproc", ignore=ignore)
     shutil.copytree(ROOT / "topics", folder / "streamproc" / "_topics", ignore=ignore)
     (version,) = re.findall(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)

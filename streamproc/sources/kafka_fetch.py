@@ -9,15 +9,18 @@ this module, and ``tests/sources/test_aiokafka_contract.py`` fails when a releas
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
+import aiokafka.consumer.fetcher
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer.fetcher import FetchError, FetchResult
 from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.record.memory_records import MemoryRecords
 
 from streamproc.errors import DependencyError, SourceError
 
@@ -25,6 +28,43 @@ from streamproc.errors import DependencyError, SourceError
 _ABORT = b"\x00\x00"
 
 _BEYOND_ANY_LOG = 1 << 62
+
+#: A record batch begins with its base offset (8 bytes) and its length from there on (4 bytes).
+_BATCH_LENGTH = struct.Struct(">8xi")
+
+
+class KeptRecords(MemoryRecords):  # type: ignore[misc]  # final in its stub, not in fact
+    """A fetch's record batches that keep the bytes they are read from, for the compiled walk over their records."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._data = memoryview(data)
+        self._at = 0
+
+    def next_bytes(self) -> memoryview:
+        """The bytes of the batch that ``next_batch`` gives next."""
+        end = self._at + _BATCH_LENGTH.size + _BATCH_LENGTH.unpack_from(self._data, self._at)[0]
+        found = self._data[self._at : end]
+        self._at = end
+        return found
+
+
+# The fetcher makes them by this name, and has no other place to say so.
+aiokafka.consumer.fetcher.MemoryRecords = KeptRecords
+
+
+class Stored(NamedTuple):
+    """A record batch as aiokafka reads it, and its bytes where they were kept."""
+
+    batch: Any
+    data: memoryview | None
+
+
+def stored_batches(records: Any) -> Iterator[Stored]:
+    """The record batches of aiokafka's ``MemoryRecords``. Raises what it raises on a batch it cannot make out."""
+    while records.has_next():
+        data = records.next_bytes() if isinstance(records, KeptRecords) else None
+        yield Stored(records.next_batch(), data)
 
 
 class Fetched:
@@ -36,30 +76,31 @@ class Fetched:
 
     __slots__ = ("_aborted", "_aborting", "_batches", "size", "through")
 
-    def __init__(self, batches: deque[Any], aborted: list[tuple[int, int]], size: int) -> None:
+    def __init__(self, batches: deque[Stored], aborted: list[tuple[int, int]], size: int) -> None:
         self._batches = batches
         self._aborted = deque(sorted(aborted, key=lambda transaction: transaction[1]))
         self._aborting: set[int] = set()
         self.size = size
-        self.through: int = batches[-1].next_offset - 1 if batches else -1
+        self.through: int = batches[-1].batch.next_offset - 1 if batches else -1
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def next(self) -> tuple[Any, bool]:
+    def next(self) -> tuple[Stored, bool]:
         """The next batch and whether its records are visible to readers of committed data."""
-        batch = self._batches.popleft()
+        stored = self._batches.popleft()
+        batch = stored.batch
         producer = batch.producer_id
         if producer is None:  # a batch of Kafka before 0.11: neither transactions nor control records
-            return batch, True
+            return stored, True
         while self._aborted and self._aborted[0][1] <= batch.base_offset:
             self._aborting.add(self._aborted.popleft()[0])
         if batch.is_control_batch:
             for record in batch:
                 if record.key is not None and record.key[2:4] == _ABORT:
                     self._aborting.discard(producer)
-            return batch, False
-        return batch, not (batch.is_transactional and producer in self._aborting)
+            return stored, False
+        return stored, not (batch.is_transactional and producer in self._aborting)
 
 
 def take(consumer: AIOKafkaConsumer, partition: TopicPartition) -> Fetched | KafkaError | None:
@@ -82,10 +123,8 @@ def take(consumer: AIOKafkaConsumer, partition: TopicPartition) -> Fetched | Kaf
         return None
     fetched = result._partition_records
     records = fetched._records
-    batches: deque[Any] = deque()
     try:
-        while records.has_next():
-            batches.append(records.next_batch())
+        batches = deque(stored_batches(records))
     except CorruptRecordException as corrupt:
         return corrupt
     taken = Fetched(batches, fetched._aborted_transactions, records.size_in_bytes())

@@ -14,12 +14,16 @@ from aiokafka.errors import CorruptRecordException, KafkaError
 
 from streamproc.errors import SourceError, UnexpectedPosition
 from streamproc.model import Partition, RecordBatch
-from streamproc.sources.kafka_fetch import Fetched
+from streamproc.packed import Packed
+from streamproc.sources.kafka_fetch import Fetched, Stored
 from streamproc.sources.kafka_origin import origin_of
+from streamproc.sources.kafka_walk import packed_values
 
 #: What checksum, codecs and record parsing raise on bytes that are not what they should be. The checksum is
 #: the producer's, so a faulty one can send a batch that passes it and still cannot be unpacked.
 _UNREADABLE = (KafkaError, cramjam.DecompressionError, zlib.error, OSError, EOFError, ValueError, IndexError)
+
+_Unpacked = tuple[Sequence[bytes | None], Sequence[int], int]
 
 _NO_COPIES: Mapping[int, int] = {}
 
@@ -83,14 +87,15 @@ class PartitionReader:
         """
         while self._fetched:
             fetched = self._fetched[0]
-            batch, visible = fetched.next()
+            stored, visible = fetched.next()
+            batch = stored.batch
             if not fetched:
                 self._fetched.popleft()
                 self.queued_bytes -= fetched.size
             if batch.next_offset - 1 <= self.seen:
                 continue
             if visible:
-                return self._read(batch)
+                return self._read(stored)
             self._expect(batch.base_offset)
             self.seen = batch.next_offset - 1
             self._skipped_ms = batch.max_timestamp
@@ -100,11 +105,12 @@ class PartitionReader:
             raise self._end
         return None
 
-    def _read(self, batch: Any) -> RecordBatch:
+    def _read(self, stored: Stored) -> RecordBatch:
+        batch = stored.batch
         through: int = batch.next_offset - 1
         try:
             redriven: dict[int, int] = {}
-            values, positions, newest_ms = self._unpack(batch, redriven)
+            values, positions, newest_ms = self._unpack(stored, redriven)
         except _UNREADABLE as error:
             raise SourceError(
                 f"{self.partition}: the record batch that ends at offset {through} cannot be read: {error!r}"
@@ -121,10 +127,13 @@ class PartitionReader:
             values, positions = values[first:], positions[first:]
         return self._hand_out(through, values, positions, newest_ms, redriven)
 
-    def _unpack(self, batch: Any, redriven: dict[int, int]) -> tuple[list[bytes | None], Sequence[int], int]:
+    def _unpack(self, stored: Stored, redriven: dict[int, int]) -> _Unpacked:
         """Values, positions, and the newest timestamp in milliseconds (-1 for none); fills ``redriven``."""
+        batch = stored.batch
         if not batch.validate_crc():
             raise CorruptRecordException("wrong checksum")
+        if (packed := packed_values(stored)) is not None:
+            return packed, range(batch.base_offset, batch.next_offset), batch.max_timestamp
         if batch.producer_id is None:  # Kafka before 0.11: offsets and timestamps are the records' own
             records = list(batch)
             newest_ms = max((record.timestamp or -1 for record in records), default=-1)
@@ -158,7 +167,7 @@ class PartitionReader:
     def _hand_out(
         self,
         through: int,
-        values: list[bytes | None],
+        values: Sequence[bytes | None],
         positions: Sequence[int],
         newest_ms: int,
         redriven: Mapping[int, int] = _NO_COPIES,
@@ -171,7 +180,7 @@ class PartitionReader:
             positions,
             # Producers may leave the timestamp out (-1); then the best that is known is that it is there now.
             received_ms=newest_ms if newest_ms >= 0 else int(time.time() * 1000),
-            size=sum(map(len, filter(None, values))),
+            size=values.size if isinstance(values, Packed) else sum(map(len, filter(None, values))),
             redriven=redriven,
         )
         self.after = self.seen = through

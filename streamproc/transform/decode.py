@@ -10,16 +10,18 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import polars as pl
 
 from streamproc.model import SYSTEM_COLUMNS, RecordBatch
+from streamproc.packed import Records
 from streamproc.topology import Contract
 from streamproc.transform.decode_batch import Batch
 from streamproc.transform.decode_fields import FieldChecks
 from streamproc.transform.decode_json import JsonParser
 from streamproc.transform.decode_rejects import Problem, Reason, reject_frame
+from streamproc.transform.scanner import scanner_of
 from streamproc.transform.weblog_formats import PARSERS as LOG_PARSERS
 
 
@@ -42,11 +44,11 @@ def decode(batches: Sequence[RecordBatch], contract: Contract, visitor_key: byte
     ``event_time`` takes the place of a contract field of that name, and stands behind the fields otherwise.
     Raises ValueError for a contract that reads two types from one key; a loaded topic page has none.
     """
-    values = list(itertools.chain.from_iterable(batch.values for batch in batches))
-    decoded = _decoder(contract, visitor_key).decode(values, _system_columns(batches), _damaged(batches))
-    lost = len(values) - decoded.frame.height - decoded.rejects.height
+    records = Records([batch.values for batch in batches])
+    decoded = _decoder(contract, visitor_key).decode(records, _system_columns(batches), _damaged(batches))
+    lost = len(records) - decoded.frame.height - decoded.rejects.height
     if lost:
-        raise AssertionError(f"decoding lost {lost} of {len(values)} records")
+        raise AssertionError(f"decoding lost {lost} of {len(records)} records")
     return decoded
 
 
@@ -68,18 +70,54 @@ def _decoder(contract: Contract, visitor_key: bytes) -> _Decoder:
     return _Decoder(contract, visitor_key)
 
 
+class _Read(NamedTuple):
+    """What was read of some records: the contract's columns, and the row of each among all records, ascending.
+
+    ``problems``: of those that are in no row of ``columns``, by row among all records. ``escaped_nul``: which of the
+    columns' rows may hold a NUL, ``None`` for none.
+    """
+
+    columns: pl.DataFrame
+    rows: pl.Series
+    problems: dict[int, Problem]
+    escaped_nul: pl.Series | None
+
+
 class _Decoder:
-    """A contract's parser and checks, compiled."""
+    """A contract's scanner, parser and checks, compiled."""
 
     def __init__(self, contract: Contract, visitor_key: bytes) -> None:
         self._contract = contract
+        self._scanner = scanner_of(contract)
         self._parser: Parser = _PARSERS[contract.decoder](contract, visitor_key)
         self._checks = FieldChecks(contract)
 
-    def decode(
-        self, values: Sequence[bytes | None], system: pl.DataFrame, damaged: Mapping[int, Problem]
-    ) -> Decoded:
-        """``system``: the system columns of the records, ``values`` their bytes; ``damaged``: by row."""
+    def decode(self, records: Records, system: pl.DataFrame, damaged: Mapping[int, Problem]) -> Decoded:
+        """``system``: the system columns of the records; ``damaged``: those that are bad whatever they hold."""
+        read = self._read(records, damaged)
+        received = system["received_at"]
+        if len(read.rows) < len(received):
+            received = received.gather(read.rows)
+        columns, broken = self._checks.apply(read.columns, received, read.escaped_nul)
+        problems = read.problems | {read.rows[row]: problem for row, problem in broken.items()}
+        frame = _leave_out(columns, broken).hstack(_leave_out(system, problems))
+        return Decoded(frame, reject_frame(system, records, problems))
+
+    def _read(self, records: Records, damaged: Mapping[int, Problem]) -> _Read:
+        scanned = None if self._scanner is None or damaged else self._scanner.scan(records.packed)
+        if scanned is None:
+            return self._parse(records.values, range(len(records)), damaged)
+        plain = _Read(scanned.columns, _row_numbers(len(records)), {}, None)
+        if not scanned.doubtful:
+            return plain
+        rows = plain.rows.filter(_others(scanned.doubtful, len(records)))
+        doubtful = self._parse([records[row] for row in scanned.doubtful], scanned.doubtful, {})
+        return _merged(plain._replace(rows=rows), doubtful)
+
+    def _parse(
+        self, values: Sequence[bytes | None], rows: Sequence[int], damaged: Mapping[int, Problem]
+    ) -> _Read:
+        """Read records by the parser. ``rows``: of each of ``values`` among all records."""
         original = pl.Series("original", values, dtype=pl.Binary)
         problems = {**self._unreadable(original), **damaged}
         if problems:
@@ -88,15 +126,16 @@ class _Decoder:
         else:
             batch = Batch(values, original)
         columns = self._parser.parse(batch)
-        kept = batch.rows
-
-        received = system["received_at"]
-        if len(kept) < len(received):
-            received = received.gather(kept)
-        columns, broken = self._checks.apply(columns, received, batch.holding(b"\\u0000"))
-        problems |= batch.problems | {kept[row]: problem for row, problem in broken.items()}
-        frame = _leave_out(columns, broken).hstack(_leave_out(system, problems))
-        return Decoded(frame, reject_frame(system, original, problems))
+        problems |= batch.problems
+        if not isinstance(rows, range):
+            problems = {rows[place]: problem for place, problem in problems.items()}
+            return _Read(
+                columns,
+                pl.Series(rows, dtype=pl.UInt32).gather(batch.rows),
+                problems,
+                batch.holding(b"\\u0000"),
+            )
+        return _Read(columns, batch.rows, problems, batch.holding(b"\\u0000"))
 
     def _unreadable(self, original: pl.Series) -> dict[int, Problem]:
         """Records not to be looked into at all."""
@@ -107,6 +146,17 @@ class _Decoder:
         for row in (sizes > limit).arg_true():
             found[row] = Problem(Reason.TOO_LARGE, None, f"{sizes[row]} bytes, {limit} are allowed")
         return found
+
+
+def _merged(plain: _Read, doubtful: _Read) -> _Read:
+    """Both in the order of the records. ``plain`` has no problems, and no escapes."""
+    rows = plain.rows.append(doubtful.rows)
+    order = rows.arg_sort()
+    escaped = doubtful.escaped_nul
+    if escaped is not None:
+        escaped = pl.repeat(False, plain.columns.height, dtype=pl.Boolean, eager=True).append(escaped)[order]
+    columns = pl.concat([plain.columns, doubtful.columns])
+    return _Read(columns[order], rows[order], doubtful.problems, escaped)
 
 
 _REASONS = {str(reason): reason for reason in Reason}
@@ -132,6 +182,10 @@ def _leave_out(frame: pl.DataFrame, rows: Collection[int]) -> pl.DataFrame:
 def _others(rows: Collection[int], height: int) -> pl.Series:
     """The mask of the rows that are not among these."""
     return pl.repeat(True, height, dtype=pl.Boolean, eager=True).scatter(list(rows), False)
+
+
+def _row_numbers(count: int) -> pl.Series:
+    return pl.int_range(count, dtype=pl.UInt32, eager=True)
 
 
 def _system_columns(batches: Sequence[RecordBatch]) -> pl.DataFrame:

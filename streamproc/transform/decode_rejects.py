@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 import polars as pl
@@ -61,10 +61,12 @@ class Problem(NamedTuple):
     detail: str
 
 
-def reject_frame(system: pl.DataFrame, original: pl.Series, problems: Mapping[int, Problem]) -> pl.DataFrame:
+def reject_frame(
+    system: pl.DataFrame, records: Sequence[bytes | None], problems: Mapping[int, Problem]
+) -> pl.DataFrame:
     """Rejects in input order.
 
-    ``system``: the system columns, one row per record; ``original``: its bytes. ``problems``: by row.
+    ``system``: the system columns, one row per record; ``records``: their bytes. ``problems``: by row.
     """
     if not problems:
         return pl.DataFrame(schema=REJECT_SCHEMA)
@@ -76,7 +78,7 @@ def reject_frame(system: pl.DataFrame, original: pl.Series, problems: Mapping[in
             pl.Series("reason", [str(p.reason) for p in found], dtype=pl.String),
             pl.Series("field", [p.field for p in found], dtype=pl.String),
             pl.Series("detail", [p.detail for p in found], dtype=pl.String),
-            original.gather(rows).alias("original"),
+            pl.Series("original", [records[row] for row in rows], dtype=pl.Binary),
         )
         .select(*REJECT_SCHEMA)
     )

@@ -5,13 +5,11 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
-from streamproc.sources.kafka_fetch import Fetched
+from streamproc.sources.kafka_fetch import Fetched, KeptRecords, stored_batches
 
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 
@@ -69,11 +67,8 @@ def resigned(batch: bytes) -> bytes:
 
 def fetched(*batches: bytes, aborted: Sequence[tuple[int, int]] = ()) -> Fetched:
     """The answer of one fetch; ``aborted``: producer and first offset of aborted transactions."""
-    records = MemoryRecords(b"".join(batches))
-    unpacked: deque[Any] = deque()
-    while records.has_next():
-        unpacked.append(records.next_batch())
-    return Fetched(unpacked, list(aborted), records.size_in_bytes())
+    records = KeptRecords(b"".join(batches))
+    return Fetched(deque(stored_batches(records)), list(aborted), records.size_in_bytes())
 
 
 def _signed(batch: bytearray) -> bytes:

@@ -33,6 +33,8 @@ from tests.transform.decoding import (
     reason_of,
 )
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 BASE = {"event_id": "e", "event_time": NOW, "page_url": "http://x/"}
 
 

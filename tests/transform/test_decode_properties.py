@@ -25,6 +25,8 @@ from tests.transform.decoding import (
     outcomes,
 )
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 CONTRACTS = {
     "flat": FLAT,
     "nested": NESTED,
