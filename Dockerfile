@@ -14,10 +14,13 @@ RUN python -m venv /opt/streamproc \
     && /opt/streamproc/bin/pip install --require-hashes --only-binary :all: -r requirements.lock \
     && python -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes --only-binary :all: -r requirements-build.lock
-COPY pyproject.toml README.md LICENSE NOTICE ./
+# For our own compiled part alone, and in this stage alone.
+RUN command -v cc || (apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev)
+COPY pyproject.toml hatch_build.py README.md LICENSE NOTICE ./
+COPY native native
 COPY topics topics
 COPY streamproc streamproc
-RUN /opt/build/bin/hatchling build --target wheel \
+RUN STREAMPROC_NATIVE=required /opt/build/bin/hatchling build --target wheel \
     && /opt/streamproc/bin/pip install --no-deps dist/*.whl \
     && /opt/streamproc/bin/python -m pip check \
     && /opt/streamproc/bin/python -m pip uninstall --yes pip
@@ -34,7 +37,8 @@ ENV PATH=/opt/streamproc/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     STREAMPROC_DATA_DIR=/var/lib/streamproc \
-    STREAMPROC_HEALTH=0.0.0.0:8080
+    STREAMPROC_HEALTH=0.0.0.0:8080 \
+    STREAMPROC_NATIVE=required
 USER 10001:10001
 WORKDIR /var/lib/streamproc
 VOLUME /var/lib/streamproc

@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
+from streamproc import native
 from streamproc.epoch import Epoch
 from streamproc.ops.metrics_now import Listeners, Machine, PartitionState, States, WorkerState
 
@@ -44,7 +45,10 @@ class Metrics:
         registry.register(Machine(volumes or {}))
         registry.register(Listeners(listeners))
         build = Info("streamproc_build", "Version of streamproc and of Python.", registry=registry)
-        build.info({"version": version("streamproc"), "python": platform.python_version()})
+        compiled = "no" if native.records is None else "yes"
+        build.info(
+            {"version": version("streamproc"), "python": platform.python_version(), "compiled": compiled}
+        )
         self._records = Counter(
             "streamproc_records",
             "Records committed, by what became of them: accepted, filtered, rejected, duplicate.",

@@ -21,7 +21,7 @@ import faust
 import structlog
 from faust.app.base import BootStrategy
 
-from streamproc import failpoints
+from streamproc import failpoints, native
 from streamproc.epoch import Epoch
 from streamproc.errors import DependencyError, Fenced
 from streamproc.ledger import Ledger
@@ -146,7 +146,13 @@ class Worker:
             upkeep = asyncio.create_task(self.upkeep.run())
             pump = asyncio.create_task(self._pump(app))
             self.state = "running"
-            log.info("worker_running", stream=self.topology.name, worker=self.settings.worker)
+            compiled = native.records is not None
+            log.info(
+                "worker_running",
+                stream=self.topology.name,
+                worker=self.settings.worker,
+                compiled=compiled,
+            )
             waiting = [
                 asyncio.create_task(ending.wait()),
                 asyncio.create_task(self._ended.wait()),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from streamproc import native
 from streamproc.errors import ConfigError, Mistake
 from streamproc.quantities import Invalid
 from streamproc.redaction import Url
@@ -57,7 +58,7 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str]:
     They are no mistake: Kubernetes sets ``STREAMPROC_PORT`` and the like for a service of that name, and
     topic pages may name variables of their own. Only those close to a known name are returned.
     """
-    known = {variable(key) for key, _ in declared()} | {PREFIX + "CONFIG", PREFIX + "DEBUG"}
+    known = {variable(key) for key, _ in declared()} | {PREFIX + "CONFIG", PREFIX + "DEBUG", native.VARIABLE}
     known |= {f"{variable(key)}_FILE" for key, declaration in declared() if declaration.secret}
     found = {}
     for name in sorted(set(environ) - known):

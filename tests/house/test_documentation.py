@@ -86,7 +86,7 @@ def test_settings_named_in_the_documentation_exist() -> None:
     known = {variable(key) for key, _ in declared()}
     known |= {f"{variable(key)}_FILE" for key, setting in declared() if setting.secret}
     known |= {"STREAMPROC_CONFIG", "STREAMPROC_DEBUG", "STREAMPROC_TEST_BROKER", "STREAMPROC_TEST_DATA"}
-    known |= {"STREAMPROC_KAFKA_CACHE"}
+    known |= {"STREAMPROC_KAFKA_CACHE", "STREAMPROC_NATIVE"}
     named = {
         name for page in PAGES for name in re.findall(r"\bSTREAMPROC_[A-Z0-9_]*[A-Z0-9]\b", page.read_text())
     }
