@@ -27,7 +27,7 @@ struct ArrowArray {
 struct texts *texts_new(size_t capacity)
 {
     struct texts *texts = calloc(1, sizeof *texts);
-    if (texts == NULL || (texts->bytes = malloc(capacity ? capacity : 1)) == NULL) {
+    if (texts == NULL || (texts->bytes = block_take(capacity)) == NULL) {
         free(texts);
         return NULL;
     }
@@ -38,7 +38,7 @@ struct texts *texts_new(size_t capacity)
 void texts_drop(struct texts *texts)
 {
     if (texts != NULL && __atomic_sub_fetch(&texts->references, 1, __ATOMIC_ACQ_REL) == 0) {
-        free(texts->bytes);
+        block_give(texts->bytes);
         free(texts);
     }
 }
@@ -57,22 +57,25 @@ struct column *column_new(enum kind kind, int64_t capacity, struct texts *texts)
         return NULL;
     column->kind = kind;
     column->references = 1;
-    column->validity = calloc(1, (size_t)(capacity + 8) / 8);
-    column->values = calloc(1, bytes_for(kind, capacity) + 1);
+    column->validity = block_take((size_t)(capacity + 7) / 8);
+    column->values = block_take(bytes_for(kind, capacity));
     column->texts = texts;
     __atomic_add_fetch(&texts->references, 1, __ATOMIC_RELAXED);
     if (column->validity == NULL || column->values == NULL) {
         column_drop(column);
         return NULL;
     }
+    memset(column->validity, 0, (size_t)(capacity + 7) / 8);
+    if (kind == BOOLEAN)
+        memset(column->values, 0, bytes_for(kind, capacity));
     return column;
 }
 
 void column_drop(struct column *column)
 {
     if (column != NULL && __atomic_sub_fetch(&column->references, 1, __ATOMIC_ACQ_REL) == 0) {
-        free(column->validity);
-        free(column->values);
+        block_give(column->validity);
+        block_give(column->values);
         texts_drop(column->texts);
         free(column);
     }
@@ -105,11 +108,13 @@ static void append_text(struct column *column, const struct cell *cell)
         length = (int32_t)copy_unescaped(place, text, (size_t)length);
         text = place;
     }
-    memcpy(view, &length, 4);
     if (length <= INLINE) {
+        memset(view, 0, VIEW);
+        memcpy(view, &length, 4);
         memcpy(view + 4, text, (size_t)length);
         return;
     }
+    memcpy(view, &length, 4);
     memcpy(view + 4, text, 4);
     memcpy(view + 8, &buffer, 4);
     memcpy(view + 12, &offset, 4);
@@ -118,12 +123,16 @@ static void append_text(struct column *column, const struct cell *cell)
     texts->used += (size_t)length;
 }
 
-/* A null's value stays what it was allocated as: zero. */
+/* A null's value is zero: a view has to be valid even there. */
 void column_append(struct column *column, const struct cell *cell)
 {
     int64_t row = column->rows;
     if (cell == NULL || !cell->found) {
         column->nulls++;
+        if (column->kind != BOOLEAN) {
+            size_t width = bytes_for(column->kind, 1);
+            memset(column->values + (size_t)row * width, 0, width);
+        }
     } else {
         column->validity[row / 8] |= (uint8_t)(1 << (row % 8));
         switch (column->kind) {

@@ -267,9 +267,6 @@ static PyObject *plan_scan(PyObject *self, PyObject *args)
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t n = 0; n < count; marks += parts[n].count, n++)
             scan_part(&scan, &parts[n], most, columns, marks);
-        uint8_t *kept = realloc(texts->bytes, texts->used + 1);
-        if (kept != NULL)
-            texts->bytes = kept;
         Py_END_ALLOW_THREADS
         wrapped = wrap_columns(columns, plan->columns);
     }
@@ -314,12 +311,15 @@ static PyObject *walk(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "y*i:walk", &payload, &count))
         return NULL;
     PyObject *spans = NULL;
+    long long size = 0;
     /* A record takes seven bytes at least: a count beyond that is not true, and need not be made room for. */
     bool fine = count >= 0 && count <= payload.len / 7;
     if (fine && (spans = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)sizeof(struct span))) != NULL) {
         struct span *place = (struct span *)PyBytes_AsString(spans);
         Py_BEGIN_ALLOW_THREADS
         fine = walk_records(payload.buf, (size_t)payload.len, count, place);
+        for (int n = 0; fine && n < count; n++)
+            size += place[n].length > 0 ? place[n].length : 0;
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&payload);
@@ -327,13 +327,13 @@ static PyObject *walk(PyObject *Py_UNUSED(module), PyObject *args)
         Py_XDECREF(spans);
         Py_RETURN_NONE;
     }
-    return spans;
+    return Py_BuildValue("(NL)", spans, size);
 }
 
 static PyMethodDef functions[] = {
     {"walk", walk, METH_VARARGS,
-     "walk(payload, count) -> spans: int32 start and length (-1: null) of each value of a record batch's records, or\n"
-     "None when they are not as most are: headers, gaps in the offsets, or not so many records."},
+     "walk(payload, count) -> (spans, size): int32 start and length (-1: null) of each value of a record batch's records,\n"
+     "and their bytes together. None when they are not as most are: headers, gaps in the offsets, another number."},
     {NULL, NULL, 0, NULL},
 };
 

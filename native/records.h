@@ -25,6 +25,10 @@ struct span {
  * False when the bytes are not exactly so many records with successive offsets and without headers. */
 bool walk_records(const uint8_t *payload, size_t size, int32_t count, struct span *spans);
 
+/* blocks.c: memory whose contents are whatever was there before; NULL when there is none. */
+void *block_take(size_t size);
+void block_give(void *block);
+
 /* columns.c: columns being filled, and handed over by the Arrow C data interface. */
 
 enum kind {

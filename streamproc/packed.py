@@ -12,14 +12,17 @@ from typing import overload
 class Packed(Sequence[bytes | None]):
     """A sequence of values that makes ``bytes`` of the ones that are asked for.
 
-    ``spans``: int32 pairs, where each value starts in ``payload`` and how long it is; -1 is a null.
+    ``spans``: int32 pairs, where each value starts in ``payload`` and how long it is; -1 is a null. ``size``: bytes of
+    all values.
     """
 
-    __slots__ = ("payload", "spans")
+    __slots__ = ("payload", "size", "spans")
 
-    def __init__(self, payload: bytes, spans: memoryview[int]) -> None:
+    def __init__(self, payload: bytes, spans: memoryview[int], size: int | None = None) -> None:
         self.payload = payload
         self.spans = spans
+        lengths = spans[1::2].tolist() if size is None else []
+        self.size = sum(lengths) + lengths.count(-1) if size is None else size
 
     @classmethod
     def of(cls, values: Sequence[bytes | None]) -> Packed:
@@ -30,13 +33,7 @@ class Packed(Sequence[bytes | None]):
         lengths = [-1 if value is None else len(value) for value in values]
         starts = itertools.accumulate((max(length, 0) for length in lengths), initial=0)
         pairs = zip(starts, lengths, strict=False)  # one start more than there are values
-        return cls(payload, memoryview(array("i", itertools.chain.from_iterable(pairs))))
-
-    @property
-    def size(self) -> int:
-        """Bytes of all values."""
-        lengths = self.spans[1::2]
-        return sum(lengths) + lengths.tolist().count(-1)
+        return cls(payload, memoryview(array("i", itertools.chain.from_iterable(pairs))), len(payload))
 
     def __len__(self) -> int:
         return len(self.spans) // 2

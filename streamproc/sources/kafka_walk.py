@@ -44,5 +44,8 @@ def packed_values(stored: Stored) -> Packed | None:
     if decompress is None:
         return None
     payload = decompress(data[_RECORDS_AT:])
-    spans = native.records.walk(payload, count)
-    return None if spans is None else Packed(payload, memoryview(spans).cast("i"))
+    found = native.records.walk(payload, count)
+    if found is None:
+        return None
+    spans, size = found
+    return Packed(payload, memoryview(spans).cast("i"), size)

@@ -173,9 +173,10 @@ def test_a_span_outside_of_its_payload_is_refused() -> None:
 
 @given(st.binary(max_size=200), st.integers(-1, 40))
 def test_whatever_the_bytes_a_walk_ends_inside_of_them(payload: bytes, count: int) -> None:
-    spans = native.records.walk(payload, count)
-    if spans is not None:
-        packed = Packed(payload, memoryview(spans).cast("i"))
+    found = native.records.walk(payload, count)
+    if found is not None:
+        spans, size = found
+        packed = Packed(payload, memoryview(spans).cast("i"), size)
         assert len(packed) == count
         assert sum(len(value or b"") for value in packed) == packed.size <= len(payload)
 
