@@ -15,9 +15,16 @@ from streamproc.errors import ConfigError, Mistake
 @click.command(name="run")
 @click.argument("streams", nargs=-1, metavar="[STREAM]...")
 @click.option("--agents", metavar="MODULE", help="Also run the Faust agents that MODULE.setup() declares.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes, for machines with many cores. Each has a port of its own, counted up from the setting `health`.",
+)
 @settings_options
 def run_command(
-    streams: tuple[str, ...], agents: str | None, config: Path | None, topics: Path | None
+    streams: tuple[str, ...], agents: str | None, workers: int, config: Path | None, topics: Path | None
 ) -> None:
     """Run the service: consume, transform, fold, commit, until SIGTERM.
 
@@ -34,6 +41,12 @@ def run_command(
         fix = f"Choose among {', '.join(sorted(pages))}"
         raise ConfigError([Mistake("STREAM", f"there is no page named {name}", fix) for name in unknown])
     chosen = {name: page for name, page in pages.items() if not streams or name in streams}
+    if workers > 1:
+        from streamproc.runtimes.processes import run_processes  # noqa: PLC0415 - see below
+
+        given = {"--config": config, "--topics": topics, "--agents": agents}
+        options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+        sys.exit(asyncio.run(run_processes(settings, workers, [*options, *streams])))
 
     # Imported late: they take a second, and wrong arguments should be told at once.
     from streamproc.runtimes.service import serve  # noqa: PLC0415 - see above
