@@ -29,7 +29,7 @@ from streamproc.sinks.lake import ROW_GROUP, object_name
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.summaries_erasure import erase, identifying
-from streamproc.sinks.warehouse import Erases, Warehouse
+from streamproc.sinks.warehouse import Erases, Quarantines, Warehouse
 from streamproc.topology import Topology
 from streamproc.transform import Resources
 from streamproc.transform.enrich import SPECS
@@ -87,7 +87,9 @@ class Eraser:
                 Mistake(f"{page.name}: erasure.columns", "names no column to find visitors by", fix)
             )
         if warehouse is not None and not isinstance(warehouse, Erases):
-            mistakes.append(Mistake("warehouse", "cannot delete a visitor's rows", "Use one in PostgreSQL"))
+            mistakes.append(
+                Mistake("warehouse", "cannot delete a visitor's rows", "Use one in PostgreSQL or Redshift")
+            )
         if mistakes:
             raise ConfigError(mistakes)
         self._page = page
@@ -212,7 +214,7 @@ class Eraser:
                 await compaction.intend(conn, stream, [anew], source)
             stored = await self._store.put(anew.key, await asyncio.to_thread(_encoded, kept))
             written.append(WrittenObject(anew, stored.size, stored.checksum))
-            if self._warehouse is not None and plan.kind == "events":
+            if self._warehouse is not None and plan.kind == "events" and not await self._put_aside(plan.key):
                 assert isinstance(self._warehouse, Erases)
                 await self._warehouse.merged([anew.key])
         failpoint("erase.put")
@@ -231,6 +233,12 @@ class Eraser:
             return
         assert self._store is not None
         await Loader(self._ledger, self._warehouse, self._store).run_once()
+
+    async def _put_aside(self, key: str) -> bool:
+        """Whether the warehouse has none of the object's rows, so that the new one is to be loaded in its place."""
+        if not isinstance(self._warehouse, Quarantines):
+            return False
+        return key in {each.key for each in await self._warehouse.quarantined()}
 
     async def _erase_rows(self, values: Sequence[str], report: ErasureReport) -> None:
         """The warehouse, and the tables: rows that came from what the lake no longer has."""

@@ -222,6 +222,16 @@ def record(stream: str, objects: Sequence[CommittedObject]) -> Iterator[str]:
         yield f'INSERT INTO {LOADS} (stream, "key", "rows") VALUES {part}'
 
 
+def record_merged(stream: str, keys: Sequence[str]) -> list[str]:
+    """Statements that note the keys as loaded without rows; those that are noted so already too."""
+    again = [
+        f'DELETE FROM {LOADS} WHERE stream = {literal(stream)} AND "rows" = 0 AND "key" IN ({part})'
+        for part in _parts(map(literal, keys))
+    ]
+    values = (f"({literal(stream)}, {literal(key)}, 0)" for key in keys)
+    return again + [f'INSERT INTO {LOADS} (stream, "key", "rows") VALUES {part}' for part in _parts(values)]
+
+
 def record_problem(stream: str, key: str, problem: str) -> str:
     """Note the object as put aside: without rows, and not to be loaded."""
     values = f"({literal(stream)}, {literal(key)}, 0, {prose(problem, 2000)})"
@@ -273,6 +283,13 @@ def delete_rows(stream: str, rows: Sequence[Rows]) -> Iterator[str]:
     )
     for part in _parts(conditions, " OR "):
         yield f"DELETE FROM {table(stream)} WHERE {part}"
+
+
+def visitors_rows(stream: str, columns: Sequence[str], values: Sequence[str]) -> Iterator[str]:
+    """``FROM ... WHERE``, for the rows in which one of the columns is one of the values."""
+    for part in _parts(map(any_text, values)):
+        theirs = " OR ".join(f"{identifier(column)} IN ({part})" for column in columns)
+        yield f"FROM {table(stream)} WHERE {theirs}"
 
 
 def adopt(stream: str, replay: str, columns: Sequence[str]) -> list[str]:

@@ -150,6 +150,25 @@ class RedshiftWarehouse:
             raise self._unexpected(error, statements) from error
         return True
 
+    async def merged(self, keys: Sequence[str]) -> None:
+        """See :meth:`streamproc.sinks.warehouse.Merges.merged`."""
+        await self._do([sql.LOCK, *sql.record_merged(self._stream, keys)])
+
+    async def erase(self, columns: Sequence[str], values: Sequence[str], *, dry: bool = False) -> int:
+        """See :meth:`streamproc.sinks.warehouse.Erases.erase`; so many values that their statements do not fit
+        into a transaction take several, each of which can be run again.
+        """
+        there = await self._columns(self._stream)
+        named = [column for column in columns if column in there]
+        if not named:
+            return 0
+        rows = 0
+        for theirs in sql.visitors_rows(self._stream, named, values):
+            delete = [] if dry else [f"DELETE {theirs}"]
+            _, [(count,)], *_ = await self._ask([sql.LOCK, f"SELECT count(*) {theirs}", *delete])
+            rows += _integer(count)
+        return rows
+
     async def remove(self) -> None:
         """See :meth:`streamproc.sinks.warehouse.Swaps.remove`."""
         if await self._columns("loads"):

@@ -97,3 +97,36 @@ def test_check_says_whether_it_answers(shop: Shop, api: FakeDataApi) -> None:
     found = {each["what"]: each for each in shop.json("check", code=None)["checks"]}
     assert not found["warehouse"]["ok"]
     assert "database does not exist" in found["warehouse"]["problem"]
+
+
+def test_what_is_merged_is_not_loaded_again_and_what_was_put_aside_is_not_merged(
+    shop: Shop, api: FakeDataApi, postgres: str
+) -> None:
+    for position in range(3):
+        shop.commit(0, [position])
+    shop.commit(0, [200])
+    assert shop.json("lake", "compact")["streams"][0]["waiting"] == {"the warehouse has not loaded it yet": 1}
+    api.engine.fail.append(("COPY", "Spectrum Scan Error. Bad object"))
+    api.engine.fail += [("COPY", "Spectrum Scan Error. Bad object")] * 2  # alone too
+    shop.call("warehouse", "load")
+    [status] = shop.json("warehouse", "status")["streams"]
+    assert len(status["quarantined"]) == 1
+    assert shop.json("lake", "compact")["streams"][0]["waiting"] == {
+        "the warehouse has put an object of it aside": 1
+    }
+    assert shop.json("warehouse", "load", "--retry-quarantined")["loaded"][0]["rows"] == 1
+    assert shop.json("lake", "compact")["streams"][0]["runs"] == 1
+    assert shop.json("warehouse", "load")["loaded"][0]["rows"] == 0
+    assert query(postgres, "SELECT position FROM warehouse.shop ORDER BY 1") == [(0,), (1,), (2,), (200,)]
+
+
+def test_a_visitor_is_erased_there_too(shop: Shop, api: FakeDataApi, postgres: str) -> None:
+    file = shop.pages / "shop.toml"
+    file.write_text(file.read_text() + '\n[erasure]\ncolumns = ["kind"]\n')
+    shop.commit(0, [0, 1])
+    shop.call("warehouse", "load")
+    assert shop.json("privacy", "erase", "shop", "nobody")["warehouse_rows"] == 0
+    erased = shop.json("privacy", "erase", "shop", "view")
+    assert (erased["lake_rows"], erased["warehouse_rows"]) == (2, 2)
+    assert query(postgres, "SELECT count(*) FROM warehouse.shop") == [(0,)]
+    assert shop.json("warehouse", "load")["loaded"][0]["rows"] == 0

@@ -13,7 +13,7 @@ import pytest
 from streamproc.errors import ConfigError, Inconsistent
 from streamproc.model import CommittedObject, PlannedObject
 from streamproc.sinks.loader import Loader, LoadLimits
-from streamproc.sinks.warehouse import LoadReport, Rows, Swaps, Warehouse
+from streamproc.sinks.warehouse import Erases, LoadReport, Merges, Rows, Swaps, Warehouse
 from streamproc.topology import HOUR
 from tests.sinks.topologies import COLUMNS, events
 from tests.sinks.warehouses import Backend, ListedObjects, opened_backend, put
@@ -200,3 +200,38 @@ async def test_a_removed_stream_is_gone_and_the_others_stay(backend: Backend, wa
     assert (await warehouse.status()).rows == 1
     assert await other.missing([objects[0].plan.key]) == {objects[0].plan.key}
     assert backend.query("SELECT to_regclass('warehouse.orders') IS NULL") == [(True,)]
+
+
+async def test_an_object_made_of_loaded_ones_counts_as_loaded_without_rows(
+    backend: Backend, warehouse: Warehouse
+) -> None:
+    objects = await put(backend.store, events(NOON, NOON))
+    await warehouse.load(objects, backend.store)
+    [merged] = await put(backend.store, events(NOON, NOON))
+    assert isinstance(warehouse, Merges)
+    for _ in range(2):  # the first may have been killed before it heard the answer
+        await warehouse.merged([merged.plan.key, "lake/clicks/never-listed.parquet"])
+    assert await warehouse.load([*objects, merged], backend.store) == LoadReport(0, 0)
+    status = await warehouse.status()
+    assert (status.objects, status.rows) == (1, 2)
+    assert backend.query("SELECT count(*) FROM warehouse.clicks") == [(2,)]
+    query = "SELECT count(*), count(DISTINCT key) FROM warehouse.loads"
+    assert backend.query(query) == [(3, 3)]
+
+
+async def test_visitors_rows_are_erased_and_nobody_elses(backend: Backend, warehouse: Warehouse) -> None:
+    await warehouse.ensure({**COLUMNS, "visitor": pl.String(), "friend": pl.String()})
+    odd = ["it's", "b\\'; DROP TABLE x --", "%", "\u00e9\u2603"]
+    rows = events(*[NOON] * 8).with_columns(
+        visitor=pl.Series(["ann", "bob", None, "ann-marie", *odd]),
+        friend=pl.Series([None, "ann", "ann", None, *["bob"] * 4]),
+    )
+    await warehouse.load(await put(backend.store, rows), backend.store)
+    assert isinstance(warehouse, Erases)
+    columns = ["visitor", "friend"]
+    assert await warehouse.erase(columns, ["ann", "nobody"], dry=True) == 3
+    assert backend.query("SELECT count(*) FROM warehouse.clicks") == [(8,)]
+    assert await warehouse.erase(columns, ["ann", "nobody"]) == 3
+    assert await warehouse.erase(columns, odd) == 4
+    assert backend.query("SELECT visitor FROM warehouse.clicks") == [("ann-marie",)]
+    assert await warehouse.erase(columns, ["ann"]) == 0
