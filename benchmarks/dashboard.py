@@ -28,7 +28,8 @@ import psycopg
 from playwright.sync_api import Browser, Page
 
 from streamproc.dashboard.catalog import explorable
-from streamproc.dashboard.explore import chart, read_choice, rows
+from streamproc.dashboard.choice import read_choice
+from streamproc.dashboard.explore import chart, rows
 from streamproc.embedded.postgres import start_postgres
 from streamproc.ledger import Ledger
 from streamproc.sinks.summaries_layout import Layout

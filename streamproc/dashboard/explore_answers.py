@@ -9,7 +9,8 @@ from typing import Any
 
 from streamproc.dashboard import charts, markup
 from streamproc.dashboard.catalog import Column, marked
-from streamproc.dashboard.explore import Choice
+from streamproc.dashboard.choice import Choice
+from streamproc.dashboard.explore import BARS, SERIES
 from streamproc.dashboard.reading import Answer
 
 
@@ -75,6 +76,29 @@ def about(choice: Choice) -> str:
     if choice.table.table.window.kind == "hopping" and choice.step != choice.table.table.window.hop:
         parts.append("Windows overlap; only every one that follows the last is counted")
     return escape(". ".join(parts) + ".")
+
+
+def chart_title(choice: Choice) -> str:
+    """The heading of the chart, as HTML."""
+    column = choice.table.measure(choice.charted)
+    error = f" · ≈ {column.error}" if marked(column) else ""
+    peak = " · peak of a row" if not column.additive and choice.merges else ""
+    by = " by " + ", ".join(choice.by) if choice.by else ""
+    step = f" per {choice.grain}" if choice.grain else ""
+    note = ""
+    if choice.by or not choice.grain:
+        note = f" · the biggest {SERIES} groups" if choice.grain else f" · the biggest {BARS}"
+    return (
+        f"<h2>{escape(column.name)}{escape(by + step)}</h2>"
+        f'<p class="sub">{escape(column.comment + error + peak)}{note}</p>'
+    )
+
+
+def chart_options(choice: Choice, answer: Answer, open_from: datetime | None) -> dict[str, Any]:
+    """The chart: lines over time, bars without it."""
+    if choice.grain:
+        return charts.lines(series(answer), open_from, choice.until)
+    return charts.bars([(label(row[:-1]), plain(row[-1])) for row in answer.rows])
 
 
 def series(answer: Answer) -> charts.Series:

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
 from nicegui import events, ui
 from starlette.requests import Request
 
-from streamproc.dashboard import charts, markup
 from streamproc.dashboard import explore_answers as answers
-from streamproc.dashboard.catalog import marked
-from streamproc.dashboard.explore import (
-    PAGE,
-    RANGES,
-    Choice,
-    chart,
-    cursor,
-    read_choice,
-    rows,
-)
+from streamproc.dashboard import markup
+from streamproc.dashboard.choice import Choice, read_choice
+from streamproc.dashboard.explore import PAGE, chart, cursor, rows
+from streamproc.dashboard.explore_controls import Controls
+from streamproc.dashboard.groups import KEPT, Row, Whole
 from streamproc.dashboard.reading import Answer, Question, explain
 from streamproc.dashboard.shell import Site, Stream, frame, keep_fresh, pulse
 from streamproc.errors import StreamprocError
 
 #: Seconds between two looks at the first page of a range that ends now.
 REFRESH = 10.0
-_OWN = "from … to"
+
+_LONGER = "Choose a longer range, or another table: windows count from their start."
 
 
 class Explorer:
@@ -38,20 +33,26 @@ class Explorer:
 
     def __init__(self, stream: Stream, choice: Choice) -> None:
         self.stream = stream
-        self.choice = choice
+        self._controls = Controls(stream, choice, self._begin)
         self._pages: list[str | None] = [None]
         self._next: str | None = None
         self._busy = asyncio.Lock()
+        self._as_of: datetime | None = None
         self._shown = False
+        self._looked = 0.0
         self._drawn: Question | None = None
 
-    # Building -------------------------------------------------------------------------------------------------
+    @property
+    def choice(self) -> Choice:
+        """What the viewer has chosen."""
+        return self._controls.choice
 
     def build(self, banner: ui.html) -> None:
         """Put the page's elements down."""
         self._banner = banner
         with ui.element("section").classes("card").props('aria-label="What to show"'):
-            self._controls()
+            self._controls.build()
+            self._about = ui.html("", sanitize=False).classes("sub").style("margin: .6rem 0 0")
         with ui.element("section").classes("card"):
             self._title = ui.html("", sanitize=False)
             self._chart = (
@@ -82,165 +83,63 @@ class Explorer:
             ui.html(escape(text), sanitize=False, tag="span")
         return button
 
-    def _controls(self) -> None:
-        choice = self.choice
-        with ui.element("div").classes("controls"):
-            self._table = ui.select(
-                {n: n.replace("_", " ") for n in self.stream.tables}, label="Table", value=choice.table.name
-            ).on_value_change(self._another_table)
-            self._measures = ui.select(
-                [c.name for c in choice.table.measures],
-                label="Measures",
-                value=list(choice.measures),
-                multiple=True,
-            ).on_value_change(lambda e: self._change(measures=self._in_order(e.value, measures=True)))
-            self._by = ui.select(
-                list(choice.table.dimensions),
-                label="By",
-                value=list(choice.by),
-                multiple=True,
-                clearable=True,
-            ).on_value_change(lambda e: self._change(by=self._in_order(e.value or [], measures=False)))
-            self._grain = ui.select(self._grains(), label="Time step", value=choice.grain).on_value_change(
-                lambda e: self._change(grain=e.value)
-            )
-            self._range = ui.select(
-                [*RANGES, _OWN], label="Range", value=choice.range or _OWN
-            ).on_value_change(self._another_range)
-            self._moments = [
-                self._moment(label, moment)
-                for label, moment in (("From", choice.since), ("To", choice.until))
-            ]
-        for select in (self._table, self._measures, self._by, self._grain, self._range):
-            select.props("outlined dense options-dense")
-        self._show_moments()
-        self._about = ui.html("", sanitize=False).classes("sub").style("margin: .6rem 0 0")
-
-    def _moment(self, label: str, moment: datetime) -> tuple[ui.element, ui.element]:
-        """A point in time, entered and shown in the viewer's zone."""
-        with ui.element("label").classes("field") as field:
-            ui.html(label, sanitize=False, tag="span")
-            entry = ui.element("input").props('type="datetime-local"')
-        entry.on(
-            "change",
-            lambda e, end=label: self._moved(end, e.args),
-            js_handler="e => { const d = new Date(e.target.value); if (!isNaN(d)) emit(d.toISOString()) }",
-        )
-        return field, entry
-
-    def _show_moments(self) -> None:
-        for (field, entry), moment in zip(self._moments, (self.choice.since, self.choice.until), strict=True):
-            field.set_visibility(not self.choice.range)
-            ui.run_javascript(
-                f"setTimeout(() => showMoment(document.getElementById('c{entry.id}'), '{moment.isoformat()}'), 0)"
-            )
-
-    def _grains(self) -> dict[str, str]:
-        return {**{name: f"per {name}" for name in self.choice.table.grains}, "": "whole range"}
-
-    # Changes of the choice ------------------------------------------------------------------------------------
-
-    def _in_order(self, names: Sequence[str], *, measures: bool) -> tuple[str, ...]:
-        table = self.choice.table
-        offered = [c.name for c in table.measures] if measures else table.dimensions
-        return tuple(name for name in offered if name in names)
-
-    async def _another_table(self, event: events.ValueChangeEventArguments[Any]) -> None:
-        if event.value == self.choice.table.name:
-            return
-        now = await self._now()
-        given = {"table": event.value, "range": self.choice.range or "24 hours"}
-        choice = read_choice(given, self.stream.tables, now)
-        if not self.choice.range:
-            choice = replace(choice, range="", since=self.choice.since, until=self.choice.until)
-        self.choice = choice
-        self._measures.set_options([c.name for c in choice.table.measures], value=list(choice.measures))
-        self._by.set_options(list(choice.table.dimensions), value=list(choice.by))
-        self._grain.set_options(self._grains(), value=choice.grain)
-        await self._begin()
-
-    async def _another_range(self, event: events.ValueChangeEventArguments[Any]) -> None:
-        if event.value == _OWN:
-            await self._change(range="")
-        else:
-            until = await self._now() + timedelta(microseconds=1)
-            await self._change(range=event.value, since=until - RANGES[event.value], until=until)
-        self._show_moments()
-
-    async def _moved(self, end: str, text: str) -> None:
-        moment = datetime.fromisoformat(text).astimezone(UTC)
-        await self._change(**{"since" if end == "From" else "until": moment})
-
-    async def _change(self, **parts: Any) -> None:
-        if parts.get("measures") == ():
-            self._where.content = "Choose at least one measure."
-            return
-        changed = replace(self.choice, **parts)
-        if changed.order not in changed.columns:
-            changed = replace(changed, order=changed.keys[0] if changed.grain else changed.measures[0])
-        if changed != self.choice:
-            self.choice = changed
-            await self._begin()
-
     async def _sort(self, event: events.GenericEventArguments) -> None:
         column = event.args
         if column in self.choice.columns:
             descending = not self.choice.descending if column == self.choice.order else True
-            await self._change(order=column, descending=descending)
+            await self._controls.change(order=column, descending=descending)
 
     async def _previous(self) -> None:
         if len(self._pages) > 1:
             self._pages.pop()
-            await self.show(draw=False)
+            await self.show()
 
     async def _following(self) -> None:
         if self._next is not None:
             self._pages.append(self._next)
-            await self.show(draw=False)
+            await self.show()
 
     async def _begin(self) -> None:
         self._pages = [None]
         ui.navigate.history.replace(f"/explore?stream={self.stream.topology.name}&{self.choice.address()}")
         await self.show()
 
-    async def _now(self) -> datetime:
-        seen = await self.stream.snapshot.get()
-        return (seen.value.now if seen.value else None) or datetime.now(UTC)
-
-    # Showing --------------------------------------------------------------------------------------------------
-
     async def tick(self) -> None:
-        """Look again, if the viewer is where news appear."""
+        """Look again, if there may be news and the viewer is where they appear."""
         seen = await self.stream.snapshot.get()
         committed = seen.value.committed_at if seen.value else None
         ui.run_javascript(pulse(committed, well=seen.problem is None))
-        if not self._shown or (self.choice.range and len(self._pages) == 1 and not self._busy.locked()):
-            await self._look_again()
+        news = committed != self._as_of or time.monotonic() - self._looked > KEPT
+        self._as_of = committed
+        follows = self.choice.range and len(self._pages) == 1 and not self._busy.locked()
+        if not self._shown or (news and follows):
+            await self._controls.up_to_now()
+            await self.show()
 
-    async def _look_again(self) -> None:
-        if self.choice.range:
-            until = await self._now() + timedelta(microseconds=1)
-            self.choice = replace(self.choice, since=until - RANGES[self.choice.range], until=until)
-        await self.show()
-
-    async def show(self, *, draw: bool = True) -> None:
+    async def show(self) -> None:
         """Ask, and show the answer or why there is none."""
         async with self._busy:
-            choice = self.choice
-            wanted = chart(choice)
-            draw = draw and wanted != self._drawn
-            drawing = asyncio.create_task(self.stream.reader.ask(wanted)) if draw else None
+            choice, self._looked = self.choice, time.monotonic()
+            drawing: asyncio.Task[Answer] | None = None
             try:
-                found = await self.stream.reader.ask(rows(choice, self._pages[-1]))
+                whole = await self.stream.groups.of(choice, self._as_of) if choice.merges else None
+                small = whole is not None and whole.complete
+                wanted = None if small else chart(choice)
+                if wanted is not None and wanted != self._drawn:
+                    drawing = asyncio.create_task(self.stream.reader.ask(wanted))
+                page = await self._page(choice, whole)
                 newest = (await self.stream.snapshot.get()).value
                 open_from = answers.open_from(choice, newest.watermark if newest else None)
-                self._fill(choice, found, open_from)
-                if drawing is not None:
+                self._fill(choice, page, open_from)
+                if whole is not None and small:
+                    self._draw(choice, whole.drawn(choice), open_from)
+                elif drawing is not None:
                     self._draw(choice, await drawing, open_from)
-                    self._drawn = wanted
+                self._drawn = wanted
             except StreamprocError as error:
                 headline, text = explain(error)
                 self._banner.content = markup.banner("broken", headline + ".", text)
+                self._shown = False
             else:
                 self._shown = True
                 self._banner.content = ""
@@ -248,9 +147,16 @@ class Explorer:
                 if drawing is not None:
                     drawing.cancel()
 
-    def _fill(self, choice: Choice, found: Answer, open_from: datetime | None) -> None:
-        shown = found.rows[:PAGE]
-        self._next = cursor(choice, shown[-1]) if len(found.rows) > PAGE else None
+    async def _page(self, choice: Choice, whole: Whole | None) -> Sequence[Row]:
+        """The rows of the page and one, to see whether there are more."""
+        first = (len(self._pages) - 1) * PAGE
+        if whole is not None and (whole.complete or (not first and whole.in_order_of(choice))):
+            return whole.page(choice, first, PAGE + 1)
+        return (await self.stream.reader.ask(rows(choice, self._pages[-1]))).rows
+
+    def _fill(self, choice: Choice, found: Sequence[Row], open_from: datetime | None) -> None:
+        shown = found[:PAGE]
+        self._next = cursor(choice, shown[-1]) if len(found) > PAGE else None
         columns = {column.name: column for column in choice.table.measures}
         numeric = {len(choice.keys) + place for place in range(len(choice.measures))}
         self._head.content = "".join(
@@ -260,14 +166,7 @@ class Explorer:
         self._body.content = markup.body(
             [answers.row(choice, row, columns, open_from) for row in shown], numeric
         )
-        self._none.content = (
-            ""
-            if shown
-            else markup.empty(
-                "No rows in this range",
-                "Choose a longer range, or another table: windows count from their start.",
-            )
-        )
+        self._none.content = "" if shown else markup.empty("No rows in this range", _LONGER)
         page = len(self._pages)
         for button, usable in ((self._back, page > 1), (self._on, self._next is not None)):
             button.props(remove="disabled") if usable else button.props("disabled")
@@ -281,27 +180,8 @@ class Explorer:
         self._about.content = answers.about(choice)
 
     def _draw(self, choice: Choice, answer: Answer, open_from: datetime | None) -> None:
-        column = choice.table.measure(choice.charted)
-        error = f" · ≈ {column.error}" if marked(column) else ""
-        peak = " · peak of a row" if not column.additive and choice.merges else ""
-        by = " by " + ", ".join(choice.by) if choice.by else ""
-        step = f" per {choice.grain}" if choice.grain else ""
-        note = (
-            "the biggest 6 groups"
-            if choice.grain and choice.by
-            else "the biggest 15"
-            if not choice.grain
-            else ""
-        )
-        self._title.content = (
-            f"<h2>{escape(column.name)}{escape(by + step)}</h2>"
-            f'<p class="sub">{escape(column.comment + error + peak)}{" · " + note if note else ""}</p>'
-        )
-        if choice.grain:
-            series = answers.series(answer)
-            options = charts.lines(series, open_from, choice.until)
-        else:
-            options = charts.bars([(answers.label(row[:-1]), answers.plain(row[-1])) for row in answer.rows])
+        self._title.content = answers.chart_title(choice)
+        options = answers.chart_options(choice, answer, open_from)
         self._chart.set_visibility(bool(answer.rows))
         if options != self._chart.options:
             self._chart.options.clear()

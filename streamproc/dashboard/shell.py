@@ -19,6 +19,7 @@ from starlette.requests import Request
 from streamproc.dashboard import markup
 from streamproc.dashboard.access import SESSION
 from streamproc.dashboard.catalog import Explorable
+from streamproc.dashboard.groups import Groups
 from streamproc.dashboard.live import Live, Snapshot
 from streamproc.dashboard.pipeline_view import PipelineSnapshot
 from streamproc.dashboard.reading import Reader, Seen, Shared, explain
@@ -32,8 +33,8 @@ PAGES = {"/": "Live", "/explore": "Explore", "/pipeline": "Pipeline"}
 #: Seconds without a commit after which a page says so.
 STALE = 60.0
 
-#: Seconds for which a page that is asked for waits for its numbers.
-PATIENCE = 0.5
+#: Seconds for which a page that is asked for waits for its numbers: within, they come with it, and need no second way.
+PATIENCE = 0.15
 
 _MARK = (
     '<svg viewBox="0 0 24 24" aria-hidden="true"><path fill="none" stroke="var(--accent)" stroke-width="2.4" '
@@ -48,6 +49,7 @@ class Stream:
     topology: Topology
     reader: Reader
     tables: Mapping[str, Explorable]
+    groups: Groups
     live: Live
     snapshot: Shared[Snapshot]
     pipeline: Shared[PipelineSnapshot]

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamproc.dashboard.catalog import ROWS, explorable
-from streamproc.dashboard.explore import PAGE, Choice, chart, cursor, everything, read_choice, rows
+from streamproc.dashboard.choice import Choice, read_choice
+from streamproc.dashboard.explore import PAGE, chart, cursor, everything, rows
 from streamproc.dashboard.reading import Reader, read_only
 from streamproc.database import Database
 from streamproc.errors import DependencyError, LedgerError
