@@ -7,7 +7,7 @@ clock, so a page of old events reads as it did when they were new, and says how 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from psycopg import sql
 
 from streamproc.dashboard.catalog import error_of
+from streamproc.dashboard.live_panels import TOLD, Counting, Ranking, panels
 from streamproc.dashboard.reading import Question, Reader
 from streamproc.sinks.summaries_layout import Layout
 from streamproc.tables.sketches import sketching
-from streamproc.topology import HOUR, MINUTE, Measure, Table, Topology
+from streamproc.topology import Table, Topology
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -28,88 +29,6 @@ MINUTES, EARLIER = 60, 3
 RANKED, SESSIONS = 8, 8
 #: Sessions that began this much before now are in the funnel.
 FUNNEL_SPAN = timedelta(hours=24)
-
-#: Ranking → columns that can carry it, the better first. Without a value: whether it is shown.
-_RANKINGS: Mapping[str, tuple[tuple[str, ...], bool]] = {
-    "Top pages": (("path", "page_path"), False),
-    "Referrers": (("referrer_source", "referrer_medium"), True),
-    "Campaigns": (("utm_campaign",), False),
-    "Countries": (("country",), True),
-    "Devices": (("device_class",), True),
-}
-
-#: Columns of the newest sessions that are worth a place, as far as a page has them.
-_TOLD = ("landing_page", "exit_page", "referrer_medium", "utm_campaign", "country", "device_class")
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """The biggest values of ``column`` in ``table`` by its ``measure``. ``blank``: whether null counts."""
-
-    title: str
-    table: Table
-    column: str
-    measure: Measure
-    blank: bool
-
-    @property
-    def span(self) -> timedelta:
-        """How far back it looks: an hour; two windows where windows are longer."""
-        return timedelta(microseconds=HOUR if self.table.window.size < HOUR else 2 * self.table.window.size)
-
-
-class Counting(NamedTuple):
-    """A measure and its table."""
-
-    table: Table
-    measure: Measure
-
-
-@dataclass(frozen=True, slots=True)
-class Panels:
-    """What a topic page has for the page *Live*; ``None`` where it has nothing."""
-
-    views: Counting | None
-    visitors: Counting | None
-    rankings: Sequence[Ranking]
-    sessions: Table | None
-    funnel: Counting | None
-
-
-def panels(topology: Topology) -> Panels:
-    """The tables that answer best: shortest windows, then fewest columns."""
-    windowed = sorted(
-        (t for t in topology.tables if t.window.kind != "session"), key=lambda t: (t.window.size, len(t.by))
-    )
-    tumbling = [t for t in windowed if t.window.kind == "tumbling"]
-    sessions = [t for t in topology.tables if t.window.kind == "session"]
-    counted = [Counting(t, m) for t in tumbling for m in t.measures if m.kind == "count"]
-    views = [c for c in counted if c.table.window.size <= 5 * MINUTE]
-    pages = [c for c in views if "page_view" in (c.table.where or "") or c.measure.name == "views"]
-    visitors = [
-        Counting(t, m)
-        for t in sorted(windowed, key=lambda t: (t.window.kind != "hopping", t.window.size, len(t.by)))
-        for m in t.measures
-        if m.kind in {"approx_distinct", "distinct"} and t.window.size <= HOUR and not m.where
-    ]
-    funnels = [Counting(t, m) for t in sessions for m in t.measures if m.kind == "funnel"]
-    return Panels(
-        next(iter([*pages, *views]), None),
-        next(iter(visitors), None),
-        list(_rankings(counted)),
-        max(sessions, key=lambda t: sum(m.name in _TOLD for m in t.measures), default=None),
-        next(iter(funnels), None),
-    )
-
-
-def _rankings(counted: Iterable[Counting]) -> Iterable[Ranking]:
-    counted = list(counted)
-    for title, (columns, blank) in _RANKINGS.items():
-        for column in columns:
-            found = next((c for c in counted if column in c.table.by), None)
-            if found is not None:
-                yield Ranking(title, found.table, column, found.measure, blank)
-                break
 
 
 class Minute(NamedTuple):
@@ -286,7 +205,7 @@ class Live:
         if table is None:
             return (), ()
         names = {m.name for m in table.measures}
-        columns = ["session_start", "session_end", *(n for n in _TOLD if n in names and n != "exit_page")]
+        columns = ["session_start", "session_end", *(n for n in TOLD if n in names and n != "exit_page")]
         columns += [n for n in ("pages", "events", "revenue") if n in names][:2]
         statement = sql.SQL("SELECT {} FROM {} ORDER BY session_start DESC LIMIT %(limit)s").format(
             sql.SQL(", ").join(map(sql.Identifier, columns)), self._name(table)

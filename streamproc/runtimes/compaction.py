@@ -28,7 +28,7 @@ from streamproc.model import Partition, PlannedObject, WrittenObject
 from streamproc.sinks.lake import object_name
 from streamproc.sinks.merging import compatible, first_positions, merge
 from streamproc.sinks.object_store import ObjectStore
-from streamproc.sinks.warehouse import Merges, Warehouse
+from streamproc.sinks.warehouse import Merges, Quarantines, Warehouse
 from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)
@@ -38,6 +38,11 @@ _PARALLEL = 4
 
 #: Bytes of a merged object.
 TARGET = 128 * 1024 * 1024
+
+_AGAIN = "it would load their rows again"
+_ELSEWHERE = (
+    "Compact where the loader runs; without a warehouse write sinks.warehouse = false in the topic page"
+)
 
 #: One compactor of a stream at a time. Not for safety, see :mod:`streamproc.ledger.compaction`: for the work.
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('streamproc compactor ' || %(stream)s, 0))"
@@ -88,7 +93,8 @@ class CompactionReport:
 class Compactor:
     """Compacts the lake of one stream. ``warehouse``: where its events are loaded, if they are.
 
-    Raises :class:`ConfigError` when the warehouse cannot be told of merged objects.
+    Raises :class:`ConfigError` when the warehouse cannot be told of merged objects, or the page has one and it
+    is not known here: a loader elsewhere would load what was merged again.
     """
 
     def __init__(
@@ -99,9 +105,12 @@ class Compactor:
         warehouse: Warehouse | None,
         limits: CompactionLimits | None = None,
     ) -> None:
+        if warehouse is None and page.sinks.warehouse:
+            problem = f"{page.name} is loaded into a warehouse, and none is set here: {_AGAIN}"
+            raise ConfigError([Mistake("warehouse", problem, _ELSEWHERE)])
         if warehouse is not None and not isinstance(warehouse, Merges):
-            problem = "cannot be told that objects of the lake were merged: it would load their rows again"
-            raise ConfigError([Mistake("warehouse", problem, "Use one in PostgreSQL, or do not compact")])
+            problem = f"cannot be told that objects of the lake were merged: {_AGAIN}"
+            raise ConfigError([Mistake("warehouse", problem, "Use one in PostgreSQL or Redshift")])
         self._page = page
         self._ledger = ledger
         self._store = store
@@ -172,7 +181,14 @@ class Compactor:
             events = [each.committed.plan.key for each in found if each.committed.plan.kind == "events"]
             if await self._warehouse.missing(events):
                 return "the warehouse has not loaded it yet"
-        with tempfile.TemporaryDirectory(prefix="streamproc-compact-") as scratch:
+            if isinstance(self._warehouse, Quarantines):
+                aside = {each.key for each in await self._warehouse.quarantined()}
+                if not aside.isdisjoint(events):
+                    return "the warehouse has put an object of it aside"
+        with tempfile.TemporaryDirectory(
+            prefix="streamproc-compact-",
+            ignore_cleanup_errors=True,  # cancelled, a thread may still write there
+        ) as scratch:
             files = await self._fetch(found, Path(scratch))
             mergeable = await asyncio.to_thread(_alike, found, files)
             if len({each.committed.plan.through for each in mergeable}) < 2:

@@ -34,7 +34,6 @@ LOAD_EVERY = 10.0
 SWEEP_EVERY = 300.0
 EXPIRE_EVERY = 60.0
 RETAIN_EVERY = 600.0
-COMPACT_EVERY = 600.0
 
 
 class Upkeep:
@@ -59,6 +58,7 @@ class Upkeep:
         self._store = store
         self._summaries = summaries
         self._sweeps = store is not None and endpoints.settings.sweep == "on"
+        self._settings = endpoints.settings
         self._warehouse: Warehouse | None = None
         self._loader: Loader | None = None
         if endpoints.warehouse is not None and topology.sinks.warehouse and store is not None:
@@ -87,8 +87,8 @@ class Upkeep:
             group.create_task(self._every(EXPIRE_EVERY, "expire", self.expire))
             if self._sweeps:
                 group.create_task(self._every(SWEEP_EVERY, "sweep", self.sweep))
-            if self._store is not None and self._topology.sinks.compact:
-                group.create_task(self._every(COMPACT_EVERY, "compact", self.compact))
+            if self._compacts():
+                group.create_task(self._every(self._settings.compact_every, "compact", self.compact))
             group.create_task(self._every(RETAIN_EVERY, "retain", self.retain))
             if self._loader is not None:
                 group.create_task(self._every(LOAD_EVERY, "load", self.load))
@@ -158,6 +158,15 @@ class Upkeep:
         for table in self._topology.tables:
             async with self._ledger.database.connection("expire") as conn:
                 await self._summaries.expire(conn, table.name, watermark, reopening=self._logs)
+
+    def _compacts(self) -> bool:
+        """Whether the page wants it, and nobody loads a warehouse that this worker does not know."""
+        if self._store is None or not self._topology.sinks.compact:
+            return False
+        elsewhere = self._topology.sinks.warehouse and self._warehouse is None
+        if elsewhere:
+            log.info("not_compacting", why="the page has a warehouse and this worker knows none")
+        return not elsewhere
 
     async def _watermark(self) -> int | None:
         """Unix microseconds; ``None`` before the first event."""

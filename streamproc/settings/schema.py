@@ -171,6 +171,14 @@ class Settings:
             "workers may not delete",
         ),
     ]
+    compact_every: Annotated[
+        float,
+        Setting(
+            parse.duration("1s", "7d"),
+            "10m",
+            "How often workers look for small objects to merge, where the topic page says `sinks.compact`",
+        ),
+    ]
     health: Annotated[
         Bind,
         Setting(
