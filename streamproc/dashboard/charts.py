@@ -133,6 +133,7 @@ def throughput(bins: Sequence[Bin], now: datetime) -> Options:
     """Records a second by outcome, over what was committed in ten seconds; nothing committed is nothing drawn."""
     options = _base()
     seconds = BIN.total_seconds()
+    bins = _without_gaps(bins, now)
     series = [
         {
             "name": name,
@@ -165,6 +166,18 @@ def throughput(bins: Sequence[Bin], now: datetime) -> Options:
     }
 
 
+def _without_gaps(bins: Sequence[Bin], now: datetime) -> Sequence[Bin]:
+    """With empty bins between: a bar is as wide as the two that are nearest to each other lie apart."""
+    there = {each.start: each for each in bins}
+    if not there:
+        return []
+    start, whole = min(there), []
+    while start <= now:
+        whole.append(there.get(start) or Bin(start, 0, 0, 0, 0, 0.0))
+        start += BIN
+    return whole
+
+
 def freshness(commits: Sequence[Bin], events: Sequence[tuple[datetime, float]], now: datetime) -> Options:
     """Seconds from the newest event of an epoch, and from its first record, to the commit."""
     lines = [
@@ -184,10 +197,12 @@ def freshness(commits: Sequence[Bin], events: Sequence[tuple[datetime, float]], 
         for name, points, number in lines
     ]
     axis = {**_time_axis(), "min": _at(now - SPAN), "max": _at(now)}
+    base = _base()
+    base["tooltip"][":valueFormatter"] = "duration"
     return {
-        **_base(),
+        **base,
         "xAxis": axis,
-        "yAxis": {**_value_axis(" s"), "min": 0},
+        "yAxis": {**_value_axis(), "min": 0, "axisLabel": {**_axis_text(), ":formatter": "duration"}},
         "series": series,
         "legend": _legend(),
         "grid": _below_legend(),

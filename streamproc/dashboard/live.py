@@ -83,7 +83,9 @@ class Snapshot:
 #: A partition that has had no event for an hour holds no watermark up here: the pipeline's own waits, because it
 #: must not be wrong; a picture of "still open" only has to be helpful.
 _CLOCK = """
-    SELECT clock_timestamp(), least(max(clock_us), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
+    SELECT clock_timestamp(),
+           CASE WHEN max(clock_us) IS NOT NULL  -- least() passes over nulls
+                THEN least(max(clock_us), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) END,
            min(clock_us) FILTER (WHERE clock_us > newest - 3600000000), max(updated_at) FILTER (WHERE records > 0)
     FROM (SELECT *, max(clock_us) OVER () AS newest FROM streamproc.partitions WHERE stream = %(stream)s) AS p
 """

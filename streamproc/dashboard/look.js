@@ -3,6 +3,7 @@
   const clock = new Intl.DateTimeFormat(undefined, {hour: "2-digit", minute: "2-digit", second: "2-digit"});
   const minute = new Intl.DateTimeFormat(undefined, {hour: "2-digit", minute: "2-digit"});
   const dated = new Intl.DateTimeFormat(undefined, {month: "short", day: "numeric", hour: "2-digit", minute: "2-digit"});
+  const old = new Intl.DateTimeFormat(undefined, {year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit"});
   const full = new Intl.DateTimeFormat(undefined, {dateStyle: "medium", timeStyle: "long"});
   const ago = moment => {
     const seconds = Math.max(0, (Date.now() - moment) / 1000);
@@ -16,6 +17,7 @@
     const today = moment.toDateString() === new Date().toDateString();
     const form = element.dataset.form;
     const text = form === "ago" ? ago(moment) : form === "full" ? full.format(moment)
+      : moment.getFullYear() !== new Date().getFullYear() ? old.format(moment)
       : !today ? dated.format(moment) : form === "minute" ? minute.format(moment) : clock.format(moment);
     if (element.textContent !== text) element.textContent = text;
     const title = full.format(moment);
@@ -45,6 +47,9 @@
   window.ink = name => getComputedStyle(document.body).getPropertyValue(name).trim();
   window.shade = (name, part) => { const c = window.ink(name); return c + Math.round(part * 255).toString(16).padStart(2, "0"); };
   window.count = value => value == null ? "–" : Number(value).toLocaleString();
+  window.duration = seconds => seconds == null ? "–" : seconds < 120 ? `${count(+(+seconds).toFixed(1))} s`
+    : seconds < 7200 ? `${count(+(seconds / 60).toFixed(1))} min` : seconds < 172800 ? `${count(+(seconds / 3600).toFixed(1))} h`
+    : `${count(Math.round(seconds / 86400))} days`;
   window.escaped = text => String(text).replace(/[&<>"']/g, c => `&#${c.charCodeAt(0)};`);
   window.moment = value => dated.format(new Date(value));
 

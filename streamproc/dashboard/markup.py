@@ -20,6 +20,22 @@ class Raw:
 Cell = Any  # a value, or Raw
 
 
+def _sign(lines: str) -> str:
+    """A drawing, not a letter: no font has to have it."""
+    return (
+        '<svg class="sign" viewBox="0 0 24 24" aria-hidden="true" fill="none" stroke="currentColor" '
+        f'stroke-width="2.2" stroke-linecap="round"><circle cx="12" cy="12" r="10"/><path d="{lines}"/></svg>'
+    )
+
+
+#: A letter i, a pause, an exclamation mark.
+_SIGNS = {
+    "info": _sign("M12 11v6M12 7v.01"),
+    "stale": _sign("M9.5 8.5v7M14.5 8.5v7"),
+    "broken": _sign("M12 6.5v7M12 17v.01"),
+}
+
+
 def number(value: float | Decimal | None) -> str:
     """With separators; fractions to two digits."""
     if value is None:
@@ -27,6 +43,16 @@ def number(value: float | Decimal | None) -> str:
     if isinstance(value, int) or value == int(value):
         return f"{int(value):,}"
     return f"{value:,.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as somebody would say them."""
+    if seconds is None:
+        return "\N{EN DASH}"
+    for unit, size, until in (("s", 1, 120), ("min", 60, 7_200), ("h", 3_600, 172_800)):
+        if abs(seconds) < until:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds / 86_400:,.0f} days"
 
 
 def approximate(value: float | None, error: str) -> Raw:
@@ -148,9 +174,8 @@ def empty(headline: str, text: str = "") -> str:
 
 def banner(kind: str, headline: str, text: Raw | str) -> str:
     """A notice above a page. ``kind``: ``info``, ``stale`` or ``broken``; its sign tells, not its colour alone."""
-    sign = {"info": "i", "stale": "II", "broken": "!"}[kind]
     shown = text.html if isinstance(text, Raw) else escape(text)
     return (
-        f'<div class="banner {kind}" role="status"><span class="sign" aria-hidden="true">{sign}</span>'
+        f'<div class="banner {kind}" role="status">{_SIGNS[kind]}'
         f"<div><strong>{escape(headline)}</strong> {shown}</div></div>"
     )

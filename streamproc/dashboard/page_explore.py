@@ -53,13 +53,13 @@ class Explorer:
         with ui.element("section").classes("card").props('aria-label="What to show"'):
             self._controls.build()
             self._about = ui.html("", sanitize=False).classes("sub").style("margin: .6rem 0 0")
-        with ui.element("section").classes("card"):
+        with ui.element("section").classes("card") as drawing:
             self._title = ui.html("", sanitize=False)
             self._chart = (
                 ui.echart({}).classes("chart").props('role="img" aria-label="Chart of the chosen table"')
             )
         ui.on("theme", self._chart.update)
-        with ui.element("section").classes("card"):
+        with ui.element("section").classes("card") as listing:
             region = ui.element("div").classes("scroll").props('tabindex="0" role="region" aria-label="Rows"')
             with region, ui.element("table"):
                 with ui.element("thead"):
@@ -71,6 +71,9 @@ class Explorer:
                 self._on = self._button("Next →", self._following)
                 self._where = ui.html("", sanitize=False).classes("key")
                 self._files = ui.html("", sanitize=False).classes("actions").style("margin-left: auto")
+        self._answers = (drawing, listing)
+        for card in self._answers:  # nothing is in them yet
+            card.set_visibility(False)
         self._head.on(
             "click",
             self._sort,
@@ -155,6 +158,8 @@ class Explorer:
         return (await self.stream.reader.ask(rows(choice, self._pages[-1]))).rows
 
     def _fill(self, choice: Choice, found: Sequence[Row], open_from: datetime | None) -> None:
+        for card in self._answers:
+            card.set_visibility(True)
         shown = found[:PAGE]
         self._next = cursor(choice, shown[-1]) if len(found) > PAGE else None
         columns = {column.name: column for column in choice.table.measures}

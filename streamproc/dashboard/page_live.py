@@ -23,10 +23,10 @@ async def live_page(site: Site, request: Request) -> None:
     panels = stream.live.panels
     with frame(site, stream, request) as banner:
         tiles = ui.html("", sanitize=False).classes("tiles")
-        with ui.element("section").classes("card"):
+        with ui.element("section").classes("card") as line:
             sub = ui.html("", sanitize=False)
             chart = ui.echart({}).classes("chart").props('role="img" aria-label="Page views per minute"')
-            chart.set_visibility(panels.views is not None)
+        line.set_visibility(False)
         ui.on("theme", chart.update)
         with ui.element("div").classes("grid"):
             rankings = [
@@ -42,6 +42,8 @@ async def live_page(site: Site, request: Request) -> None:
         if found is None:
             return
         ui.run_javascript(pulse(found.committed_at, well=not banner.content))
+        line.set_visibility(True)
+        chart.set_visibility(bool(found.minutes))
         tiles.content = _tiles(stream, found)
         sub.content = _minutes_head(stream, found)
         options = charts.minutes(found.minutes)

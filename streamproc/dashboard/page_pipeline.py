@@ -23,7 +23,7 @@ async def pipeline_page(site: Site, request: Request) -> None:
     with frame(site, stream, request) as banner:
         tiles = ui.html("", sanitize=False).classes("tiles")
         drawn: list[ui.echart] = []
-        with ui.element("div").classes("half"):
+        with ui.element("div").classes("half") as moving:
             for title, sub in (
                 (
                     "Throughput",
@@ -34,12 +34,13 @@ async def pipeline_page(site: Site, request: Request) -> None:
                 with ui.element("section").classes("card"):
                     ui.html(f'<h2>{title}</h2><p class="sub">{sub}</p>', sanitize=False)
                     drawn.append(ui.echart({}).classes("chart low").props(f'role="img" aria-label="{title}"'))
+        moving.set_visibility(False)
         for chart in drawn:
             ui.on("theme", chart.update)
         partitions = _card()
         with ui.element("div").classes("wide"):
             epochs, workers = _card(), _card()
-        with ui.element("div").classes("half"):
+        with ui.element("div").classes("half apart"):
             rejects = _card()
             with ui.element("div").classes("stack"):
                 late, sinks, replays = _card(), _card(), _card()
@@ -48,10 +49,12 @@ async def pipeline_page(site: Site, request: Request) -> None:
         seen = await stream.pipeline.get()
         found = seen.value
         committed = max((row.status.updated_at for row in found.partitions), default=None) if found else None
-        banner.content = notices(seen, committed) + (_notes(found) if found else "")
+        trouble = notices(seen, committed)
+        banner.content = trouble + (_notes(found) if found else "")
         if found is None:
             return
-        ui.run_javascript(pulse(committed, well=not banner.content))
+        ui.run_javascript(pulse(committed, well=not trouble))
+        moving.set_visibility(True)
         tiles.content = _tiles(found)
         for chart, options in zip(
             drawn,
@@ -99,8 +102,8 @@ def _tiles(found: PipelineSnapshot) -> str:
     )
     lag_note = "records that wait at the source"
     if behind:
-        lag, lag_note = f"{max(behind):,.1f} s", "behind the newest record, the worst shard"
-    freshness = f"{found.freshness[-1][1]:,.1f} s" if found.freshness else "\N{EN DASH}"
+        lag, lag_note = markup.duration(max(behind)), "behind the newest record, the worst shard"
+    freshness = markup.duration(found.freshness[-1][1] if found.freshness else None)
     totals = [
         sum(getattr(row.status.counts, name) for row in found.partitions)
         for name in ("records", "rejected", "duplicate")

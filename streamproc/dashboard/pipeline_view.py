@@ -23,24 +23,31 @@ EPOCHS = 8
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+# now(), not clock_timestamp(): an index can be asked for what stays the same during a statement only.
+
 #: Records by outcome, and how long an epoch's oldest record and its newest event waited for the commit.
 _BINS = """
     SELECT date_bin(%(bin)s, e.committed_at, 'epoch'::timestamptz),
            sum(r.accepted)::bigint, sum(r.filtered)::bigint, sum(r.rejected)::bigint, sum(r.duplicate)::bigint,
            max(extract(epoch FROM e.committed_at - e.started_at))::float8
     FROM streamproc.epochs AS e JOIN streamproc.epoch_ranges AS r ON r.epoch = e.id
-    WHERE e.stream = %(stream)s AND e.committed_at >= clock_timestamp() - %(span)s
+    WHERE e.stream = %(stream)s AND e.committed_at >= now() - %(span)s
     GROUP BY 1 ORDER BY 1
 """
 
-#: From the newest event of an epoch to its commit. Producers whose clocks are ahead make it negative: 0 then.
+#: From the newest event of an epoch to its commit. Producers whose clocks are ahead make it negative: 0 then. An epoch
+#: notes its objects before itself: those that came later in their place, merged ones, are not its own.
 _FRESHNESS = """
     SELECT date_bin(%(bin)s, committed_at, 'epoch'::timestamptz),
            max(greatest(extract(epoch FROM committed_at) - newest / 1000000.0, 0))::float8
-    FROM (SELECT epoch, max(committed_at) AS committed_at, max(max_time_us) AS newest FROM streamproc.objects
-          WHERE stream = %(stream)s AND kind = 'events' AND state = 'committed'
-            AND committed_at >= clock_timestamp() - %(span)s AND max_time_us IS NOT NULL
-          GROUP BY 1) AS epochs
+    FROM (SELECT e.committed_at, max(o.max_time_us) AS newest
+          FROM streamproc.epochs AS e
+          JOIN streamproc.objects AS o ON o.epoch = e.id AND o.committed_at <= e.committed_at
+          WHERE e.stream = %(stream)s AND e.committed_at >= now() - %(span)s
+            AND o.stream = %(stream)s AND o.kind = 'events' AND o.max_time_us IS NOT NULL
+            AND (o.state = 'committed' AND o.committed_at >= now() - %(span)s
+                 OR o.state = 'superseded' AND o.superseded_at >= now() - %(span)s)
+          GROUP BY e.id) AS epochs
     GROUP BY 1 ORDER BY 1
 """
 

@@ -142,4 +142,6 @@ def explain(problem: StreamprocError) -> tuple[str, str]:
                 "The database was asked to stop: choose a shorter range or fewer columns, or try again.",
             )
         case _:
-            return ("The database does not answer", f"{problem}. The page goes on by itself when it does.")
+            said = str(problem)
+            stop = "" if said.endswith((".", "?", "!")) else "."
+            return ("The database does not answer", f"{said}{stop} The page goes on by itself when it does.")

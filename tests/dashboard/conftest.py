@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import datasketches
 import psycopg
 import pytest
 from psycopg import sql
@@ -29,7 +30,10 @@ PATHS = ("/", "/cart", None, "", "=1+1", "<script>alert(1)</script>", "/a,b")
 
 
 class Site:
-    """``views``: rows of page_views; ``sessions``: of sessions and their funnel step. Times end at ``now``."""
+    """``views``: rows of page_views; ``sessions``: of sessions and their funnel step. Times end at ``now``.
+
+    ``visitors``: those of the newest window of site_activity, by host.
+    """
 
     def __init__(self, url: str, topology: Topology, now: datetime) -> None:
         self.url = url
@@ -37,6 +41,7 @@ class Site:
         self.now = now
         self.views: list[dict[str, Any]] = []
         self.sessions: list[dict[str, Any]] = []
+        self.visitors: dict[str, set[str]] = {}
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +86,13 @@ def site(postgres: EmbeddedPostgres, topology: Topology) -> Site:
         }
         step = draw.randrange(0, 5)
         made.sessions.append({**row, "events": 3, "country": draw.choice(["DE", "US", None]), "step": step})
+    # Few enough for a sketch to be exact, some of them on both hosts.
+    made.visitors = {
+        host: {f"v{draw.randrange(90)}" for _ in range(60)} for host in ("a.example", "b.example")
+    }
     with psycopg.connect(postgres.url, autocommit=True) as conn:
+        _activity(conn, last + MINUTE - 5 * MINUTE, made.visitors)
+        _activity(conn, last - 30 * MINUTE, {"a.example": {"gone"}})
         _insert(conn, "page_views", made.views)
         _insert(
             conn,
@@ -107,6 +118,18 @@ async def _tables(url: str, topology: Topology) -> None:
         await ledger.migrate()
         async with ledger.database.connection("make tables") as conn:
             await ensure(conn, [Layout(table, topology.name) for table in topology.tables], topology.name)
+
+
+def _activity(conn: psycopg.Connection[Any], window_start: datetime, visitors: dict[str, set[str]]) -> None:
+    """The state of a window of five minutes: a HyperLogLog of 2^12 registers for each host."""
+    for host, names in visitors.items():
+        sketch = datasketches.hll_sketch(12, datasketches.tgt_hll_type.HLL_8)
+        for name in names:
+            sketch.update(name)
+        conn.execute(
+            "INSERT INTO clickstream.site_activity__state (window_start, host, visitors__sketch) VALUES (%s, %s, %s)",
+            [int(window_start.timestamp()) * 1_000_000, host, sketch.serialize_compact()],
+        )
 
 
 def _insert(conn: psycopg.Connection[Any], table: str, rows: list[dict[str, Any]]) -> None:

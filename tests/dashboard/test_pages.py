@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -100,6 +100,82 @@ def test_the_rankings_of_live_are_those_of_a_loop(site: Site, address: str, page
     for number, (step, text) in enumerate(funnel.items(), start=1):
         count = sum(session["step"] >= number for session in site.sessions)
         assert text == f"{count:,} · {100 * count / first:.0f} %", step
+
+
+def test_visitors_now_are_those_of_all_hosts_each_once(site: Site, address: str, page: Page) -> None:
+    page.goto(address)
+    settle(page)
+    everybody = set().union(*site.visitors.values())
+    assert len(everybody) < sum(map(len, site.visitors.values()))
+    tile = page.locator(".tile", has_text="Visitors now")
+    assert re.sub(r"\s", "", tile.locator(".tile-value").inner_text()) == f"≈{len(everybody)}"
+    expect(tile).to_contain_text("last 5 min")
+
+
+#: Series of the chart by name, points as [time, value].
+DRAWN = """
+    () => Object.fromEntries(getElement(document.querySelector('.chart').id.slice(1)).chart.getOption().series
+        .map(each => [each.name, each.data.map(point => point.value ?? point)]))
+"""
+
+PER_MINUTE = """
+    SELECT minute, coalesce(sum(v.views), 0)::bigint
+    FROM generate_series(%(last)s - interval '59 minutes', %(last)s, interval '1 minute') AS minute
+    LEFT JOIN clickstream.page_views AS v ON v.window_start = minute - %(back)s * interval '1 hour'
+    GROUP BY 1
+"""
+
+
+def test_the_line_per_minute_and_those_of_the_hours_before_are_sums_of_the_table(
+    site: Site, address: str, page: Page
+) -> None:
+    page.goto(address)
+    settle(page)
+    drawn = {
+        name: {datetime.fromisoformat(time): value for time, value in points}
+        for name, points in page.evaluate(DRAWN).items()
+    }
+    with psycopg.connect(site.url) as conn:
+        last = site.now.replace(second=0)
+        expected: list[dict[datetime, int]] = [
+            dict(conn.execute(PER_MINUTE, {"last": last, "back": back}).fetchall()) for back in range(4)
+        ]
+    assert {**drawn["this hour"], **drawn["still open"]} == expected[0]
+    for back in (1, 2, 3):
+        assert drawn[f"{back} h before"] == expected[back]
+    # Late events come for ten minutes, the watermark is 30 seconds behind.
+    settled = site.now - timedelta(minutes=10, seconds=30)
+    assert (
+        max(drawn["this hour"]) + timedelta(minutes=1)
+        <= settled
+        < max(drawn["this hour"]) + timedelta(minutes=2)
+    )
+
+
+NEWEST = """
+    SELECT session_start, session_end, coalesce(country, U&'\\2013'), pages, events,
+           CASE WHEN session_end + interval '40 minutes' > %(now)s - interval '30 seconds' THEN 'open' ELSE 'done' END
+    FROM clickstream.sessions ORDER BY session_start DESC
+"""
+
+
+def test_the_newest_sessions_are_those_that_began_last(site: Site, address: str, page: Page) -> None:
+    page.goto(address)
+    settle(page)
+    section = page.locator("section.card", has=page.get_by_role("heading", name="Newest sessions"))
+    heads = section.locator("thead th").all_inner_texts()
+    places = [heads.index(name) for name in ("country", "pages", "events", "state")]
+    shown = []
+    for row in section.locator("tbody tr").all():
+        times = [time.get_attribute("datetime") or "" for time in row.locator("time").all()]
+        cells = row.locator("td").all_inner_texts()
+        country, pages, events, state = (cells[place] for place in places)
+        shown.append((*map(datetime.fromisoformat, times), country, int(pages), int(events), state))
+    with psycopg.connect(site.url) as conn:
+        expected = conn.execute(NEWEST, {"now": site.now}).fetchall()
+    assert [row[0] for row in shown] == [row[0] for row in expected[: len(shown)]]
+    assert len(shown) == 8
+    assert set(shown) <= set(expected)  # of those that began in one second any may be shown
 
 
 def test_page_views_of_the_hour_and_open_sessions_are_those_of_a_loop(
