@@ -193,9 +193,13 @@ lambda-image: ## Build the Lambda function's image streamproc-lambda:local (ARGS
 	@password=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(24))'); \
 	access=$$($(BIN)/python -c 'import secrets; print(secrets.token_hex(10))'); \
 	secret=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(30))'); \
+	reader=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(24))'); \
+	viewer=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(12))'); \
 	url="postgresql://streamproc:$$password@postgres:5432/streamproc"; \
 	printf '%s\n' "$$password" > $@.new/postgres_password; \
 	printf '%s\n' "$$url" | tee $@.new/ledger_url > $@.new/warehouse_url; \
+	printf 'postgresql://dashboard_reader:%s@postgres:5432/streamproc\n' "$$reader" > $@.new/dashboard_url; \
+	printf '%s\n' "$$viewer" > $@.new/dashboard_password; \
 	printf '%s\n' "$$access" > $@.new/s3_access_key; \
 	printf '%s\n' "$$secret" > $@.new/s3_secret_key; \
 	printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' "$$access" "$$secret" \
@@ -204,7 +208,7 @@ lambda-image: ## Build the Lambda function's image streamproc-lambda:local (ARGS
 	@mv $@.new $@
 
 .PHONY: up
-up: .secrets ## Start Kafka, PostgreSQL, an S3 server and two workers in containers
+up: .secrets ## Start Kafka, PostgreSQL, an S3 server, two workers and the dashboard in containers
 	docker compose up --build --detach
 
 .PHONY: down

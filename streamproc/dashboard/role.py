@@ -24,8 +24,9 @@ LEDGER_TABLES = (
 def grants(role: str, streams: Sequence[str], *, warehouse: bool) -> sql.Composed:
     """SQL that creates ``role`` where it is missing, and gives it what it needs; for the owner of the tables.
 
-    It may be run again, and has to be when a stream is added. Tables that come later in the schemas of the
-    streams are readable by themselves. ``warehouse``: the warehouse is in this database too.
+    It may be run again, and has to be when a stream has run for the first time: schemas that are not there are left
+    out. Tables that come later in the schemas of the streams are readable by themselves. ``warehouse``: the
+    warehouse is in this database too.
     """
     name = sql.Identifier(role)
     statements = [
@@ -38,15 +39,16 @@ def grants(role: str, streams: Sequence[str], *, warehouse: bool) -> sql.Compose
             sql.SQL(", ").join(sql.Identifier("streamproc", table) for table in LEDGER_TABLES), name
         ),
     ]
-    for schema in [*streams, *(["warehouse"] if warehouse else [])]:
-        given = {"schema": sql.Identifier(schema), "role": name}
-        statements += [
-            sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {role}").format(**given),
-            sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}").format(**given),
-            sql.SQL("ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {role}").format(
-                **given
-            ),
-        ]
+    statements += [
+        sql.SQL(
+            "DO $$ BEGIN IF to_regnamespace({text}) IS NOT NULL THEN"
+            " GRANT USAGE ON SCHEMA {schema} TO {role};"
+            " GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role};"
+            " ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {role};"
+            " END IF; END $$"
+        ).format(text=sql.Literal(f'"{schema}"'), schema=sql.Identifier(schema), role=name)
+        for schema in [*streams, *(["warehouse"] if warehouse else [])]
+    ]
     return sql.SQL("").join(sql.SQL("{};\n").format(statement) for statement in statements)
 
 

@@ -27,15 +27,23 @@ OWN = [document for name in sorted(DOCUMENTS.keys() - FOREIGN) for document in D
 
 
 def one(kind: str, name: str = "") -> dict[str, Any]:
-    (found,) = [each for each in OWN if each["kind"] == kind and name in each["metadata"]["name"]]
+    (found,) = [
+        each
+        for each in OWN
+        if each["kind"] == kind
+        and name in each["metadata"]["name"]
+        and ("dashboard" in name or "dashboard" not in each["metadata"]["name"])
+    ]
     return found
 
 
 WORKER = one("Deployment")
 SWEEPER = one("CronJob")
+DASHBOARD = one("Deployment", "dashboard")
 PODS = {
     "worker": WORKER["spec"]["template"],
     "sweeper": SWEEPER["spec"]["jobTemplate"]["spec"]["template"],
+    "dashboard": DASHBOARD["spec"]["template"],
 }
 SETTINGS = one("ConfigMap")["data"]
 each_pod = pytest.mark.parametrize("name", PODS)
@@ -45,6 +53,11 @@ def container(name: str) -> dict[str, Any]:
     (found,) = PODS[name]["spec"]["containers"]
     assert isinstance(found, dict)
     return found
+
+
+def variables(name: str) -> dict[str, str]:
+    """The container's own environment."""
+    return {each["name"]: each["value"] for each in container(name).get("env", [])}
 
 
 def validate(document: dict[str, Any], version: str) -> None:
@@ -75,7 +88,7 @@ def test_kustomize_has_what_everybody_needs_and_what_some_need_is_named_where_it
     (kustomization,) = DOCUMENTS["kustomization"]
     listed = {Path(each).stem for each in kustomization["resources"]}
     assert listed <= DOCUMENTS.keys()
-    assert DOCUMENTS.keys() - FOREIGN - listed == {"sweeper"}
+    assert DOCUMENTS.keys() - FOREIGN - listed == {"sweeper", "dashboard"}
     assert all(each["metadata"].get("namespace", "streamproc") == "streamproc" for each in OWN)
 
 
@@ -104,11 +117,12 @@ def test_files_that_settings_name_are_mounted(name: str) -> None:
     mounts = {mount["mountPath"] for mount in container(name)["volumeMounts"]}
     volumes = {volume["name"] for volume in PODS[name]["spec"]["volumes"]}
     assert {mount["name"] for mount in container(name)["volumeMounts"]} == volumes
-    for value in SETTINGS.values():
+    for value in (SETTINGS if "envFrom" in container(name) else variables(name)).values():
         if value.startswith("/"):
             assert any(value == mount or value.startswith(f"{mount}/") for mount in mounts), value
     secrets = [volume["secret"] for volume in PODS[name]["spec"]["volumes"] if "secret" in volume]
-    assert [secret["secretName"] for secret in secrets] == ["streamproc"]
+    (secret,) = [secret["secretName"] for secret in secrets]
+    assert secret == ("streamproc-dashboard" if name == "dashboard" else "streamproc")
 
 
 @each_pod
@@ -202,3 +216,36 @@ def test_there_are_no_more_workers_than_the_shipped_page_has_partitions() -> Non
     assert one("HorizontalPodAutoscaler")["spec"]["metrics"][0]["external"]["metric"]["selector"] == {
         "matchLabels": {"stream": page.name}
     }
+
+
+def test_the_dashboard_lets_nobody_in_without_a_password_and_knows_no_owner_of_the_ledger(
+    tmp_path: Path,
+) -> None:
+    for name, text in {
+        "dashboard_url": "postgresql://dashboard_reader:secret@db.example.org/streamproc",
+        "dashboard_password": "secret",
+        "kafka_password": "secret",
+    }.items():
+        (tmp_path / name).write_text(text)
+    given = variables("dashboard")
+    assert "envFrom" not in container("dashboard")
+    assert {name.removesuffix("_FILE") for name in given} <= KNOWN
+    assert {name: given[name] for name in given.keys() & SETTINGS.keys()} == {
+        name: SETTINGS[name] for name in given.keys() & SETTINGS.keys()
+    }
+    settings = read_settings(
+        environ={
+            name: value.replace("/run/secrets/streamproc", str(tmp_path)) for name, value in given.items()
+        }
+    )
+    assert settings.ledger.embedded and settings.dashboard.database is not None
+    assert settings.dashboard.password is not None
+    (port,) = container("dashboard")["ports"]
+    assert settings.dashboard.bind.port == port["containerPort"]
+    labels = PODS["dashboard"]["metadata"]["labels"]
+    service, policy = one("Service", "dashboard")["spec"], one("NetworkPolicy", "dashboard")["spec"]
+    assert DASHBOARD["spec"]["selector"]["matchLabels"] == service["selector"] == labels
+    assert policy["podSelector"]["matchLabels"] == labels
+    assert policy["ingress"][0]["ports"] == [{"protocol": "TCP", "port": port["containerPort"]}]
+    assert DASHBOARD["spec"]["replicas"] == 1  # sessions are in memory
+    assert not (one("Service")["spec"]["selector"].items() <= labels.items())

@@ -147,7 +147,7 @@ def test_every_command_is_one_that_the_command_line_takes(variant: str) -> None:
 
 def parse(command: click.Command, words: Sequence[str], name: str) -> None:
     """Down the verbs to the last, whose own parser takes the rest; nothing is run."""
-    if isinstance(command, click.Group):
+    if isinstance(command, click.Group) and not (command.invoke_without_command and not words):
         verb, *rest = words
         found = command.get_command(click.Context(command), verb)
         assert found is not None, f"{name} has no verb {verb}"

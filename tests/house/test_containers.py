@@ -19,7 +19,7 @@ from tests.support import kinesis_local
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-ONCE = {"bucket", "topics", "streams"}
+ONCE = {"bucket", "topics", "streams", "dashboard-role"}
 SETTINGS = {variable(key) for key, _ in declared()} | {
     f"{variable(key)}_FILE" for key, setting in declared() if setting.secret
 }
@@ -90,7 +90,7 @@ def test_two_workers_share_the_work() -> None:
 
 
 def test_our_containers_are_read_only_without_capabilities() -> None:
-    for name in ("worker", "kinesis-worker", *ONCE):
+    for name in ("worker", "kinesis-worker", "dashboard", *ONCE):
         assert SERVICES[name]["read_only"] is True
         assert SERVICES[name]["cap_drop"] == ["ALL"]
         assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
@@ -101,7 +101,11 @@ def test_servers_say_when_they_are_ready_and_everyone_waits_for_that() -> None:
         for dependency, how in service.get("depends_on", {}).items():
             expected = "service_completed_successfully" if dependency in ONCE else "service_healthy"
             assert how == {"condition": expected}, f"{name} → {dependency}"
-            assert dependency in ONCE or "test" in SERVICES[dependency]["healthcheck"]
+            ours = (
+                SERVICES[dependency]["image"] == "streamproc:local"
+                and "healthcheck" not in SERVICES[dependency]
+            )
+            assert dependency in ONCE or ours or "test" in SERVICES[dependency]["healthcheck"]
 
 
 def test_ports_are_published_on_this_machine_only() -> None:
@@ -132,6 +136,12 @@ def test_secrets_are_files_and_no_password_is_written_down() -> None:
     assert "/.secrets/" in (ROOT / ".gitignore").read_text().splitlines()
     made = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"\$@\.new/{name}\b", made) for name in used)
+
+
+def test_the_dashboard_has_a_role_of_its_own_and_none_of_the_owners_secrets() -> None:
+    dashboard = SERVICES["dashboard"]
+    assert set(dashboard["secrets"]) == {"dashboard_url", "dashboard_password", "aws_credentials"}
+    assert not {"STREAMPROC_LEDGER_FILE", "STREAMPROC_WAREHOUSE_FILE"} & set(dashboard["environment"])
 
 
 def test_docker_compose_accepts_the_file() -> None:
