@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -167,15 +168,19 @@ def tile(label: str, value: Raw | str, note: Raw | str = "") -> str:
     )
 
 
+def prose(text: Raw | str) -> str:
+    """Text as HTML, `` `commands` `` set as such."""
+    return text.html if isinstance(text, Raw) else re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
+
+
 def empty(headline: str, text: str = "") -> str:
     """What stands where there is nothing to show."""
-    return f'<div class="empty"><strong>{escape(headline)}</strong><span>{escape(text)}</span></div>'
+    return f'<div class="empty"><strong>{escape(headline)}</strong><span>{prose(text)}</span></div>'
 
 
 def banner(kind: str, headline: str, text: Raw | str) -> str:
     """A notice above a page. ``kind``: ``info``, ``stale`` or ``broken``; its sign tells, not its colour alone."""
-    shown = text.html if isinstance(text, Raw) else escape(text)
     return (
         f'<div class="banner {kind}" role="status">{_SIGNS[kind]}'
-        f"<div><strong>{escape(headline)}</strong> {shown}</div></div>"
+        f"<div><strong>{escape(headline)}</strong> {prose(text)}</div></div>"
     )

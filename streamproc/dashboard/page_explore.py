@@ -19,7 +19,7 @@ from streamproc.dashboard.explore import PAGE, chart, cursor, rows
 from streamproc.dashboard.explore_controls import Controls
 from streamproc.dashboard.groups import KEPT, Row, Whole
 from streamproc.dashboard.reading import Answer, Question, explain
-from streamproc.dashboard.shell import Site, Stream, frame, keep_fresh, pulse
+from streamproc.dashboard.shell import Site, Stream, frame, keep_fresh, notices, pulse
 from streamproc.errors import StreamprocError
 
 #: Seconds between two looks at the first page of a range that ends now.
@@ -112,6 +112,8 @@ class Explorer:
         seen = await self.stream.snapshot.get()
         committed = seen.value.committed_at if seen.value else None
         ui.run_javascript(pulse(committed, well=seen.problem is None))
+        if self._shown:
+            self._banner.content = notices(seen, committed) if self.choice.range else ""
         news = committed != self._as_of or time.monotonic() - self._looked > KEPT
         self._as_of = committed
         follows = self.choice.range and len(self._pages) == 1 and not self._busy.locked()
@@ -131,7 +133,8 @@ class Explorer:
                 if wanted is not None and wanted != self._drawn:
                     drawing = asyncio.create_task(self.stream.reader.ask(wanted))
                 page = await self._page(choice, whole)
-                newest = (await self.stream.snapshot.get()).value
+                seen = await self.stream.snapshot.get()
+                newest = seen.value
                 open_from = answers.open_from(choice, newest.watermark if newest else None)
                 self._fill(choice, page, open_from)
                 if whole is not None and small:
@@ -145,7 +148,8 @@ class Explorer:
                 self._shown = False
             else:
                 self._shown = True
-                self._banner.content = ""
+                committed = newest.committed_at if newest else None
+                self._banner.content = notices(seen, committed) if choice.range else ""
             finally:
                 if drawing is not None:
                     drawing.cancel()
@@ -187,7 +191,7 @@ class Explorer:
     def _draw(self, choice: Choice, answer: Answer, open_from: datetime | None) -> None:
         self._title.content = answers.chart_title(choice)
         options = answers.chart_options(choice, answer, open_from)
-        self._chart.set_visibility(bool(answer.rows))
+        self._answers[0].set_visibility(bool(answer.rows))
         if options != self._chart.options:
             self._chart.options.clear()
             self._chart.options.update(options)

@@ -14,6 +14,7 @@ from streamproc.dashboard.shell import Site, Stream, frame, keep_fresh, notices,
 #: Seconds between two looks.
 REFRESH = 2.0
 
+_FIRST = "The page fills by itself when `streamproc run` has committed the first ones."
 _BLANK = {"Referrers": "direct or unknown", "Countries": "unknown", "Devices": "unknown"}
 
 
@@ -41,7 +42,9 @@ async def live_page(site: Site, request: Request) -> None:
         banner.content = notices(seen, found.committed_at if found else None)
         if found is None:
             return
-        ui.run_javascript(pulse(found.committed_at, well=not banner.content))
+        if found.now is None and not banner.content:
+            banner.content = markup.banner("info", "No events yet.", _FIRST)
+        ui.run_javascript(pulse(found.committed_at, well=seen.problem is None))
         line.set_visibility(True)
         chart.set_visibility(bool(found.minutes))
         tiles.content = _tiles(stream, found)
@@ -79,8 +82,8 @@ def _tiles(stream: Stream, found: Snapshot) -> str:
         tiles.append(
             markup.tile("Open sessions", markup.number(found.active), f"an event in the last {gap} min")
         )
-    newest_event = markup.when(found.now)
-    tiles.append(markup.tile("Newest event", newest_event, markup.when(found.now, "ago")))
+    if found.now is not None:
+        tiles.append(markup.tile("Newest event", markup.when(found.now), markup.when(found.now, "ago")))
     return "".join(tiles)
 
 

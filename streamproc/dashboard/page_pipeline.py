@@ -49,11 +49,10 @@ async def pipeline_page(site: Site, request: Request) -> None:
         seen = await stream.pipeline.get()
         found = seen.value
         committed = max((row.status.updated_at for row in found.partitions), default=None) if found else None
-        trouble = notices(seen, committed)
-        banner.content = trouble + (_notes(found) if found else "")
+        banner.content = notices(seen, committed) + (_notes(found) if found else "")
         if found is None:
             return
-        ui.run_javascript(pulse(committed, well=not trouble))
+        ui.run_javascript(pulse(committed, well=seen.problem is None))
         moving.set_visibility(True)
         tiles.content = _tiles(found)
         for chart, options in zip(

@@ -115,11 +115,16 @@ def _head(site: Site, stream: Stream, path: str, request: Request) -> str:
 def pulse(moment: datetime | None, *, well: bool) -> str:
     """Script: the sign in the head that says how fresh the page is."""
     what = json.dumps("committed " + markup.when(moment, "ago").html if moment else "no commits yet")
-    look = json.dumps("pulse" if well else "pulse off")
+    look = json.dumps("pulse" if well and moment is not None and not stale(moment) else "pulse off")
     return (
         f"(p => {{ p.className = {look}; if (p.dataset.is !== {what}) {{ p.dataset.is = {what}; "
         f"p.innerHTML = {what} }} }})(document.getElementById('pulse'))"
     )
+
+
+def stale(committed_at: datetime) -> bool:
+    """Whether so long ago nothing was committed that a page says so."""
+    return time.time() - committed_at.timestamp() > STALE
 
 
 def notices(seen: Seen[Any], committed_at: datetime | None) -> str:
@@ -130,9 +135,11 @@ def notices(seen: Seen[Any], committed_at: datetime | None) -> str:
             return markup.banner("broken", headline + ".", text)
         since = markup.when(datetime.fromtimestamp(seen.at or 0, UTC)).html
         return markup.banner(
-            "broken", headline + ".", markup.Raw(f"{escape(text)} The numbers below are those of {since}.")
+            "broken",
+            headline + ".",
+            markup.Raw(f"{markup.prose(text)} The numbers below are those of {since}."),
         )
-    if committed_at is not None and time.time() - committed_at.timestamp() > STALE:
+    if committed_at is not None and stale(committed_at):
         text = (
             f"The last commit was {markup.when(committed_at, 'ago').html}. Either no records arrive, or no worker "
             "runs: the page <em>Pipeline</em> tells which."
