@@ -134,8 +134,8 @@ def costs(size: Size) -> dict[str, float]:
         "Redshift Serverless": redshift_hours * 8 * price("Redshift Serverless")
         + 12 * size.lake_gb * price("Redshift, storage"),
         "CloudWatch": size.workers * 1.0 * price("CloudWatch, logs")
-        + 20 * price("CloudWatch, metric")
-        + 14 * price("CloudWatch, alarm"),
+        + 22 * price("CloudWatch, metric")
+        + 17 * price("CloudWatch, alarm"),
         "Network, key, secrets": 2 * HOURS * price("NAT gateway")
         + (20 + size.lake_gb) * price("NAT gateway, data")
         + price("KMS, key")
