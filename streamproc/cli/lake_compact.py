@@ -20,7 +20,8 @@ from streamproc.cli.streams import (
     set_up_options,
     topic_argument,
 )
-from streamproc.runtimes.compaction import TARGET, CompactionLimits, CompactionReport, Compactor, Run
+from streamproc.runtimes.compaction import CompactionReport, Compactor
+from streamproc.runtimes.compaction_runs import TARGET, CompactionLimits, Run
 from streamproc.settings import Settings
 from streamproc.sinks.warehouse import layout_of, open_warehouse
 

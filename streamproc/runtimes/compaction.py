@@ -12,7 +12,7 @@ import hashlib
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from streamproc.concurrency import each
 from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger, compaction
-from streamproc.ledger.compaction import Commit, Moved, Source
-from streamproc.model import Partition, PlannedObject, WrittenObject
+from streamproc.ledger.compaction import Moved, Source
+from streamproc.model import PlannedObject, WrittenObject
+from streamproc.runtimes.compaction_runs import CompactionLimits, Run, runs
 from streamproc.sinks.lake import object_name
 from streamproc.sinks.merging import compatible, first_positions, merge
 from streamproc.sinks.object_store import ObjectStore
@@ -36,9 +37,6 @@ log = structlog.get_logger(__name__)
 #: Objects fetched at once.
 _PARALLEL = 4
 
-#: Bytes of a merged object.
-TARGET = 128 * 1024 * 1024
-
 _AGAIN = "it would load their rows again"
 _ELSEWHERE = (
     "Compact where the loader runs; without a warehouse write sinks.warehouse = false in the topic page"
@@ -47,34 +45,6 @@ _ELSEWHERE = (
 #: One compactor of a stream at a time. Not for safety, see :mod:`streamproc.ledger.compaction`: for the work.
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('streamproc compactor ' || %(stream)s, 0))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('streamproc compactor ' || %(stream)s, 0))"
-
-
-@dataclass(frozen=True, slots=True)
-class CompactionLimits:
-    """A run ends at ``bytes`` or ``rows``, whichever comes first; the sums are of the objects that are merged.
-
-    128 MiB is what Spark and Athena split large files into. ``rows``: a replay folds what is outside its range
-    commit by commit, in memory. ``quiet``: seconds without a commit of a partition after which its last hour counts
-    as over too.
-    """
-
-    bytes: int = TARGET
-    rows: int = 1_048_576
-    quiet: int = 2 * 3600
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Commits ``(after, through]`` of a partition that become one; ``hour``: see :class:`Commit`."""
-
-    partition: Partition
-    after: int | None
-    through: int
-    hour: int | None
-    commits: int
-    objects: int
-    bytes: int
-    rows: int
 
 
 @dataclass(slots=True)
@@ -122,7 +92,7 @@ class Compactor:
         async with self._ledger.database.connection("look for replays") as conn:
             if await compaction.open_replays(conn, self._ledger.stream):
                 return []
-        return [run async for run in self._runs()]
+        return [run async for run in runs(self._page, self._ledger, self._limits)]
 
     async def compact(self, tell: Callable[[Run, CompactionReport], None] | None = None) -> CompactionReport:
         """Compact every run of :meth:`plan`; ``tell`` is called after each.
@@ -142,35 +112,6 @@ class Compactor:
                 if tell is not None:
                     tell(run, report)
         return report
-
-    async def _runs(self) -> AsyncIterator[Run]:
-        contract = self._page.contract
-        patience = contract.event_time.disorder + (contract.duplicates.horizon if contract.duplicates else 0)
-        stream, database = self._ledger.stream, self._ledger.database
-        taken: list[Commit] = []
-        async with aclosing(compaction.commits(database, stream, patience, self._limits.quiet)) as listed:
-            async for commit in listed:
-                if taken and not self._belongs(taken, commit):
-                    if len(taken) > 1:
-                        yield _run(taken)
-                    taken = []
-                if commit.over and not commit.held:
-                    taken.append(commit)
-            if len(taken) > 1:
-                yield _run(taken)
-
-    def _belongs(self, taken: Sequence[Commit], commit: Commit) -> bool:
-        """Whether the commit goes into one run with those before it."""
-        last = taken[-1]
-        return (
-            commit.over
-            and not commit.held
-            and commit.partition == last.partition
-            and commit.hour == last.hour
-            and (-1 if commit.after is None else commit.after) >= last.through
-            and sum(each.bytes for each in taken) + commit.bytes <= self._limits.bytes
-            and sum(each.rows for each in taken) + commit.rows <= self._limits.rows
-        )
 
     async def _compact(self, run: Run, report: CompactionReport) -> str | None:
         """Compact one run; why not, when it has to wait."""
@@ -267,19 +208,6 @@ class Compactor:
             finally:
                 if row and row[0] and not conn.closed:
                     await conn.execute(_UNLOCK, names)
-
-
-def _run(commits: Sequence[Commit]) -> Run:
-    return Run(
-        commits[0].partition,
-        commits[0].after,
-        commits[-1].through,
-        commits[0].hour,
-        commits=len(commits),
-        objects=sum(commit.objects for commit in commits),
-        bytes=sum(commit.bytes for commit in commits),
-        rows=sum(commit.rows for commit in commits),
-    )
 
 
 def _alike(found: Sequence[Source], files: dict[str, Path]) -> list[Source]:

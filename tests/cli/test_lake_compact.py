@@ -207,3 +207,15 @@ def test_a_reader_that_has_begun_sees_the_list_as_it_was(filled: Shop) -> None:
     before = [each["key"] for each in filled.lines("lake", "manifest")]
     assert sorted(filled.with_ledger(read)) == sorted(before)
     assert len(filled.lines("lake", "manifest")) == 4
+
+
+def test_where_the_pages_warehouse_is_not_known_nothing_is_merged(filled: Shop) -> None:
+    """A loader elsewhere would load the merged objects' rows a second time."""
+    before = filled.lines("lake", "manifest")
+    filled.settings["STREAMPROC_WAREHOUSE"] = "none"
+    refused = filled.call("lake", "compact", code=2)
+    assert "Compact where the loader runs" in refused.stderr
+    assert filled.lines("lake", "manifest") == before
+    page = filled.pages / "shop.toml"
+    page.write_text(page.read_text() + "\n[sinks]\nwarehouse = false\n")
+    assert filled.json("lake", "compact")["streams"][0]["runs"] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,6 +14,7 @@ from streamproc.model import Advance, Counts, Partition
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.upkeep import Upkeep
 from streamproc.settings import read_settings
+from streamproc.sinks.object_store import open_store
 from streamproc.sources.log_store import LogConnection
 from streamproc.topic_pages import load_page
 from streamproc.topology import HOUR, Retention
@@ -103,3 +105,41 @@ async def test_objects_and_history_go_as_the_page_says(postgres: str) -> None:
         assert [each.plan.key async for each in ledger.manifest()] == keys[1:]
         assert await ledger.epochs() == []
         assert (await ledger.status())[0].counts.accepted == 2
+
+
+@pytest.mark.parametrize(
+    ("lake", "asked", "loads", "warehouse", "compacts"),
+    [
+        (True, True, True, "postgresql://streamproc@127.0.0.1:1/nobody", True),
+        (True, True, False, None, True),
+        (True, True, True, None, False),  # a loader elsewhere would load the rows again
+        (True, False, False, None, False),
+        (False, True, False, None, False),
+    ],
+)
+async def test_small_objects_are_merged_where_asked_for_and_the_warehouse_is_known(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lake: bool,
+    asked: bool,
+    loads: bool,
+    warehouse: str | None,
+    compacts: bool,
+) -> None:
+    page = load_page(REPOSITORY / "topics" / "clickstream.toml")
+    page = replace(page, sinks=replace(page.sinks, compact=asked, warehouse=loads))
+    endpoints = Endpoints(
+        read_settings(environ={"STREAMPROC_COMPACT_EVERY": "3s", "STREAMPROC_SWEEP": "off"}),
+        warehouse=warehouse,
+        broker=LogConnection(PLACE),
+    )
+    nobody: Any = None
+    upkeep = Upkeep(page, nobody, open_store(tmp_path.as_uri()) if lake else None, nobody, endpoints)
+    turns: dict[str, float] = {}
+
+    async def every(seconds: float, name: str, work: object) -> None:
+        turns[name] = seconds
+
+    monkeypatch.setattr(upkeep, "_every", every)
+    await upkeep.run()
+    assert turns.get("compact") == (3.0 if compacts else None)
