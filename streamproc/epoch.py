@@ -30,6 +30,7 @@ from streamproc.model import (
 )
 from streamproc.progress import PartitionProgress
 from streamproc.tables.fold import Delta, Partial, TableFold
+from streamproc.tables.hyperloglog import with_coupons
 from streamproc.topology import Topology
 
 #: Events that wait to be folded into the tables together. A fold of one table costs a millisecond whatever
@@ -227,6 +228,7 @@ class Epoch:
         if not self._unfolded:
             return
         events, self._unfolded = pl.concat(self._unfolded), []
+        events = with_coupons(events, {column for fold in self._folds.values() for column in fold.hashed})
         for name, fold in self._folds.items():
             partial, late = fold.partial(events)
             self.late[name] += late

@@ -6,11 +6,12 @@ epochs and workers does not change what the table says in the end (see :mod:`str
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import polars as pl
 
+from streamproc.tables.hyperloglog import with_coupons
 from streamproc.tables.measures import Aggregation, state_columns
 from streamproc.tables.sessions import SessionFold
 from streamproc.tables.sketches import SKETCHED, build, union
@@ -62,6 +63,11 @@ class WindowFold:
         self._sketched = [m for m in table.measures if m.kind in SKETCHED]
 
     @property
+    def hashed(self) -> Set[str]:
+        """See :attr:`TableFold.hashed`."""
+        return self._aggregation.hashed
+
+    @property
     def columns(self) -> list[str]:
         """Columns of a delta: keys, then state."""
         return [*self.keys, *(c.name for m in self.table.measures for c in state_columns(m))]
@@ -69,7 +75,7 @@ class WindowFold:
     def partial(self, events: pl.DataFrame) -> tuple[Partial, int]:
         """What the table needs of its events, by pane; the number is how many were late."""
         at = pl.col("event_time").to_physical()
-        frame = events.lazy()
+        frame = with_coupons(events, self._aggregation.hashed).lazy()
         if self.table.where is not None:
             frame = frame.filter(pl.sql_expr(self.table.where))
         ordered = [at.alias("__at"), pl.col("position")] if self._aggregation.ordered else []
@@ -123,6 +129,13 @@ class TableFold:
         self.table = table
         self._fold: WindowFold | SessionFold
         self._fold = SessionFold(table) if table.window.kind == "session" else WindowFold(table)
+
+    @property
+    def hashed(self) -> Set[str]:
+        """Columns whose values are hashed for sketches. Tables share the hashes of events that already have them, see
+        :func:`streamproc.tables.hyperloglog.with_coupons`.
+        """
+        return self._fold.hashed
 
     def partial(self, events: pl.DataFrame) -> tuple[Partial, int]:
         """The table's share of some events, and how many of them were late for it.

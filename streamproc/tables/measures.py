@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from streamproc.tables.hyperloglog import coupons_of
 from streamproc.topology import Measure
 
 #: Sums stop here instead of overflowing: two of them still add up to a finite double, and to a bigint.
@@ -88,6 +89,8 @@ class Aggregation:
 
     def __init__(self, measures: Sequence[Measure]) -> None:
         self.measures = tuple(measures)
+        #: Columns of events of which the coupons are wanted, see :mod:`streamproc.tables.hyperloglog`.
+        self.hashed: set[str] = set()
         self._inputs: dict[tuple[str | None, str | None], str] = {}
         self._input_of = {m.name: self._input(m) for m in self.measures if m.kind != "funnel"}
 
@@ -95,11 +98,18 @@ class Aggregation:
         """Measures of the same column under the same condition share one input column."""
         if measure.column is None and measure.where is None:
             return None
-        key = (measure.where, measure.column)
+        column = measure.column
+        if measure.kind == "approx_distinct":
+            assert column is not None
+            self.hashed.add(column)
+            column = coupons_of(column)
+        key = (measure.where, column)
         return self._inputs.setdefault(key, f"__input{len(self._inputs)}")
 
     def inputs(self) -> list[pl.Expr]:
-        """Over events: what is measured, null where a measure's condition is not true."""
+        """Over events with the coupons of :attr:`hashed`: what is measured, null where a measure's condition is
+        not true.
+        """
         return [_masked(*key).alias(name) for key, name in self._inputs.items()]
 
     @property

@@ -18,10 +18,13 @@ Events whose key is null belong to no session.
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import numpy as np
 import polars as pl
 
 from streamproc.tables import funnels
+from streamproc.tables.hyperloglog import with_coupons
 from streamproc.tables.measures import Aggregation, state_columns
 from streamproc.tables.sketches import SKETCHED, build, union
 from streamproc.topology import Table
@@ -41,6 +44,11 @@ class SessionFold:
         self._funnels = [m for m in table.measures if m.kind == "funnel"]
         self._sketched = [m for m in table.measures if m.kind in SKETCHED]
 
+    @property
+    def hashed(self) -> Set[str]:
+        """See :attr:`~streamproc.tables.fold.TableFold.hashed`."""
+        return self._aggregation.hashed
+
     # -- events to pieces --------------------------------------------------------------------------
 
     def partial(self, events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
@@ -54,7 +62,8 @@ class SessionFold:
             mine &= pl.sql_expr(self.table.where)
         over = at + self.table.window.gap + self.table.lateness <= pl.col("watermark").to_physical()
         kept = (
-            events.lazy()
+            with_coupons(events, self.hashed)
+            .lazy()
             .filter(mine)
             .select(
                 pl.col(self.key),

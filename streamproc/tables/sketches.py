@@ -13,6 +13,7 @@ A sketch travels and is stored as its portable image (``Binary``), readable by D
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ import datasketches as ds
 import numpy as np
 import polars as pl
 
+from streamproc.tables import hyperloglog
+from streamproc.tables.hyperloglog import EMPTY, Sketched, hashable
 from streamproc.topology import Measure
 
 #: Measures whose state is a sketch.
@@ -29,26 +32,24 @@ SKETCHED = frozenset({"distinct", "approx_distinct", "approx_percentile"})
 
 _EXACT_LG_K = 20
 
-#: DataSketches passes over empty strings. An event's text never holds a NUL, so nothing else is this.
-_EMPTY = "\0"
-
-
-#: An image and the finished value it stands for.
-Sketched = tuple[bytes, int | float | None]
-
 
 @dataclass(frozen=True, slots=True)
 class Sketching:
-    """What one sketched measure does: sketch some values (no nulls), unite some images."""
+    """What one sketched measure does: sketch lists of values (none of a list without any), unite some images."""
 
-    build: Callable[[Any], Sketched]
+    build: Callable[[pl.Series], list[Sketched | None]]
     union: Callable[[Sequence[bytes]], Sketched]
 
 
 def sketching(measure: Measure) -> Sketching:
-    """How ``measure`` (one of :data:`SKETCHED`) is sketched."""
+    """How ``measure`` (one of :data:`SKETCHED`) is sketched. The values of ``approx_distinct`` are coupons, see
+    :mod:`streamproc.tables.hyperloglog`.
+    """
     if measure.kind == "approx_distinct":
-        return _hyperloglog(measure.precision)
+        lg_k = measure.precision
+        return Sketching(
+            functools.partial(hyperloglog.build, lg_k), functools.partial(hyperloglog.unite, lg_k)
+        )
     if measure.kind == "distinct":
         return _theta()
     assert measure.at is not None
@@ -60,26 +61,7 @@ def build(measure: Measure, values: pl.Series) -> list[pl.Series]:
 
     They are named like the measure's state columns.
     """
-    make = sketching(measure).build
-    values = values.list.drop_nulls()
-    if measure.kind != "approx_percentile":
-        values = _hashable(values).list.unique()
-    lengths = values.list.len()
-    flat = values.filter(lengths > 0).explode()
-    if flat.dtype == pl.String and (flat == "").any():
-        flat = flat.replace("", _EMPTY)
-    # One conversion for the whole column: a polars object for each row would cost more than its sketch.
-    items = (
-        flat.to_list()
-        if measure.kind != "approx_percentile"
-        else flat.cast(pl.Float64).to_numpy(writable=True)
-    )
-    sketched: list[Sketched | None] = []
-    start = 0
-    for length in lengths.to_list():
-        sketched.append(make(items[start : start + length]) if length else None)
-        start += length
-    return _columns(measure, sketched)
+    return _columns(measure, sketching(measure).build(values))
 
 
 def union(measure: Measure, images: pl.Series) -> list[pl.Series]:
@@ -96,41 +78,37 @@ def _columns(measure: Measure, sketched: Sequence[Sketched | None]) -> list[pl.S
     ]
 
 
-def _hashable(values: pl.Series) -> pl.Series:
-    """DataSketches hashes int, float and str; anything else goes in as its text."""
-    inner = values.dtype.inner if isinstance(values.dtype, pl.List) else pl.Null()
-    if inner == pl.String or inner.is_integer() or inner.is_float():
-        return values
-    return values.list.eval(pl.element().cast(pl.String))
+def _each(
+    make: Callable[[Any], Sketched], items: Callable[[pl.Series], Any], values: pl.Series
+) -> list[Sketched | None]:
+    """Sketch each list of values; ``items`` converts those of all lists.
 
-
-def _feed(update: Callable[[object], None], values: Sequence[object]) -> None:
-    deque(map(update, values), maxlen=0)  # the loop runs in C
-
-
-def _hyperloglog(lg_k: int) -> Sketching:
-    def make(values: Sequence[object]) -> Sketched:
-        sketch = ds.hll_sketch(lg_k, ds.HLL_8)  # twice the size of HLL_4, a third of the time to unite
-        _feed(sketch.update, values)
-        return sketch.serialize_compact(), round(sketch.get_estimate())
-
-    def unite(images: Sequence[bytes]) -> Sketched:
-        sketch = ds.hll_sketch.deserialize(images[0])
-        if len(images) > 1:
-            union = ds.hll_union(lg_k)
-            for image in images:
-                union.update(ds.hll_sketch.deserialize(image))
-            sketch = union.get_result(ds.HLL_8)
-        return sketch.serialize_compact(), round(sketch.get_estimate())
-
-    return Sketching(make, unite)
+    One conversion for the whole column: a polars object for each row would cost more than its sketch.
+    """
+    lengths = values.list.len()
+    flat = items(values.filter(lengths > 0).explode())
+    sketched: list[Sketched | None] = []
+    start = 0
+    for length in lengths.to_list():
+        sketched.append(make(flat[start : start + length]) if length else None)
+        start += length
+    return sketched
 
 
 def _theta() -> Sketching:
     def make(values: Sequence[object]) -> Sketched:
         sketch = ds.update_theta_sketch(_EXACT_LG_K)
-        _feed(sketch.update, values)
+        deque(map(sketch.update, values), maxlen=0)  # the loop runs in C
         return sketch.compact().serialize(), round(sketch.get_estimate())
+
+    def items(values: pl.Series) -> list[object]:
+        return values.replace("", EMPTY).to_list() if values.dtype == pl.String else values.to_list()
+
+    def every(values: pl.Series) -> list[Sketched | None]:
+        values = values.list.drop_nulls()
+        if not (isinstance(values.dtype, pl.List) and hashable(values.dtype.inner)):
+            values = values.list.eval(pl.element().cast(pl.String))
+        return _each(make, items, values.list.unique())
 
     def unite(images: Sequence[bytes]) -> Sketched:
         sketch = ds.compact_theta_sketch.deserialize(images[0])
@@ -141,7 +119,7 @@ def _theta() -> Sketching:
             sketch = union.get_result()
         return sketch.serialize(), round(sketch.get_estimate())
 
-    return Sketching(make, unite)
+    return Sketching(every, unite)
 
 
 def _kll(k: int, at: float) -> Sketching:
@@ -159,4 +137,9 @@ def _kll(k: int, at: float) -> Sketching:
             sketch.merge(ds.kll_doubles_sketch.deserialize(image))
         return sketched(sketch)
 
-    return Sketching(make, unite)
+    def every(values: pl.Series) -> list[Sketched | None]:
+        return _each(
+            make, lambda flat: flat.cast(pl.Float64).to_numpy(writable=True), values.list.drop_nulls()
+        )
+
+    return Sketching(every, unite)
