@@ -15,11 +15,19 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import polars as pl
 
 from streamproc.tables.hyperloglog import coupons_of
 from streamproc.topology import Measure
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    #: Row numbers.
+    Order: TypeAlias = npt.NDArray[np.intp]
 
 #: Sums stop here instead of overflowing: two of them still add up to a finite double, and to a bigint.
 #: PostgreSQL raises on overflow, so one absurd event could otherwise stop a stream for good.
@@ -130,47 +138,72 @@ class Aggregation:
             aggregates.append((row.min() if measure.kind == "first" else row.max()).alias(_row(measure)))
         states = frame.group_by(by).agg(aggregates)
         rows = [states[_row(measure)] for measure in self.ordered]
-        return self._with_ordered(states.drop(map(_row, self.ordered)), frame, by, rows)
+        states = states.drop(map(_row, self.ordered))
+        return (
+            self._with_picked(states, frame, by) if _tied(frame) else self._with_ordered(states, frame, rows)
+        )
 
-    def fold_runs(self, frame: pl.DataFrame, run: str) -> pl.DataFrame:
-        """The same where the groups are the runs 0, 1, … of the column ``run`` and the frame is sorted by
-        run, ``__at`` and ``position``: then the order of events costs next to nothing. One row for each
-        run, in order, with the numbers of its ``__first`` and ``__last`` row in ``frame``.
+    def fold_runs(self, runs: pl.DataFrame, events: pl.DataFrame, order: Order) -> pl.DataFrame:
+        """The same where the groups are runs of the events sorted: then their order costs next to nothing.
+
+        ``order``: the rows of ``events`` by run, ``__at`` and ``position``. ``runs``: in that order the number of
+        each event's ``run`` (0, 1, …), its ``__at`` and ``position``. One row for each run, in order, with the places
+        of its ``__first`` and ``__last`` event in ``order``.
         """
         aggregates = [state for measure in self.measures for state in self._unordered(measure)]
-        states = frame.group_by(run).agg(pl.len().alias("__length"), *aggregates).sort(run)
-        ends = states["__length"].cum_sum().cast(pl.Int64) - 1
-        starts = ends - states["__length"] + 1
-        numbers = pl.int_range(frame.height, eager=True)
-        rows = []
+        inputs = {self._input_of.get(m.name) for m in self.measures if m not in self.ordered} - {None}
+        frame = runs.select(pl.col("run").set_sorted())  # sorted groups are found without hashing
+        if inputs:
+            frame = frame.hstack(events.select(sorted(inputs))[order])
+        states = frame.group_by("run", maintain_order=True).agg(pl.len().alias("__length"), *aggregates)
+        last = states["__length"].cum_sum().cast(pl.Int64).to_numpy() - 1
+        first = last - states["__length"].to_numpy() + 1
+        states = states.drop("__length").with_columns(__first=pl.Series(first), __last=pl.Series(last))
+        if _tied(runs):
+            return self._with_picked(states, events[order].with_columns(runs["run"]), ["run"])
+        rows = [self._row_of_run(measure, events, order, (first, last)) for measure in self.ordered]
+        return self._with_ordered(states, events, rows)
+
+    def _row_of_run(
+        self, measure: Measure, events: pl.DataFrame, order: Order, span: tuple[Order, Order]
+    ) -> pl.Series:
+        """The row of ``events`` that ``first`` or ``last`` takes of each run, of which the first and the last place
+        in ``order`` are given.
+        """
+        value = events.select(self._ordered_input(measure)).to_series()
+        first, last = span
+        if not value.null_count():
+            return pl.Series(order[first if measure.kind == "first" else last])
+        places = np.flatnonzero(value.is_not_null().to_numpy()[order])
+        if not len(places):
+            return pl.repeat(None, len(first), dtype=pl.Int64, eager=True)
+        if measure.kind == "first":
+            found = np.searchsorted(places, first)
+        else:
+            found = np.searchsorted(places, last, side="right") - 1
+        place = places[found.clip(0, len(places) - 1)]
+        row = pl.Series(order[place])
+        return row.set(pl.Series((place < first) | (place > last)), None)
+
+    def _with_picked(self, states: pl.DataFrame, frame: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+        """Add the states of ``first`` and ``last`` where events of two partitions may have the same order, and their
+        values decide. ``frame`` has the events, sorted.
+        """
         for measure in self.ordered:
-            value = frame.select(self._ordered_input(measure)).to_series()
-            row = numbers.zip_with(value.is_not_null(), pl.Series([None], dtype=pl.Int64))
-            if measure.kind == "first":
-                row = row.backward_fill().gather(starts)
-                rows.append(row.set(row > ends, None))
-            else:
-                row = row.forward_fill().gather(ends)
-                rows.append(row.set(row < starts, None))
-        states = states.drop("__length").with_columns(starts.alias("__first"), ends.alias("__last"))
-        return self._with_ordered(states, frame, [run], rows)
+            picked = _pick(self._ordered_states(frame, by, measure), by, measure)
+            states = states.join(picked, on=list(by), how="left", nulls_equal=True, maintain_order="left")
+        return states
 
     def _with_ordered(
-        self, states: pl.DataFrame, frame: pl.DataFrame, by: Sequence[str], rows: Sequence[pl.Series]
+        self, states: pl.DataFrame, events: pl.DataFrame, rows: Sequence[pl.Series]
     ) -> pl.DataFrame:
-        """Add the states of ``first`` and ``last``, given the row of ``frame`` that each group takes."""
-        tie = (pl.col("__at") == pl.col("__at").shift()) & (pl.col("position") == pl.col("position").shift())
-        if frame.select(tie.any()).item():  # events of two partitions: the value decides
-            for measure in self.ordered:
-                picked = _pick(self._ordered_states(frame, by, measure), by, measure)
-                states = states.join(picked, on=list(by), how="left", nulls_equal=True, maintain_order="left")
-            return states
+        """Add the states of ``first`` and ``last``, given the row of ``events`` that each group takes."""
         columns: list[pl.Series] = []
         for measure, row in zip(self.ordered, rows, strict=True):
             name = measure.name
-            columns.append(frame.select(self._ordered_input(measure)).to_series().gather(row).alias(name))
-            columns.append(frame["__at"].gather(row).alias(f"{name}__at"))
-            columns.append(frame["position"].gather(row).alias(f"{name}__position"))
+            columns.append(events.select(self._ordered_input(measure)).to_series().gather(row).alias(name))
+            columns.append(events["__at"].gather(row).alias(f"{name}__at"))
+            columns.append(events["position"].gather(row).alias(f"{name}__position"))
         return states.hstack(columns)
 
     def _unordered(self, measure: Measure) -> list[pl.Expr]:
@@ -224,6 +257,12 @@ class Aggregation:
             picked = _pick(states, by, measure)
             merged = merged.join(picked, on=list(by), how="left", nulls_equal=True)
         return merged
+
+
+def _tied(frame: pl.DataFrame) -> bool:
+    """Whether two neighbours of a sorted frame have the same ``__at`` and ``position``."""
+    same = [pl.col(name) == pl.col(name).shift() for name in ("__at", "position")]
+    return bool(frame.select(pl.all_horizontal(same).any()).item())
 
 
 def _masked(where: str | None, column: str | None) -> pl.Expr:
