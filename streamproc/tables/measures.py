@@ -151,7 +151,8 @@ class Aggregation:
         of its ``__first`` and ``__last`` event in ``order``.
         """
         aggregates = [state for measure in self.measures for state in self._unordered(measure)]
-        inputs = {self._input_of.get(m.name) for m in self.measures if m not in self.ordered} - {None}
+        of_order = {measure.name for measure in self.ordered}
+        inputs = {input_ for name, input_ in self._input_of.items() if input_ and name not in of_order}
         frame = runs.select(pl.col("run").set_sorted())  # sorted groups are found without hashing
         if inputs:
             frame = frame.hstack(events.select(sorted(inputs))[order])

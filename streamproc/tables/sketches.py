@@ -106,7 +106,8 @@ def _theta() -> Sketching:
 
     def every(values: pl.Series) -> list[Sketched | None]:
         values = values.list.drop_nulls()
-        if not (isinstance(values.dtype, pl.List) and hashable(values.dtype.inner)):
+        inner = values.dtype.inner if isinstance(values.dtype, pl.List) else None
+        if not (isinstance(inner, pl.DataType) and hashable(inner)):
             values = values.list.eval(pl.element().cast(pl.String))
         return _each(make, items, values.list.unique())
 
