@@ -57,20 +57,20 @@ class Total(NamedTuple):
 Answer = dict[Cell, Total]
 
 
-def generate(count: int, seed: int) -> Iterator[Event]:
-    """``count`` events in order of event time.
+def generate(count: int, seed: int, *, visitors: int = VISITORS, step_ms: int = 1) -> Iterator[Event]:
+    """``count`` events in order of event time, ``step_ms`` apart, of so many ``visitors``.
 
     Visitors, campaigns, agents and referrers are uniform and one event in three is a bot's; paths follow a
     Pareto distribution (exponent 1.1), so the most viewed one has about half of the views.
     """
     rng = random.Random(seed)
     for number in range(count):
-        visitor = rng.randrange(VISITORS)
+        visitor = rng.randrange(visitors)
         path = int(rng.paretovariate(1.1)) % PATHS
         value = (
             f'{{"event_id":"{uuid.UUID(int=rng.getrandbits(128))}",'
             f'"event_type":"{rng.choice(EVENT_TYPES)}",'
-            f'"event_time":{START_MS + number},'
+            f'"event_time":{START_MS + number * step_ms},'
             f'"visitor_id":"v{visitor}","session_id":"s{visitor // 3}",'
             f'"page_url":"https://shop.example.com/p/{path}'
             f'?utm_source=google&utm_campaign=c{rng.randrange(CAMPAIGNS)}",'

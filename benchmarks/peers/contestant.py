@@ -1,0 +1,58 @@
+"""What every Python peer needs of the contract (README.md here): its arguments, the clock, the answer.
+
+Standard library only: it is imported in each peer's own environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+
+def arguments() -> argparse.Namespace:
+    """``workload, bootstrap, topic, partitions, events, answer, postgres``, and ``variant`` of the peer's own."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workload", choices=["w1", "w3", "w4", "w5"], required=True)
+    parser.add_argument("--bootstrap", required=True)
+    parser.add_argument("--topic", required=True)
+    parser.add_argument("--partitions", type=int, required=True)
+    parser.add_argument("--events", type=int, required=True)
+    parser.add_argument("--answer", required=True)
+    parser.add_argument("--postgres")
+    parser.add_argument("--variant", default="")
+    return parser.parse_args()
+
+
+class Clock:
+    """The stretch that is measured: :meth:`start` at the first event (later calls do nothing), :meth:`stop` behind the last."""
+
+    def __init__(self) -> None:
+        self.begin: float | None = None
+        self.end: float | None = None
+
+    def start(self) -> None:
+        if self.begin is None:
+            self.begin = time.monotonic()
+
+    def stop(self) -> None:
+        self.end = time.monotonic()
+
+
+def hand_in(clock: Clock, path: str, rows: Iterable[Iterable[Any]]) -> None:
+    """Write the answer's rows as JSON lines and print the result's line."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(list(row), separators=(",", ":")) + "\n" for row in rows)
+    # sys.stdout may have been replaced, as Faust does.
+    print(f'RESULT {json.dumps({"begin": clock.begin, "end": clock.end})}', file=sys.__stdout__, flush=True)
+
+
+def path_and_campaign(url: str) -> tuple[str, str | None]:
+    """A URL's path and ``utm_campaign``, by hand: three times as fast as urllib, to the peer's advantage."""
+    base, _, query = url.partition("?")
+    at = query.find("utm_campaign=")
+    campaign = query[at + 13 :].partition("&")[0] if at >= 0 else None
+    return base[base.find("/", 8) :], campaign
