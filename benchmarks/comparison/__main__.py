@@ -27,13 +27,12 @@ from benchmarks.comparison.rounds import Failed, Round
 from benchmarks.comparison.streamproc_worker import StreamprocWorker
 from streamproc.embedded.postgres import start_postgres
 
-_STDERR = Console(stderr=True, highlight=False)
 _BEGIN = time.monotonic()
 
 
 def say(message: str) -> None:
     """Show progress, with the seconds since the start."""
-    _STDERR.print(f"[{time.monotonic() - _BEGIN:6.0f} s] {message}", markup=False)
+    print(f"[{time.monotonic() - _BEGIN:5.0f} s] {message}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,8 @@ def needs(contestant: StreamprocWorker | PeerProgram, workload: Workload, option
         participation = {str(name): it for name, it in contestant.peer.workloads.items()}.get(workload.name)
         if participation is None:
             return None
-        count, key = participation.events, contestant.peer.partition_key
+        count = participation.events
+        key = contestant.peer.partition_key if workload.name == "w1" else "visitor"
     return min(count, options.events or count), key
 
 

@@ -20,11 +20,11 @@ def print_report(results: Results, titles: dict[str, str], console: Console) -> 
             _print_more(summaries, console)
     for it in results.rounds:
         if it.failed:
-            console.print(f"{it.workload} {it.title} FAILED: {it.failed}", markup=False)
+            console.print(f"{it.workload} {it.title} FAILED: {first_and_last_line(it.failed)}", markup=False)
     for (workload, title), words in left_out(results).items():
         console.print(f"{workload} {title} leaves out: {words}", markup=False)
     for contestant, reason in results.skipped.items():
-        console.print(f"{contestant} skipped: {reason}", markup=False)
+        console.print(f"{contestant} skipped: {first_and_last_line(reason)}", markup=False)
     console.print(described(results.machine))
 
 
@@ -63,6 +63,12 @@ def ratio(ours: Summary | None, summary: Summary) -> str:
 def left_out(results: Results) -> dict[tuple[str, str], str]:
     """(workload, title) → what the contestant does not do, where it does not do all."""
     return {(it.workload, it.title): it.left_out for it in results.rounds if it.left_out}
+
+
+def first_and_last_line(text: str) -> str:
+    """What happened and what was said last; all of it is in the results file."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return " … ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
 
 
 def described(machine: Machine) -> str:
