@@ -169,4 +169,5 @@ async def create(connection: KafkaConnection, topic: str, partitions: int) -> No
 
 
 def _path_of(value: bytes) -> bytes:
-    return urlsplit(orjson.loads(value)["page_url"]).path.encode()
+    url: str = orjson.loads(value)["page_url"]
+    return urlsplit(url).path.encode()

@@ -35,13 +35,13 @@ class Environment:
 
     def filled(self, peer: Peer, words: Sequence[str]) -> list[str]:
         """``words`` of a manifest with ``{python}``, ``{peer}`` and ``{environment}`` put in."""
-        places = {"{python}": self.python, "{peer}": peer.folder.resolve(), "{environment}": self.folder}
-        filled = []
-        for word in words:
-            for name, path in places.items():
-                word = word.replace(name, str(path))
-            filled.append(word)
-        return filled
+        folder = str(peer.folder.resolve())
+        return [
+            word.replace("{python}", str(self.python))
+            .replace("{peer}", folder)
+            .replace("{environment}", str(self.folder))
+            for word in words
+        ]
 
 
 def prepare(peer: Peer, say: Callable[[str], None]) -> Environment:
@@ -74,13 +74,23 @@ def prepare(peer: Peer, say: Callable[[str], None]) -> Environment:
 def _make_venv(environment: Environment, requirements: Path) -> None:
     shutil.rmtree(environment.folder / "venv", ignore_errors=True)
     _run([sys.executable, "-m", "venv", str(environment.folder / "venv")], environment.folder)
-    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(requirements.resolve())]
+    install = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+        str(requirements.resolve()),
+    ]
     _run([str(environment.python), *install], environment.folder)
 
 
 def _run(command: list[str], folder: Path) -> None:
     # The benchmark's own venv must not show through, or a peer could import what it does not declare.
-    inherited = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}
+    }
     try:
         done = subprocess.run(
             command, cwd=folder, env=inherited, capture_output=True, text=True, errors="replace",

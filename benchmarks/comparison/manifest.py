@@ -11,7 +11,7 @@ import msgspec
 PEERS = Path(__file__).parents[1] / "peers"
 
 #: Workloads that a peer can take part in.
-PeerWorkload = Literal["w1", "w3", "w4", "w5"]
+PeerWorkload = Literal["w1", "w3", "w4", "w5", "floor"]
 
 
 class BadManifest(Exception):

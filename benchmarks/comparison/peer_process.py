@@ -17,7 +17,7 @@ import orjson
 from benchmarks.comparison.answers import WrongAnswer, compare, read_answer
 from benchmarks.comparison.datasets import Dataset
 from benchmarks.comparison.environment import Environment
-from benchmarks.comparison.manifest import PEERS, Peer
+from benchmarks.comparison.manifest import PEERS, Participation, Peer
 from benchmarks.comparison.rounds import Failed, Round
 from benchmarks.comparison.sampling import Sampler
 
@@ -42,6 +42,10 @@ class PeerProgram:
     def title(self) -> str:
         return self.peer.title
 
+    def participation(self, workload: str) -> Participation | None:
+        """How it does a workload; ``None`` if it does not."""
+        return {str(name): it for name, it in self.peer.workloads.items()}.get(workload)
+
     def run(self, dataset: Dataset) -> Round:
         """Process the dataset once and compare the answer. Raises :class:`Failed`."""
         with tempfile.TemporaryDirectory(prefix=f"bench-{self.name}-") as folder:
@@ -53,6 +57,7 @@ class PeerProgram:
                 except WrongAnswer as error:
                     raise Failed(f"wrong answer: {error}") from error
         begin, end = result.pop("begin"), result.pop("end")
+        participation = self.participation(dataset.workload.name)
         return Round(
             workload=dataset.workload.name,
             contestant=self.name,
@@ -63,16 +68,17 @@ class PeerProgram:
             cpu_seconds_in_all=sampler.cpu_seconds,
             peak_rss_bytes=sampler.peak_rss_bytes,
             more=result,
-            left_out=self.peer.workloads[dataset.workload.name].left_out,  # type: ignore[index]  # of a peer's ones
+            left_out=participation.left_out if participation else "",
         )
 
     def start_and_wait(
         self, dataset: Dataset, folder: Path, options: Sequence[str]
     ) -> tuple[dict[str, float], Sampler]:
-        """Run it to its end in ``folder``; what its ``RESULT`` line says, and what was sampled. Raises :class:`Failed`."""
-        participation = self.peer.workloads[dataset.workload.name]  # type: ignore[index]  # one of the peer's
+        """Run it to its end in ``folder``: what its ``RESULT`` line says, what was sampled. Raises :class:`Failed`."""
+        participation = self.participation(dataset.workload.name)
+        own_arguments = participation.arguments if participation else ()
         command = [
-            *self.environment.filled(self.peer, [*self.peer.command, *participation.arguments]),
+            *self.environment.filled(self.peer, [*self.peer.command, *own_arguments]),
             "--workload", dataset.workload.name, "--bootstrap", self.bootstrap, "--topic", dataset.topic,
             "--partitions", str(dataset.partitions), "--events", str(dataset.count), *options,
         ]  # fmt: skip

@@ -97,7 +97,8 @@ class Summary:
         """Further figures: medians."""
         names = dict.fromkeys(name for it in self._finished for name in it.more)
         return {
-            name: statistics.median(it.more[name] for it in self._finished if name in it.more) for name in names
+            name: statistics.median(it.more[name] for it in self._finished if name in it.more)
+            for name in names
         }
 
     def spread(self, figure: Callable[[Round], float]) -> Spread:
@@ -116,6 +117,4 @@ def summarise(rounds: Sequence[Round], workload: str) -> dict[str, Summary]:
     for it in rounds:
         if it.workload == workload:
             by_name.setdefault(it.contestant, []).append(it)
-    return {
-        name: Summary(of_one) for name, of_one in by_name.items() if not all(it.failed for it in of_one)
-    }
+    return {name: Summary(of_one) for name, of_one in by_name.items() if not all(it.failed for it in of_one)}

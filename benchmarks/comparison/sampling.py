@@ -84,7 +84,7 @@ class Sampler:
 
 
 def cpu_at(samples: list[Sample], moment: float) -> float:
-    """CPU seconds used until ``moment``: between two samples in proportion, before the first and after the last theirs."""
+    """CPU seconds used until ``moment``: between two samples in proportion, outside of them the nearest one's."""
     if not samples:
         return 0.0
     after = bisect_left(samples, moment, key=lambda sample: sample.at)

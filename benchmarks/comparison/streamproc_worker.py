@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -23,7 +24,11 @@ from benchmarks.comparison.datasets import Dataset, Workload
 from benchmarks.comparison.peer_process import tail
 from benchmarks.comparison.rounds import Failed, Round
 from benchmarks.comparison.sampling import Sampler
+from benchmarks.measure import cpu_seconds
 from streamproc.embedded.postgres import EmbeddedPostgres
+
+#: Looks at the finished database, and raises :class:`Failed` for a wrong answer.
+Check = Callable[[psycopg.Connection[Any]], None]
 
 _POLL_SECONDS = 0.02
 _STOP_SECONDS = 60
@@ -44,13 +49,19 @@ class StreamprocWorker:
     title: str = "streamproc"
     numbers: Iterator[int] = field(default_factory=count)
 
-    def run(self, dataset: Dataset) -> Round:
-        """Process the dataset once and compare the answer. Raises :class:`Failed`."""
+    def run(self, dataset: Dataset, check: Check | None = None) -> Round:
+        """Process the dataset once and compare the answer, or ``check`` the tables. Raises :class:`Failed`."""
         with self.started(dataset.workload, dataset.topic) as worker:
+            server = worker.server()
+            server_begin = cpu_seconds(server)
             end = worker.wait_for(dataset.count, self.timeout)
+            server_spent = cpu_seconds(server) - server_begin
             begin = worker.claimed_at()
             time.sleep(0.1)  # so that a sample lies behind the end
-            compare_tables(worker.database, dataset)
+            if check is not None:
+                check(worker.database)
+            else:
+                compare_tables(worker.database, dataset)
             return Round(
                 workload=dataset.workload.name,
                 contestant=self.name,
@@ -61,6 +72,7 @@ class StreamprocWorker:
                 cpu_seconds_in_all=worker.sampler.cpu_seconds,
                 peak_rss_bytes=worker.sampler.peak_rss_bytes,
                 stages=worker.stages(),
+                more={"postgresql_cpu_seconds_per_million": server_spent / dataset.count * 1e6},
             )
 
     @contextmanager
@@ -114,6 +126,10 @@ class RunningWorker:
     database: psycopg.Connection[Any]
     stream: str
     log: Path
+
+    def server(self) -> int:
+        """The process id of PostgreSQL, whose descendants serve the worker and this connection."""
+        return int(psutil.Process(self.database.info.backend_pid).ppid())
 
     def wait_for(self, records: int, timeout: float) -> float:
         """The moment (``CLOCK_MONOTONIC``) at which so many are seen to be committed. Raises :class:`Failed`."""
@@ -169,15 +185,20 @@ def compare_tables(database: psycopg.Connection[Any], dataset: Dataset) -> None:
         except WrongAnswer as error:
             raise Failed(f"wrong answer: {error}") from error
         return
-    records, accounted, accepted, in_lake = database.execute(
-        """SELECT sum(records), sum(accepted + filtered + rejected + duplicate), sum(accepted),
+    records, accounted, accepted, in_lake = (
+        database.execute(
+            """SELECT sum(records), sum(accepted + filtered + rejected + duplicate), sum(accepted),
                   (SELECT sum(rows) FROM streamproc.objects
                     WHERE stream = %(stream)s AND kind = 'events' AND state = 'committed')
              FROM streamproc.partitions WHERE stream = %(stream)s""",
-        {"stream": workload.stream},
-    ).fetchone() or (None,) * 4
+            {"stream": workload.stream},
+        ).fetchone()
+        or (None,) * 4
+    )
     if not (records == accounted == dataset.count and accepted == in_lake):
-        raise Failed(f"{records} records, {accounted} accounted for, {accepted} accepted, {in_lake} in the lake")
+        raise Failed(
+            f"{records} records, {accounted} accounted for, {accepted} accepted, {in_lake} in the lake"
+        )
 
 
 def with_topic(page: str, stream: str, topic: str) -> str:

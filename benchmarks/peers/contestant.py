@@ -10,13 +10,14 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
 def arguments() -> argparse.Namespace:
     """``workload, bootstrap, topic, partitions, events, answer, postgres``, and ``variant`` of the peer's own."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--workload", choices=["w1", "w3", "w4", "w5"], required=True)
+    parser.add_argument("--workload", choices=["w1", "w3", "w4", "w5", "floor"], required=True)
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", required=True)
     parser.add_argument("--partitions", type=int, required=True)
@@ -28,7 +29,7 @@ def arguments() -> argparse.Namespace:
 
 
 class Clock:
-    """The stretch that is measured: :meth:`start` at the first event (later calls do nothing), :meth:`stop` behind the last."""
+    """The stretch that is measured: from the first :meth:`start` to :meth:`stop`, behind the last event."""
 
     def __init__(self) -> None:
         self.begin: float | None = None
@@ -44,10 +45,10 @@ class Clock:
 
 def hand_in(clock: Clock, path: str, rows: Iterable[Iterable[Any]]) -> None:
     """Write the answer's rows as JSON lines and print the result's line."""
-    with open(path, "w", encoding="utf-8") as file:
+    with Path(path).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(list(row), separators=(",", ":")) + "\n" for row in rows)
     # sys.stdout may have been replaced, as Faust does.
-    print(f'RESULT {json.dumps({"begin": clock.begin, "end": clock.end})}', file=sys.__stdout__, flush=True)
+    print(f"RESULT {json.dumps({'begin': clock.begin, 'end': clock.end})}", file=sys.__stdout__, flush=True)
 
 
 def path_and_campaign(url: str) -> tuple[str, str | None]:

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import bytewax.operators as op
-import bytewax.operators.windowing as windowing
 import orjson
 from bytewax.connectors.kafka import KafkaSource, KafkaSourceMessage
 from bytewax.dataflow import Dataflow
+from bytewax.operators import windowing
 from bytewax.operators.windowing import EventClock, SessionWindower, TumblingWindower
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from bytewax.testing import run_main
@@ -145,7 +145,9 @@ def main() -> None:
     if chosen.workload == "w3":
         windower = SessionWindower(gap=timedelta(minutes=30))
     event_clock = EventClock(moment, wait_for_system_duration=_WAIT)
-    windows = windowing.fold_window("windows", keyed, event_clock, windower, empty, fold, merge, ordered=False)
+    windows = windowing.fold_window(
+        "windows", keyed, event_clock, windower, empty, fold, merge, ordered=False
+    )
     totals: dict[tuple[str, int], Any] = {}
     opened: dict[tuple[str, int], int] = {}
 
@@ -156,7 +158,9 @@ def main() -> None:
     def refuse(item: Any) -> None:
         raise SystemExit(f"a late event: {item}")
 
-    op.output("totals", windows.down, Taking(lambda item: totals.__setitem__((item[0], item[1][0]), item[1][1])))
+    op.output(
+        "totals", windows.down, Taking(lambda item: totals.__setitem__((item[0], item[1][0]), item[1][1]))
+    )
     op.output("late", windows.late, Taking(refuse))
     if chosen.workload != "w3":
         op.output("opened", windows.meta, Taking(keep_open_time))

@@ -1,4 +1,4 @@
-"""The workloads as a loop by hand: confluent-kafka's consumer, a JSON parser, dictionaries. ``--variant orjson|msgspec``."""
+"""The workloads as a loop by hand: confluent-kafka's consumer, dictionaries, ``--variant orjson`` or ``msgspec``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 import orjson
 from confluent_kafka import Consumer, Message
 from contestant import Clock, arguments, hand_in, path_and_campaign
+from to_postgres import PostgresRows
 
 _MINUTE_MS = 60_000
 _HOUR_MS = 3_600_000
@@ -46,6 +47,8 @@ class MinuteCounts:
     def __init__(self) -> None:
         self.views: dict[tuple[int, str], int] = {}
         self.visitors: dict[tuple[int, str], set[str]] = {}
+        #: Keys that have changed, where somebody takes them.
+        self.changed: set[tuple[int, str]] | None = None
 
     def add(self, click: Any) -> None:
         path, _campaign = path_and_campaign(click.page_url)
@@ -56,10 +59,15 @@ class MinuteCounts:
         else:
             self.views[key] = 1
             self.visitors[key] = {click.visitor_id}
+        if self.changed is not None:
+            self.changed.add(key)
+
+    def row(self, key: tuple[int, str]) -> tuple[Any, ...]:
+        minute, path = key
+        return minute * _MINUTE_MS, path, self.views[key], len(self.visitors[key])
 
     def rows(self) -> Iterable[tuple[Any, ...]]:
-        for (minute, path), views in self.views.items():
-            yield minute * _MINUTE_MS, path, views, len(self.visitors[minute, path])
+        return map(self.row, self.views)
 
 
 class Sessions:
@@ -112,21 +120,27 @@ def main() -> None:
     parse: Callable[[bytes], Any] = orjson_click
     if chosen.variant == "msgspec":
         parse = msgspec.json.Decoder(ClickStruct).decode
-    result = {"w1": MinuteCounts, "w3": Sessions, "w5": VisitorHours}[chosen.workload]()
+    result = {"w1": MinuteCounts, "w4": MinuteCounts, "w3": Sessions, "w5": VisitorHours}[chosen.workload]()
     consumer = Consumer(
         {
             "bootstrap.servers": chosen.bootstrap,
             "group.id": f"confluent-{uuid.uuid4().hex}",
             "auto.offset.reset": "earliest",
             "session.timeout.ms": 6000,
+            "enable.auto.commit": False,
             # The default of 1 s leaves the loop waiting for half of its time once its queue was full.
             "fetch.queue.backoff.ms": 10,
         }
     )
     consumer.subscribe([chosen.topic])
+    sink = None
+    if chosen.postgres and isinstance(result, MinuteCounts):
+        sink = PostgresRows(chosen.postgres, consumer, result.row)
+        result.changed = sink.changed
     clock, seen = Clock(), 0
     while seen < chosen.events:
-        messages: list[Message] = consumer.consume(5000, timeout=1.0)
+        # Whatever is there after 0.1 s: rows shall not wait for a full batch.
+        messages: list[Message] = consumer.consume(5000, timeout=0.1)
         for message in messages:
             if message.error():
                 raise SystemExit(str(message.error()))
@@ -135,6 +149,10 @@ def main() -> None:
             if "bot" not in click.user_agent:
                 result.add(click)
         seen += len(messages)
+        if sink is not None:
+            sink.flush_when_due()
+    if sink is not None:
+        sink.flush()
     clock.stop()
     hand_in(clock, chosen.answer, result.rows())
     consumer.close()

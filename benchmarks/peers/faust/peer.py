@@ -33,7 +33,9 @@ class MinuteCounts:
     """w1."""
 
     def __init__(self, app: faust.App, partitions: int) -> None:
-        self.views = app.Table("views", default=int, partitions=partitions).tumbling(60.0).relative_to(event_time)
+        self.views = (
+            app.Table("views", default=int, partitions=partitions).tumbling(60.0).relative_to(event_time)
+        )
         self.visitors = app.SetTable("visitors", partitions=partitions).tumbling(60.0).relative_to(event_time)
 
     def add(self, click: Click) -> None:

@@ -23,7 +23,7 @@ def with_path(event: Any) -> Any:
 
 
 def with_visitors(event: Any, state: State) -> Any:
-    """Adds the number of distinct visitors of the path and minute so far. The state is that of the record's key, the path.
+    """Adds the number of distinct visitors of the path and minute so far. The state is the record's key's, the path's.
 
     An aggregation of the window itself would read and write all its visitors at every event, and ``Collect`` gives
     none before its window closes, which those at the end of the topic do not.
