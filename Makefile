@@ -64,8 +64,20 @@ demo-aws: $(VENV)/.installed-aws ## Logs, Spark, Lambda, Redshift's loader and Q
 	$(BIN)/python -m tests.e2e.aws_pipeline $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## Measure streamproc and a plain Faust agent on the same events (ARGS=--help)
-	$(BIN)/python benchmarks/run.py $(ARGS)
+bench: $(VENV)/.installed-dev ## Measure streamproc: the counting workload and the shipped page (ARGS="--rounds 5")
+	$(BIN)/python -m benchmarks.comparison --peers streamproc --workloads w1,w2 $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.installed-dev ## streamproc and its peers on the same events, answers compared (ARGS=--help)
+	$(BIN)/python -m benchmarks.comparison $(ARGS)
+
+.PHONY: bench-plot
+bench-plot: $(VENV)/.installed-dev ## Draw the newest results as docs/peers.svg (ARGS="RESULTS --workload w1")
+	$(BIN)/python -m benchmarks.comparison.plot $(ARGS)
+
+.PHONY: bench-ci
+bench-ci: $(VENV)/.installed-dev ## CPU of each stage beside the stored baseline: reports, never fails (ARGS=--write)
+	$(BIN)/python -m benchmarks.baseline $(ARGS)
 
 .PHONY: bench-stages
 bench-stages: $(VENV)/.installed-dev ## CPU of each stage of the shipped page (ARGS="--events 2000000 --rate 500")

@@ -138,6 +138,17 @@ async def measure(events: int, rate: int, bad_ratio: float) -> Stages:
     return stages
 
 
+def medians(stages: Stages) -> dict[str, float]:
+    """CPU seconds per million events by stage, over the epochs after the first."""
+    warm = stages.epochs[1:] or stages.epochs
+    per_million = {
+        stage: statistics.median(epoch[stage] for epoch in warm) / _EPOCH * 1e6 for stage in warm[0]
+    }
+    # The transform decodes as well: what it takes beyond that is enriching and filtering.
+    per_million["enrich, filter"] = per_million.pop("decode, enrich, filter") - per_million["decode"]
+    return per_million
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -154,11 +165,7 @@ def main() -> None:
         title=f"{options.rate} events a second of event time, {options.bad_ratio:.0%} broken",
     )
     total = 0.0
-    warm = stages.epochs[1:] or stages.epochs
-    medians = {stage: statistics.median(epoch[stage] for epoch in warm) / _EPOCH * 1e6 for stage in warm[0]}
-    # The transform decodes as well: what it takes beyond that is enriching and filtering.
-    medians["enrich, filter"] = medians.pop("decode, enrich, filter") - medians["decode"]
-    for stage, per_million in medians.items():
+    for stage, per_million in medians(stages).items():
         total += per_million
         table.add_row(stage, f"{per_million:.2f}")
     table.add_row("sum", f"{total:.2f}")

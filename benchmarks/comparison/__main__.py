@@ -38,7 +38,7 @@ def main() -> None:
         running_broker(kind, Path(folder) / "broker") as broker,
         postgres_with_commit_times(Path(folder) / "postgres") as postgres,
     ):
-        results = new_results(broker.title)
+        results = new_results(broker.title, options.results)
         contestants: list[Contestant] = [*prepared(peers, broker, results, options)]
         if options.setup_only:
             return

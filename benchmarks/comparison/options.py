@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.comparison.datasets import WORKLOADS
 from benchmarks.comparison.manifest import read_peers
+from benchmarks.comparison.results import RESULTS
 
 #: What ``--workloads`` takes, and what each is. Those before ``floor`` compare, the others measure streamproc alone.
 TITLES = {name: workload.title for name, workload in WORKLOADS.items()} | {
@@ -39,6 +41,7 @@ class Options:
     broker: str
     timeout: float
     seed: int
+    results: Path
     list: bool
     setup_only: bool
 
@@ -79,6 +82,7 @@ def read_options(arguments: Sequence[str] | None = None) -> Options:
         help="auto: Apache Kafka where Java 17 and Maven are, else the embedded broker")  # fmt: skip
     add("--timeout", type=float, default=300.0, help="seconds for one run of one contestant (300)")
     add("--seed", type=int, default=1)
+    add("--results", type=Path, default=RESULTS, help="folder for the results file (benchmarks/results)")
     add("--list", action="store_true", help="list the peers and what they take part in, and end")
     add("--setup-only", action="store_true", help="make the environments, and end")
     options = Options(**vars(parser.parse_args(arguments)))

@@ -7,14 +7,9 @@ import subprocess
 import sys
 from itertools import islice
 
-from tests.house.documents import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import events
-import measure
-
+from benchmarks import events, measure
 from streamproc.topic_pages import load_page
+from tests.house.documents import ROOT
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
@@ -71,14 +66,6 @@ def test_cpu_and_memory_of_a_process_include_its_children() -> None:
         process.stdin.close()
     assert 0.55 < cpu < 5
     assert memory > 100_000_000
-
-
-def test_a_summary_is_the_median_of_its_rounds() -> None:
-    rounds = [measure.Run("a", 100, seconds, 1.0, 10, equal=True) for seconds in (1.0, 4.0, 2.0)]
-    summary = measure.Summary(rounds)
-    assert summary.events_per_second == 50
-    assert summary.slowest_and_fastest == (25, 100)
-    assert summary.cpu_seconds_per_million == 10_000
 
 
 def test_the_counting_page_keeps_only_what_the_workload_asks_for() -> None:
