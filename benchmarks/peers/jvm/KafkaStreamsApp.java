@@ -1,0 +1,230 @@
+package peers;
+
+import com.fasterxml.jackson.annotation.JsonIgnoreProperties;
+import com.fasterxml.jackson.annotation.JsonProperty;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Properties;
+import java.util.UUID;
+import org.apache.kafka.clients.admin.Admin;
+import org.apache.kafka.clients.consumer.ConsumerConfig;
+import org.apache.kafka.common.serialization.Serde;
+import org.apache.kafka.common.serialization.Serdes;
+import org.apache.kafka.common.utils.Bytes;
+import org.apache.kafka.streams.KafkaStreams;
+import org.apache.kafka.streams.KeyValue;
+import org.apache.kafka.streams.StoreQueryParameters;
+import org.apache.kafka.streams.StreamsBuilder;
+import org.apache.kafka.streams.StreamsConfig;
+import org.apache.kafka.streams.errors.StreamsUncaughtExceptionHandler.StreamThreadExceptionResponse;
+import org.apache.kafka.streams.kstream.Consumed;
+import org.apache.kafka.streams.kstream.Grouped;
+import org.apache.kafka.streams.kstream.KStream;
+import org.apache.kafka.streams.kstream.Materialized;
+import org.apache.kafka.streams.kstream.Repartitioned;
+import org.apache.kafka.streams.kstream.SessionWindows;
+import org.apache.kafka.streams.kstream.TimeWindows;
+import org.apache.kafka.streams.kstream.Windowed;
+import org.apache.kafka.streams.state.KeyValueIterator;
+import org.apache.kafka.streams.state.QueryableStoreTypes;
+import org.apache.kafka.streams.state.SessionStore;
+import org.apache.kafka.streams.state.Stores;
+import org.apache.kafka.streams.state.WindowStore;
+
+/** Kafka Streams: the DSL, exactly once, its answer from the state stores by an interactive query. */
+public final class KafkaStreamsApp {
+    /** Threads do not wait for each other, so that a repartitioned event may be as late as one reads ahead of the other. */
+    private static final Duration GRACE = Duration.ofDays(1);
+
+    private static final Duration MINUTE = Duration.ofMinutes(1);
+    private static final String TABLE = "table";
+
+    /** The fields that the workloads need. */
+    @JsonIgnoreProperties(ignoreUnknown = true)
+    record Click(
+            @JsonProperty("event_time") long eventTime,
+            @JsonProperty("visitor_id") String visitor,
+            @JsonProperty("page_url") String pageUrl,
+            @JsonProperty("user_agent") String userAgent) {}
+
+    /** A click as the repartition topic carries it, by path. */
+    record View(String visitor, String campaign) {}
+
+    /** Row of w1. */
+    record Count(long views, long visitors) {}
+
+    /** Row of w5. */
+    record Activity(long events, long last) {}
+
+    private static final Serde<Click> CLICK = new JsonSerde<>(Click.class);
+    private static final Serde<View> VIEW = new JsonSerde<>(View.class);
+    private static final Serde<Count> COUNT = new JsonSerde<>(Count.class);
+    private static final Serde<Activity> ACTIVITY = new JsonSerde<>(Activity.class);
+
+    private KafkaStreamsApp() {}
+
+    public static void main(String[] arguments) {
+        Contestant.run(arguments, KafkaStreamsApp::run);
+    }
+
+    private static void run(Contestant contestant) throws Exception {
+        String application = "bench-kafka-streams-" + UUID.randomUUID();
+        Properties settings = settings(contestant, application);
+        StreamsBuilder builder = new StreamsBuilder();
+        KStream<String, Click> clicks = humans(builder, contestant.topic);
+        switch (contestant.workload) {
+            case "w1" -> countPaths(builder, clicks, contestant);
+            case "w3" -> sessions(clicks);
+            case "w5" -> activity(clicks);
+            default -> throw contestant.unknownWorkload();
+        }
+        KafkaStreams streams = new KafkaStreams(builder.build(settings), settings);
+        streams.setUncaughtExceptionHandler(failure -> {
+            Contestant.all().completeExceptionally(failure);
+            return StreamThreadExceptionResponse.SHUTDOWN_CLIENT;
+        });
+        try {
+            streams.start();
+            Contestant.all().get();
+            contestant.finish(contestant.workload.equals("w3") ? sessionRows(streams) : windowRows(streams));
+        } finally {
+            streams.close(Duration.ofSeconds(10));
+            deleteTopics(contestant.bootstrap, application);
+        }
+    }
+
+    private static Properties settings(Contestant contestant, String application) {
+        Properties settings = new Properties();
+        settings.put(StreamsConfig.APPLICATION_ID_CONFIG, application);
+        settings.put(StreamsConfig.BOOTSTRAP_SERVERS_CONFIG, contestant.bootstrap);
+        settings.put(StreamsConfig.STATE_DIR_CONFIG, "state");
+        settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, 2);
+        settings.put(StreamsConfig.PROCESSING_GUARANTEE_CONFIG, StreamsConfig.EXACTLY_ONCE_V2);
+        settings.put(StreamsConfig.TOPOLOGY_OPTIMIZATION_CONFIG, StreamsConfig.OPTIMIZE);
+        settings.put(
+                StreamsConfig.mainConsumerPrefix(ConsumerConfig.INTERCEPTOR_CLASSES_CONFIG), FirstRecord.class.getName());
+        for (String name : List.of("commit.interval.ms", "statestore.cache.max.bytes", "max.poll.records", "compression.type", "dsl.store.suppliers.class")) {
+            String v = contestant.option(name, null);
+            if (v != null) settings.put(name, v);
+        }
+        return settings;
+    }
+
+    private static KStream<String, Click> humans(StreamsBuilder builder, String topic) {
+        return builder.stream(
+                        topic,
+                        Consumed.with(Serdes.String(), CLICK)
+                                .withTimestampExtractor((record, previous) -> ((Click) record.value()).eventTime()))
+                .filter((key, click) -> {
+                    boolean human = !click.userAgent().contains("bot");
+                    if (!human) {
+                        Contestant.processed();
+                    }
+                    return human;
+                });
+    }
+
+    /** w1. A set in an aggregate would be written anew for each event, so a store of its own says who was seen. */
+    private static void countPaths(StreamsBuilder builder, KStream<String, Click> clicks, Contestant contestant) {
+        builder.addStateStore(Stores.windowStoreBuilder(
+                Stores.persistentWindowStore(FirstSeen.STORE, MINUTE.plus(GRACE), MINUTE, false),
+                Serdes.String(),
+                Serdes.ByteArray()));
+        KStream<String, View> views;
+        if (contestant.option("key", "visitor").equals("path")) {
+            views = clicks.mapValues(KafkaStreamsApp::view);
+        } else {
+            views = clicks.map((key, click) -> KeyValue.pair(PageUrl.path(click.pageUrl()), view(click)))
+                    .repartition(Repartitioned.with(Serdes.String(), VIEW).withNumberOfPartitions(contestant.partitions));
+        }
+        views.processValues(() -> new FirstSeen(MINUTE), FirstSeen.STORE)
+                .groupByKey(Grouped.with(Serdes.String(), Serdes.Boolean()))
+                .windowedBy(TimeWindows.ofSizeAndGrace(MINUTE, GRACE))
+                .aggregate(
+                        () -> new Count(0, 0),
+                        (path, first, count) -> {
+                            Contestant.processed();
+                            return new Count(count.views() + 1, count.visitors() + (first ? 1 : 0));
+                        },
+                        Materialized.<String, Count, WindowStore<Bytes, byte[]>>as(TABLE)
+                                .withKeySerde(Serdes.String())
+                                .withValueSerde(COUNT));
+    }
+
+    private static View view(Click click) {
+        return new View(click.visitor(), PageUrl.campaign(click.pageUrl()));
+    }
+
+    /** w3. */
+    private static void sessions(KStream<String, Click> clicks) {
+        clicks.groupByKey(Grouped.with(Serdes.String(), CLICK))
+                .windowedBy(SessionWindows.ofInactivityGapAndGrace(Duration.ofMinutes(30), GRACE))
+                .aggregate(
+                        () -> 0L,
+                        (visitor, click, events) -> {
+                            Contestant.processed();
+                            return events + 1;
+                        },
+                        (visitor, one, other) -> one + other,
+                        Materialized.<String, Long, SessionStore<Bytes, byte[]>>as(TABLE)
+                                .withKeySerde(Serdes.String())
+                                .withValueSerde(Serdes.Long()));
+    }
+
+    /** w5. */
+    private static void activity(KStream<String, Click> clicks) {
+        clicks.groupByKey(Grouped.with(Serdes.String(), CLICK))
+                .windowedBy(TimeWindows.ofSizeAndGrace(Duration.ofHours(1), GRACE))
+                .aggregate(
+                        () -> new Activity(0, Long.MIN_VALUE),
+                        (visitor, click, activity) -> {
+                            Contestant.processed();
+                            return new Activity(activity.events() + 1, Math.max(activity.last(), click.eventTime()));
+                        },
+                        Materialized.<String, Activity, WindowStore<Bytes, byte[]>>as(TABLE)
+                                .withKeySerde(Serdes.String())
+                                .withValueSerde(ACTIVITY));
+    }
+
+    private static List<Object[]> windowRows(KafkaStreams streams) {
+        List<Object[]> rows = new ArrayList<>();
+        var store = streams.store(
+                StoreQueryParameters.fromNameAndType(TABLE, QueryableStoreTypes.<String, Object>windowStore()));
+        try (KeyValueIterator<Windowed<String>, Object> all = store.all()) {
+            all.forEachRemaining(row -> {
+                long start = row.key.window().start();
+                if (row.value instanceof Count count) {
+                    rows.add(new Object[] {start, row.key.key(), count.views(), count.visitors()});
+                } else if (row.value instanceof Activity activity) {
+                    rows.add(new Object[] {start, row.key.key(), activity.events(), activity.last()});
+                }
+            });
+        }
+        return rows;
+    }
+
+    private static List<Object[]> sessionRows(KafkaStreams streams) {
+        List<Object[]> rows = new ArrayList<>();
+        var store = streams.store(
+                StoreQueryParameters.fromNameAndType(TABLE, QueryableStoreTypes.<String, Long>sessionStore()));
+        try (KeyValueIterator<Windowed<String>, Long> all = store.fetch(null, null)) {
+            all.forEachRemaining(row -> rows.add(new Object[] {
+                row.key.key(), row.key.window().start(), row.key.window().end(), row.value
+            }));
+        }
+        return rows;
+    }
+
+    /** The repartition topic and the changelogs, which no later run reads. */
+    private static void deleteTopics(String bootstrap, String application) throws Exception {
+        Properties settings = new Properties();
+        settings.put(StreamsConfig.BOOTSTRAP_SERVERS_CONFIG, bootstrap);
+        try (Admin admin = Admin.create(settings)) {
+            List<String> own = admin.listTopics().names().get().stream()
+                    .filter(topic -> topic.startsWith(application))
+                    .toList();
+            admin.deleteTopics(own).all().get();
+        }
+    }
+}
