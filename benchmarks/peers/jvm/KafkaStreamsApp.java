@@ -101,13 +101,14 @@ public final class KafkaStreamsApp {
         settings.put(StreamsConfig.STATE_DIR_CONFIG, "state");
         settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, 2);
         settings.put(StreamsConfig.PROCESSING_GUARANTEE_CONFIG, StreamsConfig.EXACTLY_ONCE_V2);
+        settings.put(StreamsConfig.COMMIT_INTERVAL_MS_CONFIG, 1000);
+        // The events are of the past: the broker would delete a changelog's segments while they are written.
+        settings.put(
+                StreamsConfig.WINDOW_STORE_CHANGE_LOG_ADDITIONAL_RETENTION_MS_CONFIG,
+                Duration.ofDays(3650).toMillis());
         settings.put(StreamsConfig.TOPOLOGY_OPTIMIZATION_CONFIG, StreamsConfig.OPTIMIZE);
         settings.put(
                 StreamsConfig.mainConsumerPrefix(ConsumerConfig.INTERCEPTOR_CLASSES_CONFIG), FirstRecord.class.getName());
-        for (String name : List.of("commit.interval.ms", "statestore.cache.max.bytes", "max.poll.records", "compression.type", "dsl.store.suppliers.class")) {
-            String v = contestant.option(name, null);
-            if (v != null) settings.put(name, v);
-        }
         return settings;
     }
 
@@ -136,7 +137,9 @@ public final class KafkaStreamsApp {
             views = clicks.mapValues(KafkaStreamsApp::view);
         } else {
             views = clicks.map((key, click) -> KeyValue.pair(PageUrl.path(click.pageUrl()), view(click)))
-                    .repartition(Repartitioned.with(Serdes.String(), VIEW).withNumberOfPartitions(contestant.partitions));
+                    .repartition(Repartitioned.with(Serdes.String(), VIEW)
+                            .withName("by-path")
+                            .withNumberOfPartitions(contestant.partitions));
         }
         views.processValues(() -> new FirstSeen(MINUTE), FirstSeen.STORE)
                 .groupByKey(Grouped.with(Serdes.String(), Serdes.Boolean()))
