@@ -32,7 +32,8 @@ public final class Probe {
     public static void main(String[] arguments) {
         Contestant.run(arguments, contestant -> {
             Contestant.begin();
-            Contestant.begin();
+            System.err.println(PostgresUrl.toJdbc(contestant.option("postgres", "")));
+            System.err.println(PostgresUrl.toJdbc("postgresql://ann:s3@db.example:6543/clicks"));
             List<Object[]> rows = new ArrayList<>();
             for (String url : Files.readAllLines(Path.of(contestant.option("urls", "")), StandardCharsets.UTF_8)) {
                 String campaign = PageUrl.campaign(url);
@@ -96,19 +97,25 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs javac")
     folder = tmp_path_factory.mktemp("classes")
     (folder / "Probe.java").write_text(_PROBE)
-    sources = [FOLDER / "Contestant.java", FOLDER / "PageUrl.java", folder / "Probe.java"]
+    sources = [
+        FOLDER / "Contestant.java",
+        FOLDER / "PageUrl.java",
+        FOLDER / "PostgresUrl.java",
+        folder / "Probe.java",
+    ]
     subprocess.run(["javac", "--release", "17", "-d", str(folder), *map(str, sources)], check=True)
     return folder
 
 
 @pytest.mark.slow
-def test_the_shared_classes_cut_urls_as_the_standard_library_does_and_write_json(
+def test_the_shared_classes_read_urls_and_write_json_as_the_standard_library_does(
     classes: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "urls").write_text("\n".join(_URLS))
     options = {
         "workload": "w1", "bootstrap": "none:1", "topic": "none", "partitions": "4", "events": str(len(_URLS)),
         "answer": str(tmp_path / "answer"), "urls": str(tmp_path / "urls"),
+        "postgres": "postgresql://postgres@/w4_1?host=%2Ftmp%2Fa%20folder",
     }  # fmt: skip
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
     done = subprocess.run(
@@ -121,6 +128,10 @@ def test_the_shared_classes_cut_urls_as_the_standard_library_does_and_write_json
     ]
     clock = json.loads(done.stdout.removeprefix("RESULT "))
     assert 0 < clock["begin"] <= clock["end"]
+    socket, tcp = done.stderr.splitlines()
+    assert socket.startswith("jdbc:postgresql://localhost/w4_1?user=postgres&")
+    assert socket.endswith("&socketFactoryArg=%2Ftmp%2Fa%20folder/.s.PGSQL.5432")
+    assert tcp == "jdbc:postgresql://db.example:6543/clicks?user=ann&password=s3"
 
 
 @pytest.mark.slow

@@ -82,6 +82,11 @@ public final class Contestant {
         }
     }
 
+    /** How many events there are. */
+    public static long expected() {
+        return expected;
+    }
+
     /** Complete when all events were {@link #processed}; an engine that fails completes it with its exception. */
     public static CompletableFuture<Void> all() {
         return ALL;
@@ -89,6 +94,18 @@ public final class Contestant {
 
     /** Writes the answer, one row of integers and texts on each line, and then the clock. */
     public void finish(Iterable<Object[]> rows) throws IOException {
+        write(rows);
+        tell();
+    }
+
+    /** Prints the clock, for an answer that is elsewhere. */
+    public static void tell() {
+        System.out.println(
+                String.format(Locale.ROOT, "RESULT {\"begin\": %.6f, \"end\": %.6f}", BEGIN.get() / 1e9, END.get() / 1e9));
+        System.out.flush();
+    }
+
+    private void write(Iterable<Object[]> rows) throws IOException {
         try (BufferedWriter out = Files.newBufferedWriter(answer)) {
             StringBuilder line = new StringBuilder();
             for (Object[] row : rows) {
@@ -104,9 +121,6 @@ public final class Contestant {
                 out.write(line.append("]\n").toString());
             }
         }
-        System.out.println(
-                String.format(Locale.ROOT, "RESULT {\"begin\": %.6f, \"end\": %.6f}", BEGIN.get() / 1e9, END.get() / 1e9));
-        System.out.flush();
     }
 
     /** The program of a contestant, which {@link #run} ends as the driver wants it. */
@@ -121,6 +135,11 @@ public final class Contestant {
             program.run(new Contestant(arguments));
         } catch (Exception failure) {
             failure.printStackTrace();
+            Throwable cause = failure;
+            while (cause.getCause() != null) {
+                cause = cause.getCause();
+            }
+            System.err.println(cause); // last, because the driver shows the end of what was said
             status = 1;
         }
         System.err.flush();

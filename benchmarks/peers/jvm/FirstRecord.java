@@ -7,7 +7,7 @@ import org.apache.kafka.clients.consumer.OffsetAndMetadata;
 import org.apache.kafka.common.TopicPartition;
 
 /** Starts the clock when a consumer hands over its first records, also where the program is SQL. */
-public final class FirstRecord implements ConsumerInterceptor<Object, Object> {
+public class FirstRecord implements ConsumerInterceptor<Object, Object> {
     @Override
     public ConsumerRecords<Object, Object> onConsume(ConsumerRecords<Object, Object> records) {
         if (!records.isEmpty()) {

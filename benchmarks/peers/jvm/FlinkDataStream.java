@@ -2,10 +2,8 @@ package peers;
 
 import java.time.Duration;
 import java.util.HashSet;
-import java.util.Queue;
 import java.util.Set;
 import java.util.UUID;
-import java.util.concurrent.ConcurrentLinkedQueue;
 import org.apache.flink.api.common.eventtime.WatermarkStrategy;
 import org.apache.flink.api.common.functions.AggregateFunction;
 import org.apache.flink.connector.kafka.source.KafkaSource;
@@ -15,7 +13,6 @@ import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.annotation.JsonIgn
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.annotation.JsonProperty;
 import org.apache.flink.streaming.api.datastream.DataStream;
 import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
-import org.apache.flink.streaming.api.functions.sink.legacy.SinkFunction;
 import org.apache.flink.streaming.api.functions.windowing.ProcessWindowFunction;
 import org.apache.flink.streaming.api.windowing.assigners.EventTimeSessionWindows;
 import org.apache.flink.streaming.api.windowing.assigners.TumblingEventTimeWindows;
@@ -81,8 +78,6 @@ public final class FlinkDataStream {
         public long events;
     }
 
-    private static final Queue<Object[]> ROWS = new ConcurrentLinkedQueue<>();
-
     private FlinkDataStream() {}
 
     public static void main(String[] arguments) {
@@ -124,9 +119,9 @@ public final class FlinkDataStream {
                             .aggregate(new Spans(), new HourRow());
                     default -> throw contestant.unknownWorkload();
                 };
-        rows.addSink(new Keep()).name("keep");
+        rows.sinkTo(new Keep());
         environment.execute();
-        contestant.finish(ROWS);
+        contestant.finish(Keep.ROWS);
     }
 
     private static final class CountViews implements AggregateFunction<View, Audience, Audience> {
@@ -204,15 +199,6 @@ public final class FlinkDataStream {
         public void process(String visitor, Context window, Iterable<Span> one, Collector<Object[]> out) {
             Span span = one.iterator().next();
             out.collect(new Object[] {window.window().getStart(), visitor, span.events, span.last});
-        }
-    }
-
-    /** Keeps each row that a closed window gives. */
-    private static final class Keep implements SinkFunction<Object[]> {
-        @Override
-        public void invoke(Object[] row, Context context) {
-            ROWS.add(row);
-            Contestant.end();
         }
     }
 }
