@@ -11,7 +11,7 @@ import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.atomic.AtomicLong;
 
 /**
- * What the driver tells a contestant, its clock and its answer, as the contract in the README of the folder above has it.
+ * What the driver tells a contestant, its clock and its answer: the contract is the README of the folder above.
  *
  * <p>Clock and count are static: engines serialise the functions they are given, and all of them run in this process.
  */
@@ -100,8 +100,9 @@ public final class Contestant {
 
     /** Prints the clock, for an answer that is elsewhere. */
     public static void tell() {
-        System.out.println(
-                String.format(Locale.ROOT, "RESULT {\"begin\": %.6f, \"end\": %.6f}", BEGIN.get() / 1e9, END.get() / 1e9));
+        double begin = BEGIN.get() / 1e9;
+        double end = END.get() / 1e9;
+        System.out.println(String.format(Locale.ROOT, "RESULT {\"begin\": %.6f, \"end\": %.6f}", begin, end));
         System.out.flush();
     }
 

@@ -6,7 +6,7 @@ import org.apache.kafka.streams.processor.api.FixedKeyProcessorContext;
 import org.apache.kafka.streams.processor.api.FixedKeyRecord;
 import org.apache.kafka.streams.state.WindowStore;
 
-/** Says of each view whether it is the visitor's first of the path in its window: a window store remembers who was seen. */
+/** Says of each view whether it is the visitor's first of the path in its window, which a store remembers. */
 final class FirstSeen implements FixedKeyProcessor<String, KafkaStreamsApp.View, Boolean> {
     static final String STORE = "seen";
     private static final byte[] SEEN = {};

@@ -182,7 +182,8 @@ public final class FlinkDataStream {
         @Override
         public void process(String path, Context window, Iterable<Audience> one, Collector<Object[]> out) {
             Audience audience = one.iterator().next();
-            out.collect(new Object[] {window.window().getStart(), path, audience.views, (long) audience.visitors.size()});
+            long visitors = audience.visitors.size();
+            out.collect(new Object[] {window.window().getStart(), path, audience.views, visitors});
         }
     }
 

@@ -17,7 +17,8 @@ public final class FlinkSql {
               ts AS TO_TIMESTAMP_LTZ(event_time, 3),
               WATERMARK FOR ts AS ts
             ) WITH (
-              'connector' = 'kafka', 'topic' = '%s', 'properties.bootstrap.servers' = '%s', 'properties.group.id' = '%s',
+              'connector' = 'kafka', 'topic' = '%s',
+              'properties.bootstrap.servers' = '%s', 'properties.group.id' = '%s',
               'properties.interceptor.classes' = '%s',
               'scan.startup.mode' = 'earliest-offset', 'scan.bounded.mode' = '%s', 'format' = 'json'
             )""";
@@ -31,7 +32,8 @@ public final class FlinkSql {
     /** The campaigns are counted because the planner leaves out a column that nobody asks for. */
     private static final String MINUTE_COUNTS =
             """
-            SELECT 1000 * UNIX_TIMESTAMP(CAST(window_start AS STRING)), path, COUNT(*), COUNT(DISTINCT visitor_id), COUNT(campaign)
+            SELECT 1000 * UNIX_TIMESTAMP(CAST(window_start AS STRING)), path,
+                   COUNT(*), COUNT(DISTINCT visitor_id), COUNT(campaign)
               FROM TUMBLE(TABLE humans, DESCRIPTOR(ts), INTERVAL '1' MINUTE)
              GROUP BY window_start, window_end, path""";
     private static final String SESSIONS =

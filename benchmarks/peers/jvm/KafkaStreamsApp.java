@@ -34,7 +34,7 @@ import org.apache.kafka.streams.state.WindowStore;
 
 /** Kafka Streams: the DSL, exactly once, its answer from the state stores by an interactive query. */
 public final class KafkaStreamsApp {
-    /** Threads do not wait for each other, so that a repartitioned event may be as late as one reads ahead of the other. */
+    /** Threads do not wait for each other: a repartitioned event is as late as one of them reads ahead. */
     private static final Duration GRACE = Duration.ofDays(1);
 
     private static final Duration MINUTE = Duration.ofMinutes(1);
@@ -108,7 +108,8 @@ public final class KafkaStreamsApp {
                 Duration.ofDays(3650).toMillis());
         settings.put(StreamsConfig.TOPOLOGY_OPTIMIZATION_CONFIG, StreamsConfig.OPTIMIZE);
         settings.put(
-                StreamsConfig.mainConsumerPrefix(ConsumerConfig.INTERCEPTOR_CLASSES_CONFIG), FirstRecord.class.getName());
+                StreamsConfig.mainConsumerPrefix(ConsumerConfig.INTERCEPTOR_CLASSES_CONFIG),
+                FirstRecord.class.getName());
         return settings;
     }
 

@@ -11,14 +11,15 @@ public final class PostgresUrl {
 
     private PostgresUrl() {}
 
-    /** Where {@code host} is the folder of a Unix socket, through one. Throws IllegalArgumentException for another form. */
+    /** With {@code ?host=} the folder of a Unix socket. Throws IllegalArgumentException for another form. */
     public static String toJdbc(String url) {
         Matcher parts = URL.matcher(url);
         if (!parts.matches()) {
             throw new IllegalArgumentException("not a URL of PostgreSQL that this program knows: " + url);
         }
         String host = parts.group(3).isEmpty() ? "localhost" : parts.group(3);
-        StringBuilder jdbc = new StringBuilder("jdbc:postgresql://" + host + "/" + parts.group(4) + "?user=" + parts.group(1));
+        StringBuilder jdbc = new StringBuilder("jdbc:postgresql://");
+        jdbc.append(host).append('/').append(parts.group(4)).append("?user=").append(parts.group(1));
         if (parts.group(2) != null) {
             jdbc.append("&password=").append(parts.group(2));
         }

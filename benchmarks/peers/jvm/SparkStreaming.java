@@ -53,7 +53,7 @@ public final class SparkStreaming {
 
     private static void collect(DataStreamWriter<Row> result, Contestant contestant) throws Exception {
         Map<List<Object>, Object[]> rows = new HashMap<>();
-        // Update: every batch hands over the rows that it changed. Complete: all of them, so that no state is ever dropped.
+        // Update: a batch hands over the rows that it changed. Complete: all of them, and no state is ever dropped.
         String mode = contestant.workload.equals("w3") ? "complete" : "update";
         VoidFunction2<Dataset<Row>, Long> keep = (batch, number) -> {
             List<Row> changed = batch.collectAsList();
@@ -61,7 +61,8 @@ public final class SparkStreaming {
                 rows.clear();
             }
             for (Row row : changed) {
-                rows.put(List.of(row.get(0), row.get(1)), new Object[] {row.get(0), row.get(1), row.get(2), row.get(3)});
+                Object[] columns = {row.get(0), row.get(1), row.get(2), row.get(3)};
+                rows.put(List.of(columns[0], columns[1]), columns);
             }
             Contestant.end();
         };
@@ -128,7 +129,7 @@ public final class SparkStreaming {
         }
     }
 
-    /** Completes {@link Contestant#all} when the batches that are over have read all events, or when the query fails. */
+    /** Completes {@link Contestant#all} when batches that are over have read all events, or the query has failed. */
     private static final class AllRead extends StreamingQueryListener {
         private long events;
 
