@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.feed import RATE
 from tests.faults.proxies import CommitCutter, FaultyHttp
 from tests.faults.stage import Firing, NotSettled, Stage
 
@@ -54,9 +55,15 @@ def commit_cuts(count: int) -> Happen:
     async def happen(stage: Stage, chance: random.Random) -> tuple[Firing, float]:
         async with CommitCutter.between(stage.site.ledger, chance) as (proxy, url):
             await two_workers(stage, STREAMPROC_LEDGER=url, STREAMPROC_WAREHOUSE=url)
+            # The records must last: who fails often waits longer and longer before the next attempt.
+            stage.feeder.rate = min(RATE, 12 * RATE / count)
             proxy.cutting = True
-            await stage.until(lambda: len(proxy.cuts) >= count, f"{count} COMMITs were cut", 10.0 * count)
+            await stage.until(
+                lambda: len(proxy.cuts) >= count or stage.feeder.at_end, "COMMITs are cut", 20.0 * count
+            )
             proxy.cutting = False
+            if len(proxy.cuts) < count:
+                raise NotSettled(f"{len(proxy.cuts)} COMMITs were cut when the feed was at its end")
             last, how = proxy.cuts[-1]
             recovery = await stage.recovered(last)
             await stage.drain()  # the workers end before the proxy does
