@@ -293,7 +293,7 @@ MUTANTS = (
         "event ids are forgotten when a partition changes hands",
         (
             Change(
-                "pipeline.py",
+                "pipeline/recall.py",
                 "        if clock_us is None or self._lake is None:\n            return recent\n",
                 "        if clock_us is None or clock_us or self._lake is None:\n            return recent\n",
             ),
@@ -304,12 +304,12 @@ MUTANTS = (
         "objects are intended after they are put",
         (
             Change(
-                "pipeline.py",
+                "pipeline/commit.py",
                 '        await self._until_answered("intend", lambda: self._ledger.intend(epoch.id, plans, claims))\n',
                 "",
             ),
             Change(
-                "pipeline.py",
+                "pipeline/commit.py",
                 '        put = epoch.spent("put", ready)\n',
                 '        await self._until_answered("intend", lambda: self._ledger.intend(epoch.id, plans, claims))\n'
                 '        put = epoch.spent("put", ready)\n',
@@ -336,7 +336,7 @@ MUTANTS = (
         "rejects are written outside of the epoch",
         (
             Change(
-                "pipeline.py",
+                "pipeline/commit.py",
                 "        plans = [file.plan for file in files]\n",
                 "        if self._lake is not None:\n"
                 "            await self._lake.write([file for file in files if file.plan.kind == 'rejects'])\n"
@@ -350,7 +350,7 @@ MUTANTS = (
         "the tables have a transaction of their own",
         (
             Change(
-                "pipeline.py",
+                "pipeline/commit.py",
                 "            changed = await self._summaries.apply(conn, deltas, changed=wanted)\n",
                 "            async with self._ledger.database.transaction('merge') as merging:\n"
                 "                changed = await self._summaries.apply(merging, deltas, changed=wanted)\n",

@@ -43,7 +43,7 @@ SIMULATED = (
         "the next epoch is committed before the one before it is done",
         1_000,
         Change(
-            "pipeline.py",
+            "pipeline/pipeline.py",
             "                elif self._committing is not None and not self._committing.done():\n"
             "                    await asyncio.wait({self._committing})\n",
             "",
@@ -112,7 +112,7 @@ SIMULATED = (
         "what is taken does not count against the limits",
         1_000,
         Change(
-            "pipeline.py",
+            "pipeline/pipeline.py",
             "        if self._taken_records >= limits.max_records or self._taken_bytes >= limits.max_bytes:\n",
             "        if self._epoch.records >= 100 * limits.max_records:\n",
         ),

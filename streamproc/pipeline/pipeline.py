@@ -1,111 +1,39 @@
-"""The only place where effects are ordered.
-
-Record batches are transformed on a few threads and folded, in order, into an epoch on one. An epoch is
-committed in five steps, in this order, while the next one is being filled:
-
-1. seal the tables' deltas and encode the objects (pure);
-2. *intend*: the ledger learns the keys about to be written (T1);
-3. *put* the objects, in parallel;
-4. *commit*: tables, positions, watermarks and object states change in one transaction (T2);
-5. *tell*: copy the positions to the source's own offsets, wake the publication, tell who watches what changed.
-   Nothing depends on these.
-
-A step that fails because something does not answer is tried again until it does; meanwhile one epoch at
-most is waiting and one is full, so memory is bounded and the source is simply not asked for more. A step
-that fails because the partition is no longer ours (:class:`Fenced`) drops everything uncommitted.
-"""
+"""A worker's records on their way from the source to the commit."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
 
-import stamina
 import structlog
-from psycopg import AsyncConnection
 
 from streamproc.epoch import Epoch
 from streamproc.errors import DependencyError, Fenced, UnexpectedPosition
 from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger
-from streamproc.model import Claim, Partition, RecordBatch, WrittenObject
-from streamproc.progress import PartitionProgress, RecentIds
-from streamproc.sinks.lake import Lake, LakeFile
+from streamproc.model import Claim, Partition, RecordBatch
+from streamproc.pipeline.commit import Committer, Listeners
+from streamproc.pipeline.limits import Limits, Stats, Watcher
+from streamproc.pipeline.patience import Patience
+from streamproc.pipeline.recall import Recall
+from streamproc.progress import PartitionProgress
+from streamproc.sinks.lake import Lake
 from streamproc.sinks.outbox import Outbox
 from streamproc.sinks.summaries import Summaries
-from streamproc.tables.fold import Delta, TableFold
+from streamproc.tables.fold import TableFold
 from streamproc.topology import Topology
 from streamproc.transform.pool import TransformPool
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 #: Batches under way behind the one that is folded: enough to keep the transforms' threads busy.
 _AHEAD = 2
 
-#: An epoch is this many times older when it is committed, as long as more is waiting than can be taken. Nobody waits
-#: for what is that late, and a row of a table that several epochs touch is written by each: the shipped page costs
-#: PostgreSQL and the client of it a third less an event in epochs of 600,000 records than in those of 200,000.
-_PATIENCE = 5
-
 #: Stands for the position before the first.
 _BEFORE = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When an epoch is committed, whichever comes first: seconds, records, bytes of record values.
-
-    ``fold_records``: about how many records go through the transform at once when that many are waiting.
-    A fold costs some 15 ms whatever its size, so small record batches are folded together. A source that keeps
-    giving so many has more than can be taken: then the flush interval is longer, see :data:`_PATIENCE`.
-    """
-
-    flush_interval: float = 5.0
-    fold_records: int = 25_000
-    max_records: int = 600_000
-    max_bytes: int = 384 * 1024 * 1024
-    drain_deadline: float = 30.0
-
-
-@dataclass(slots=True)
-class Stats:
-    """Running totals of this process, for status and health.
-
-    ``seconds``: by stage of work. ``waiting_for``: what does not answer, ``waiting_step``: ``claim``, ``intend``,
-    ``put`` or ``commit``, which waits for it. ``last_commit``: Unix time; ``..._at``: monotonic clock.
-    """
-
-    epochs: int = 0
-    records: int = 0
-    accepted: int = 0
-    filtered: int = 0
-    rejected: int = 0
-    duplicate: int = 0
-    late: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    waiting_for: str | None = None
-    waiting_step: str | None = None
-    last_commit: float | None = None
-    first_taken_at: float = 0.0
-    last_commit_at: float = 0.0
-
-
-class Watcher(Protocol):
-    """Somebody who may want to know which rows of the tables a commit has changed."""
-
-    @property
-    def wanted(self) -> bool:
-        """Whether it wants to know now."""
-
-    async def committed(self, epoch: uuid.UUID, deltas: Mapping[str, Delta]) -> None:
-        """These deltas, by table, are in the tables; must not raise."""
 
 
 class Pipeline:
@@ -132,17 +60,23 @@ class Pipeline:
         """
         self.topology = topology
         self.stats = Stats()
+        patience = Patience(self.stats)
+        self._committer = Committer(
+            ledger,
+            lake,
+            summaries,
+            patience,
+            outbox=outbox,
+            listeners=Listeners(tell, committed, watcher),
+        )
         #: Set after each commit; whoever waits for progress clears it.
-        self.progressed = asyncio.Event()
+        self.progressed = self._committer.progressed
+        self._recall = Recall(ledger, lake, topology.contract.duplicates, patience)
+        self._until_answered = patience.until_answered
         self._transforms = transforms
         self._ledger = ledger
         self._lake = lake
-        self._summaries = summaries
         self._limits = limits
-        self._outbox = outbox
-        self._tell = tell
-        self._committed = committed
-        self._watcher = watcher
         self._claimed = claimed
         self._folds = {table.name: TableFold(table) for table in topology.tables}
         self._progress: dict[Partition, PartitionProgress] = {}
@@ -161,7 +95,6 @@ class Pipeline:
         self._rotating = asyncio.Lock()
         self._generation = 0
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="fold")
-        self._sealer = ThreadPoolExecutor(2, thread_name_prefix="seal")
 
     @property
     def generation(self) -> int:
@@ -203,7 +136,7 @@ class Pipeline:
         if self._claimed is not None:
             await self._until_answered("claim", self._claimed)
         for partition, claim in claims.items():
-            recent = await self._recent_ids(partition, claim.clock_us)
+            recent = await self._recall.recent_ids(partition, claim.clock_us)
             self._progress[partition] = PartitionProgress(claim, claim.position, claim.clock_us, recent)
             self._submitted[partition] = claim.position
             self._let_go.pop(partition, None)
@@ -278,7 +211,7 @@ class Pipeline:
             await self._ledger.release(list(self._let_go.values()))
         self._transforms.close()
         self._compute.shutdown(wait=True)
-        self._sealer.shutdown(wait=True)
+        self._committer.close()
 
     # -- records -----------------------------------------------------------------------------------
 
@@ -362,9 +295,7 @@ class Pipeline:
             return True
         free = self._committing is None or self._committing.done()
         filled = bool(self._epoch.partitions or self._folding or self._waiting)
-        return (
-            free and filled and self._epoch.age >= limits.flush_interval * (_PATIENCE if self._behind else 1)
-        )
+        return free and filled and self._epoch.age >= limits.interval(self._behind)
 
     # -- epochs ------------------------------------------------------------------------------------
 
@@ -395,7 +326,9 @@ class Pipeline:
             epoch = self._epoch
             self._open_epoch()
             if epoch.partitions:
-                self._committing = asyncio.create_task(self._commit(epoch), name=f"commit {epoch.id}")
+                self._committing = asyncio.create_task(
+                    self._committer.commit(epoch), name=f"commit {epoch.id}"
+                )
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -406,114 +339,3 @@ class Pipeline:
             if not done.cancelled() and (error := done.exception()) is not None:
                 self._failure = error
                 raise error
-
-    async def _commit(self, epoch: Epoch) -> None:
-        begin = time.perf_counter()
-        files, deltas = await asyncio.gather(self._off_loop(self._plan, epoch), self._off_loop(epoch.seal))
-        plans = [file.plan for file in files]
-        claims = {partition: share.progress.claim for partition, share in epoch.partitions.items()}
-        failpoint("intend.before")
-        encoded = time.perf_counter()
-        await self._until_answered("intend", lambda: self._ledger.intend(epoch.id, plans, claims))
-        failpoint("intend.after")
-        ready = epoch.spent("intend", encoded)
-        written: Sequence[WrittenObject] = ()
-        if self._lake is not None and files:
-            lake = self._lake
-            written = await self._until_answered("put", lambda: lake.write(files))
-        files.clear()  # they are in the store
-        put = epoch.spent("put", ready)
-
-        async def apply(conn: AsyncConnection[Any]) -> None:
-            wanted = self._outbox is not None and self._outbox.wants_rows
-            changed = await self._summaries.apply(conn, deltas, changed=wanted)
-            if self._outbox is not None:
-                await self._outbox.enlist(conn, epoch.id, written, changed)
-
-        done = await self._until_answered("commit", lambda: self._ledger.commit(epoch.record(written), apply))
-        failpoint("commit.acknowledged")
-        epoch.spent("commit", put)
-        for partition, claim in done.claims.items():
-            epoch.partitions[partition].progress.claim = claim
-        self._account(epoch, time.perf_counter() - begin)
-        failpoint("tell")
-        if self._tell is not None:
-            await self._tell({partition: share.through for partition, share in epoch.partitions.items()})
-        if self._outbox is not None:
-            self._outbox.noted.set()
-        if self._watcher is not None and self._watcher.wanted:
-            await self._watcher.committed(epoch.id, deltas)
-
-    def _plan(self, epoch: Epoch) -> list[LakeFile]:
-        epoch.encode()
-        files = []
-        for share in epoch.partitions.values():
-            if self._lake is not None:
-                files += self._lake.plan(share.files, share.advance())
-            share.files = []
-        return files
-
-    async def _off_loop(self, work: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._sealer, work, *arguments)
-
-    def _account(self, epoch: Epoch, elapsed: float) -> None:
-        counts, stats = epoch.counts, self.stats
-        stats.epochs += 1
-        for name in ("records", "accepted", "filtered", "rejected", "duplicate"):
-            setattr(stats, name, getattr(stats, name) + getattr(counts, name))
-        for name, late in epoch.late.items():
-            stats.late[name] = stats.late.get(name, 0) + late
-        for stage, spent in epoch.seconds.items():
-            stats.seconds[stage] = stats.seconds.get(stage, 0.0) + spent
-        stats.last_commit, stats.last_commit_at = time.time(), time.monotonic()
-        self.progressed.set()
-        if self._committed is not None:
-            self._committed(epoch, elapsed)
-        log.info(
-            "epoch_committed",
-            epoch=str(epoch.id),
-            records=counts.records,
-            accepted=counts.accepted,
-            filtered=counts.filtered,
-            rejected=counts.rejected,
-            duplicate=counts.duplicate,
-            partitions=len(epoch.partitions),
-            commit_seconds=round(elapsed, 3),
-        )
-
-    # -- waiting -----------------------------------------------------------------------------------
-
-    async def _until_answered(self, step: str, act: Callable[[], Awaitable[T]]) -> T:
-        """Try until it works or fails for a reason that waiting does not cure."""
-        async for attempt in stamina.retry_context(
-            on=DependencyError, attempts=None, timeout=None, wait_initial=0.2, wait_max=15.0
-        ):
-            with attempt:
-                try:
-                    result = await act()
-                except DependencyError as error:
-                    self.stats.waiting_for, self.stats.waiting_step = error.what, step
-                    log.warning(
-                        "waiting", step=step, on=error.what, problem=error.problem, attempt=attempt.num
-                    )
-                    raise
-                self.stats.waiting_for = self.stats.waiting_step = None
-                return result
-        raise AssertionError("stamina gave up though told not to")
-
-    async def _recent_ids(self, partition: Partition, clock_us: int | None) -> RecentIds | None:
-        duplicates = self.topology.contract.duplicates
-        if duplicates is None:
-            return None
-        recent = RecentIds(duplicates.horizon)
-        if clock_us is None or self._lake is None:
-            return recent
-        lake = self._lake
-        objects = await self._until_answered(
-            "claim", lambda: self._ledger.recent_objects(partition, clock_us - duplicates.horizon)
-        )
-        columns = ["position", duplicates.field, "event_time"]
-        seen = await self._until_answered("claim", lambda: lake.read([o.plan.key for o in objects], columns))
-        if len(seen):
-            recent.rebuild(seen.sort("position"), duplicates.field)
-        return recent
