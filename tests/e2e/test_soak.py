@@ -133,7 +133,7 @@ async def flowing(site: Site) -> AsyncIterator[Traffic]:
 
 async def keep_house(site: Site, grace: timedelta) -> None:
     """Merge, sweep and forget, with ``grace`` in the place of a day and of weeks."""
-    await asyncio.to_thread(site.run, "lake", "compact", "clickstream")
+    await asyncio.to_thread(lambda: site.run("lake", "compact", "clickstream", patience=900))
     store = open_store(site.lake.as_uri())
     await store.open()
     async with Ledger(site.ledger, site.stream, "soak") as ledger:
@@ -154,6 +154,7 @@ async def test_nothing_grows_while_events_flow_and_everything_is_there_in_the_en
         while time.monotonic() - began < SECONDS or len(samples) < FEWEST:
             worker.assert_running()
             samples.append(sample(site, worker, began))
+            note(samples)
             if time.monotonic() - kept_house > grace.total_seconds():
                 await keep_house(site, grace)
                 kept_house = time.monotonic()
@@ -161,7 +162,6 @@ async def test_nothing_grows_while_events_flow_and_everything_is_there_in_the_en
     sent = traffic.sent
     await until(lambda: committed_records(site.ledger) == sent, "everything committed", 120, [worker])
     assert worker.stop() == 0, worker.tail()
-    note(samples)
     warm = samples[int(len(samples) * WARM) :]
     half = len(warm) // 2
     assert max(each.fds for each in warm[half:]) <= max(each.fds for each in warm[:half]) + 8
@@ -171,7 +171,7 @@ async def test_nothing_grows_while_events_flow_and_everything_is_there_in_the_en
         assert max(each.ledger for each in warm[half:]) <= 1.5 * max(each.ledger for each in warm[:half])
         assert slope_per_hour(warm) < 0.01, slope_per_hour(warm)
 
-    site.run("warehouse", "load")
+    site.run("warehouse", "load", patience=900)
     for _ in range(2):  # what was abandoned is deleted twice
         await keep_house(site, timedelta(0))
     with psycopg.connect(site.ledger) as db:
