@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ def main() -> None:
             print(f"{peer.name:24} {peer.title}: {', '.join(peer.workloads)}")
         return
     kind = choose_broker(options.broker)
+    signal.signal(signal.SIGTERM, _stop)
     # What the producer's client tries again it tells as well; what it gives up is raised.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     with (
@@ -52,6 +54,12 @@ def main() -> None:
     rounds = results.results.rounds
     ours_failed = any(it.failed for it in rounds if it.contestant == "streamproc")
     sys.exit(1 if ours_failed or all(it.failed for it in rounds) else 0)
+
+
+def _stop(*_: object) -> None:
+    """End in order: Python's default would leave the broker's data, PostgreSQL and a peer behind."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break off the clearing up
+    sys.exit(128 + signal.SIGTERM)
 
 
 def prepared(

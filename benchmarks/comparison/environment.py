@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,9 @@ def prepare(peer: Peer, say: Callable[[str], None]) -> Environment:
             _stamp(environment.folder / "venv.stamp", wanted)
     if peer.setup:
         sources = [path for path in sorted(peer.folder.rglob("*")) if path.is_file()]
-        wanted = _digest(sources) + json.dumps(peer.setup)
-        stamp = environment.folder / f"{peer.name}.stamp"
+        wanted = _digest(sources)
+        # Of the commands, not of the peer: variants that are built by the same ones are built once.
+        stamp = environment.folder / f"setup-{zlib.crc32(json.dumps(peer.setup).encode()):08x}.stamp"
         if not _is_stamped(stamp, wanted):
             for command in peer.setup:
                 filled = environment.filled(peer, command)

@@ -42,11 +42,15 @@ _PEER_TABLE = """
 
 @dataclass(slots=True)
 class Produced:
-    """What was sent: all events, the human ones among them, and when each probe was (Unix seconds)."""
+    """What was sent: the human events, and when each probe was (Unix seconds).
 
-    events: int = 0
+    ``begin`` and ``end`` (``CLOCK_MONOTONIC``): the span behind the warm-up.
+    """
+
     humans: int = 0
     probes: list[float] = field(default_factory=list)
+    begin: float = 0.0
+    end: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +93,16 @@ async def produce(connection: KafkaConnection, topic: str, steady: Steady, produ
         begin = time.monotonic()
         for tick in range(steady.ticks):
             await asyncio.sleep(begin + tick / _TICKS_PER_SECOND - time.monotonic())
+            if tick == WARM_UP_SECONDS * _TICKS_PER_SECOND:
+                produced.begin = time.monotonic()
             now = time.time()
             stamped = steady.templates.stamped(tick * per_tick, [int(now * 1000)] * per_tick)
             key, value = probe(tick, int(now * 1000))
             await producer.send(topic, [*stamped.values, value], [*stamped.keys, key])
-            produced.events += per_tick + 1
             produced.humans += stamped.humans + 1
             produced.probes.append(now)
         await producer.flush()
+        produced.end = time.monotonic()
 
 
 def measure_streamproc(
@@ -106,10 +112,10 @@ def measure_streamproc(
     workload = WORKLOADS["w1"]
     asyncio.run(create(connection, topic, steady.partitions))
     with worker.started(workload, topic) as running:
-        produced, span = produced_aside(connection, topic, steady)
+        produced = produced_aside(connection, topic, steady)
         running.wait_for(steady.events_in_all, worker.timeout)
         lags = lags_of(running.database, "counting.page_counts", produced)
-        return freshness_round(worker, steady, lags, running.sampler, span)
+        return freshness_round(worker, steady, lags, running.sampler, produced)
 
 
 def measure_peer(
@@ -125,7 +131,7 @@ def measure_peer(
         connected.execute(_PEER_TABLE)
         workload = Workload("w4", "", "", Path(), 0, lambda _count, _seed: ())
         dataset = Dataset(workload, topic, steady.events_in_all, steady.partitions, None)
-        outcome: list[tuple[Produced, tuple[float, float]]] = []
+        outcome: list[Produced] = []
         feeding = threading.Thread(target=lambda: outcome.append(produced_aside(connection, topic, steady)))
         feeding.start()
         try:
@@ -134,18 +140,17 @@ def measure_peer(
                 _, sampler = program.start_and_wait(dataset, Path(folder), options)
         finally:
             feeding.join()
-        produced, span = outcome[0]
-        return freshness_round(program, steady, lags_of(connected, "page_counts", produced), sampler, span)
+        produced = outcome[0]
+        return freshness_round(
+            program, steady, lags_of(connected, "page_counts", produced), sampler, produced
+        )
 
 
-def produced_aside(
-    connection: KafkaConnection, topic: str, steady: Steady
-) -> tuple[Produced, tuple[float, float]]:
-    """Produce all events; what was sent, and the span behind the warm-up in ``CLOCK_MONOTONIC``."""
+def produced_aside(connection: KafkaConnection, topic: str, steady: Steady) -> Produced:
+    """Produce all events, and return what was sent."""
     produced = Produced()
-    begin = time.monotonic()
     asyncio.run(produce(connection, topic, steady, produced))
-    return produced, (begin + WARM_UP_SECONDS, time.monotonic())
+    return produced
 
 
 def lags_of(database: psycopg.Connection[Any], table: LiteralString, produced: Produced) -> list[float]:
@@ -172,18 +177,17 @@ def freshness_round(
     steady: Steady,
     lags: Sequence[float],
     sampler: Sampler,
-    span: tuple[float, float],
+    produced: Produced,
 ) -> Round:
     """The round of so many lags (seconds), one for each probe."""
-    begin, end = span
     cuts = statistics.quantiles(lags, n=100, method="inclusive")
     return Round(
         workload=steady.workload,
         contestant=contestant.name,
         title=contestant.title,
         events=steady.rate * steady.seconds,
-        seconds=end - begin,
-        cpu_seconds=sampler.cpu_between(begin, end),
+        seconds=produced.end - produced.begin,
+        cpu_seconds=sampler.cpu_between(produced.begin, produced.end),
         cpu_seconds_in_all=sampler.cpu_seconds,
         peak_rss_bytes=sampler.peak_rss_bytes,
         more={"p50_ms": cuts[49] * 1000, "p99_ms": cuts[98] * 1000, "max_ms": max(lags) * 1000},

@@ -65,9 +65,12 @@ def workload_table(summaries: dict[str, Summary], title: str) -> Table:
 
 
 def freshness_table(steady: dict[str, dict[str, Summary]]) -> Table:
-    """A row for each rate and contestant: milliseconds from producing an event to the commit of its row."""
+    """A row for each rate and contestant: milliseconds from producing an event to the commit of its row.
+
+    ``sent`` is the rate that the producer reached: less on a machine that is too busy for it.
+    """
     table = Table(
-        "events/s", "", "p50 ms", "smallest-largest", "p99 ms", "smallest-largest", "CPU s per million", "peak memory",
+        "events/s", "sent", "", "p50 ms", "smallest-largest", "p99 ms", "smallest-largest", "CPU s per million", "peak memory",
         title=TITLES["w4"],
     )  # fmt: skip
     for workload, summaries in steady.items():
@@ -75,6 +78,7 @@ def freshness_table(steady: dict[str, dict[str, Summary]]) -> Table:
             p50, p99 = summary.spread(_figure("p50_ms")), summary.spread(_figure("p99_ms"))
             table.add_row(
                 f"{int(workload.removeprefix('w4-')):,}",
+                f"{summary.events_per_second.median:,.0f}",
                 _title(summary),
                 f"{p50.median:,.0f}",
                 _between(p50, 0),

@@ -100,6 +100,15 @@ def test_setup_runs_once_and_again_when_a_file_of_the_folder_has_changed(tmp_pat
     assert (made.folder / "runs").read_text() == "xx"
 
 
+def test_variants_with_the_same_setup_are_built_once(tmp_path: Path) -> None:
+    script = "import pathlib; pathlib.Path('runs').open('a').write('x')"
+    text = f'setup = [["{sys.executable}", "-c", "{script}"]]\n' + MANIFEST
+    for name in ("peer-one.toml", "peer-two.toml"):
+        written(tmp_path / "engine", text, name)
+    made = [environment.prepare(of, print) for of in read_peers(tmp_path)]
+    assert (made[0].folder / "runs").read_text() == "x"
+
+
 def test_a_setup_that_fails_makes_the_peer_unusable_and_is_tried_again(tmp_path: Path) -> None:
     of = peer(
         tmp_path / "engine", f'setup = [["{sys.executable}", "-c", "raise SystemExit(\'no network\')"]]\n'
