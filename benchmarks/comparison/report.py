@@ -70,8 +70,8 @@ def freshness_table(steady: dict[str, dict[str, Summary]]) -> Table:
     ``sent`` is the rate that the producer reached: less on a machine that is too busy for it.
     """
     table = Table(
-        "events/s", "sent", "", "p50 ms", "smallest-largest", "p99 ms", "smallest-largest", "CPU s per million", "peak memory",
-        title=TITLES["w4"],
+        "events/s", "sent", "", "p50 ms", "smallest-largest", "p99 ms", "smallest-largest", "CPU s per million",
+        "peak memory", title=TITLES["w4"],
     )  # fmt: skip
     for workload, summaries in steady.items():
         for summary in summaries.values():
