@@ -91,6 +91,20 @@ def test_every_dependency_is_of_one_exact_version_which_the_title_tells() -> Non
         assert release is not None and exact[0].startswith(release[0] + ".")
 
 
+def test_every_dependency_has_a_checksum_that_the_setup_compares() -> None:
+    for manifest in MANIFESTS.values():
+        pom = next(word for word in manifest["setup"][1] if word.endswith(".xml")).removeprefix("{peer}/")
+        sums = pom.replace(".xml", ".sha256")
+        assert ["sha256sum", "--check", "--quiet", "--strict", f"{{peer}}/{sums}"] in manifest["setup"]
+        lines = [
+            re.fullmatch(r"[0-9a-f]{64} [ *](\S+)", it) for it in (FOLDER / sums).read_text().splitlines()
+        ]
+        files = " ".join(it[1] for it in lines if it is not None)
+        assert len(lines) == len(files.split()) > 10
+        artifacts = re.findall(r"<dependency>.*?<artifactId>(.*?)</artifactId>", (FOLDER / pom).read_text())
+        assert [it for it in artifacts if f"/jars/{it}-" not in files] == []
+
+
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("javac") is None:
