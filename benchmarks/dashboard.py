@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.dashboard [--rows N] [--rounds N]``
 
-Prints medians: milliseconds to the first paint of a page, to its numbers, and from a click to its answer; and the
-milliseconds of CPU that PostgreSQL takes for the statements of the page *Explore*.
+Prints medians: milliseconds to the first paint of a page, to its numbers, and from a click to its answer; the
+milliseconds of CPU that the dashboard takes for them; and those that PostgreSQL takes for the statements of *Explore*.
 """
 
 from __future__ import annotations
@@ -74,8 +74,15 @@ async def _tables(url: str, topology: Topology) -> None:
             await ensure(conn, [Layout(table, topology.name) for table in topology.tables], topology.name)
 
 
+def cpu(process: psutil.Process) -> float:
+    """Milliseconds of CPU so far."""
+    times = process.cpu_times()
+    return 1000 * float(times.user + times.system)
+
+
 @contextmanager
-def served(url: str, folder: Path) -> Iterator[str]:
+def served(url: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """The dashboard's address and process."""
     environment = {**os.environ, "STREAMPROC_LEDGER": url, "STREAMPROC_TOPICS": str(PAGE.parent)}
     command = [
         sys.executable,
@@ -92,16 +99,19 @@ def served(url: str, folder: Path) -> Iterator[str]:
     found = re.search(r"http://\S+", process.stdout.readline())
     assert found is not None
     try:
-        yield found[0]
+        yield found[0], psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
 
 
-def paints(chrome: Browser, address: str, rounds: int) -> tuple[float, float]:
-    """Medians of first contentful paint and of the first numbers; a new profile each time, nothing cached."""
-    first, numbers = [], []
+def paints(chrome: Browser, address: str, server: psutil.Process, rounds: int) -> tuple[float, float, float]:
+    """Medians of first contentful paint, of the first numbers and of the server's CPU; a new profile each time,
+    nothing cached there.
+    """
+    first, numbers, costs = [], [], []
     for _ in range(rounds):
+        before = cpu(server)
         context = chrome.new_context(viewport={"width": 1440, "height": 900})
         page = context.new_page()
         began = time.perf_counter()
@@ -113,7 +123,8 @@ def paints(chrome: Browser, address: str, rounds: int) -> tuple[float, float]:
             or numbers[-1]
         )
         context.close()
-    return statistics.median(first), statistics.median(numbers)
+        costs.append(cpu(server) - before)
+    return statistics.median(first), statistics.median(numbers), statistics.median(costs)
 
 
 #: From a click to the frame that shows other rows, measured in the page.
@@ -128,14 +139,16 @@ _CLICK = """
 """
 
 
-def clicks(page: Page, address: str, rounds: int) -> dict[str, float]:
-    """Median milliseconds from a click on a column to its rows."""
+def clicks(page: Page, address: str, server: psutil.Process, rounds: int) -> dict[str, tuple[float, float]]:
+    """Median milliseconds from a click on a column to its rows, and the server's CPU for one."""
     found = {}
     for name, query in _CHOICES.items():
         page.goto(f"{address}explore?{query.replace(' ', '+')}")
         settle(page)
         columns = ["views", "path"] * rounds
-        found[name] = statistics.median(page.evaluate(_CLICK, column) for column in columns)
+        before = cpu(server)
+        took = statistics.median(page.evaluate(_CLICK, column) for column in columns)
+        found[name] = (took, (cpu(server) - before) / len(columns))
     return found
 
 
@@ -152,11 +165,10 @@ def statements(url: str, topology: Topology, rounds: int) -> dict[str, tuple[flo
             costs = []
             for question in (rows(choice), chart(choice)):
                 conn.execute(question.statement, question.parameters).fetchall()  # the first one warms up
-                before = backend.cpu_times()
+                before = cpu(backend)
                 for _ in range(rounds):
                     conn.execute(question.statement, question.parameters).fetchall()
-                after = backend.cpu_times()
-                costs.append(1000 * (after.user + after.system - before.user - before.system) / rounds)
+                costs.append((cpu(backend) - before) / rounds)
             found[name] = (costs[0], costs[1])
     return found
 
@@ -182,12 +194,12 @@ def main() -> None:
         print(f"{options.rows:,} rows, milliseconds, {options.rounds} rounds")
         for name, (table, drawn) in statements(postgres.url, topology, options.rounds).items():
             print(f"  PostgreSQL's CPU, {name}: rows {table:.0f}, chart {drawn:.0f}")
-        with served(postgres.url, Path(folder)) as address, browser() as chrome:
+        with served(postgres.url, Path(folder)) as (address, server), browser() as chrome:
             for path in ("", "explore", "pipeline"):
-                first, numbers = paints(chrome, address + path, options.rounds)
-                print(f"  /{path}: first paint {first:.0f}, numbers {numbers:.0f}")
-            for name, took in clicks(chrome.new_page(), address, options.rounds).items():
-                print(f"  click, {name}: {took:.0f}")
+                first, numbers, cost = paints(chrome, address + path, server, options.rounds)
+                print(f"  /{path}: first paint {first:.0f}, numbers {numbers:.0f}, CPU {cost:.0f}")
+            for name, (took, cost) in clicks(chrome.new_page(), address, server, options.rounds).items():
+                print(f"  click, {name}: {took:.0f}, CPU {cost:.0f}")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Controls:
         await self.change(**{"since" if end == "From" else "until": moment})
 
     async def _now(self) -> datetime:
-        seen = await self._stream.snapshot.get()
+        seen = await self._stream.clock.get()
         return (seen.value.now if seen.value else None) or datetime.now(UTC)
 
 

@@ -23,7 +23,7 @@ from streamproc.dashboard.reading import Answer, Reader
 Row = tuple[Any, ...]
 
 #: Most groups of an answer that is kept, and most answers: some ten megabytes.
-GROUPS, ANSWERS = 2_000, 16
+GROUPS, ANSWERS = 5_000, 16
 
 #: Seconds after which an answer is asked for anew also when nothing was committed: rows expire, replays are promoted.
 KEPT = 60.0

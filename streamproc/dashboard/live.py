@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -99,21 +99,36 @@ class Live:
         self.panels = panels(topology)
         self._reader = reader
 
-    async def look(self) -> Snapshot:
-        """Ask everything, at once. Raises :class:`DependencyError` and :class:`LedgerError`."""
+    async def clock(self) -> Snapshot:
+        """Only what time it is, which costs next to nothing. Raises as :meth:`look` does."""
         clock = Question(sql.SQL(_CLOCK).format(), {"stream": self.topology.name}, "read the clock")
         ((asked_at, now_us, low_us, committed_at),) = (await self._reader.ask(clock)).rows
         if now_us is None:
             return Snapshot(asked_at, committed_at=committed_at)
         now = _time(now_us)
         watermark = _time(min(low_us, now_us) - self.topology.contract.event_time.disorder)
+        return Snapshot(asked_at, now, watermark, committed_at)
+
+    async def look(self) -> Snapshot:
+        """Ask everything, at once. Raises :class:`DependencyError` and :class:`LedgerError`."""
+        clock = await self.clock()
+        now, watermark = clock.now, clock.watermark
+        if now is None or watermark is None:
+            return clock
         (minutes, hour, visitors), (sessions, active, funnel), ranked = await asyncio.gather(
             asyncio.gather(self._minutes(now, watermark), self._hour(now), self._visitors(now)),
             asyncio.gather(self._sessions(), self._active(now), self._funnel(now)),
             asyncio.gather(*(self._ranked(ranking, now) for ranking in self.panels.rankings)),
         )
-        return Snapshot(
-            asked_at, now, watermark, committed_at, minutes, visitors, active, ranked, sessions, funnel, hour
+        return replace(
+            clock,
+            minutes=minutes,
+            visitors=visitors,
+            active=active,
+            rankings=ranked,
+            sessions=sessions,
+            funnel=funnel,
+            hour=hour,
         )
 
     async def _minutes(self, now: datetime, watermark: datetime) -> list[Minute]:

@@ -109,7 +109,7 @@ class Explorer:
 
     async def tick(self) -> None:
         """Look again, if there may be news and the viewer is where they appear."""
-        seen = await self.stream.snapshot.get()
+        seen = await self.stream.clock.get()
         committed = seen.value.committed_at if seen.value else None
         ui.run_javascript(pulse(committed, well=seen.problem is None))
         if self._shown:
@@ -133,7 +133,7 @@ class Explorer:
                 if wanted is not None and wanted != self._drawn:
                     drawing = asyncio.create_task(self.stream.reader.ask(wanted))
                 page = await self._page(choice, whole)
-                seen = await self.stream.snapshot.get()
+                seen = await self.stream.clock.get()
                 newest = seen.value
                 open_from = answers.open_from(choice, newest.watermark if newest else None)
                 self._fill(choice, page, open_from)
@@ -201,7 +201,7 @@ class Explorer:
 async def explore_page(site: Site, request: Request) -> None:
     """Build the page."""
     stream = site.stream(request)
-    seen = await stream.snapshot.get()
+    seen = await stream.clock.get()
     now = (seen.value.now if seen.value else None) or datetime.now(UTC)
     explorer = Explorer(stream, read_choice(dict(request.query_params), stream.tables, now))
     with frame(site, stream, request) as banner:

@@ -146,6 +146,7 @@ def _stream(topology: Topology, reader: Reader, sources: Sources) -> Stream:
         explorable(topology),
         Groups(reader),
         live,
+        Shared(live.clock, QUICK),
         Shared(live.look, QUICK),
         Shared(view.look, QUICK),
         rejects,
@@ -228,7 +229,7 @@ async def _download(site: Site, request: Request, kind: str) -> Response:
     if kind not in {"csv", "parquet"}:
         return PlainTextResponse("There are .csv and .parquet.\n", 404)
     stream = site.stream(request)
-    seen = await stream.snapshot.get()
+    seen = await stream.clock.get()
     now = (seen.value.now if seen.value else None) or datetime.now(UTC)
     choice = read_choice(dict(request.query_params), stream.tables, now)
     try:

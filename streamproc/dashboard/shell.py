@@ -44,13 +44,14 @@ _MARK = (
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream that can be looked at."""
+    """A stream that can be looked at. ``clock``: the snapshot's times only."""
 
     topology: Topology
     reader: Reader
     tables: Mapping[str, Explorable]
     groups: Groups
     live: Live
+    clock: Shared[Snapshot]
     snapshot: Shared[Snapshot]
     pipeline: Shared[PipelineSnapshot]
     rejects: Shared[RejectSamples] | None
