@@ -111,7 +111,8 @@ def series(answer: Answer) -> charts.Series:
 
 def label(dimensions: Sequence[Any]) -> str:
     """The name of a group."""
-    return " · ".join("(none)" if d is None else markup.visible(str(d)) for d in dimensions) or "all"
+    named = ("(none)" if d is None else markup.visible(str(d)) or "(empty)" for d in dimensions)
+    return " · ".join(named) or "all"
 
 
 def plain(value: Any) -> float | None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from streamproc.dashboard.catalog import explorable
 from streamproc.dashboard.choice import Choice, read_choice
 from streamproc.dashboard.explore import PAGE, chart, cursor, rows
+from streamproc.dashboard.explore_answers import label
 from streamproc.dashboard.groups import ANSWERS, GROUPS, KEPT, Groups, Whole
 from streamproc.dashboard.reading import Answer, Question, Reader, read_only
 from streamproc.database import Database
@@ -163,3 +164,17 @@ def test_nulls_are_last_and_nan_is_the_largest(topology: Topology, down: bool) -
     )
     names = [row[0] for row in found.page(choice, 0, 10)]
     assert names == (["c", "d", None, "a", "e", "b"] if down else ["e", "a", "d", None, "c", "b"])
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "text"),
+    [
+        ([], "all"),
+        ([""], "(empty)"),
+        ([None, "a"], "(none) · a"),
+        (["", 1], "(empty) · 1"),
+        (["\x1b"], "\\x1b"),
+    ],
+)
+def test_a_group_is_named_in_the_legend_whatever_its_values(dimensions: list[Any], text: str) -> None:
+    assert label(dimensions) == text
