@@ -85,7 +85,8 @@ def build(lg_k: int, coupons: pl.Series) -> list[Sketched | None]:
             sketched.append((head(length) + body, length))
         else:
             sets = (body[at : at + 4 * _SET] for at in range(0, len(body), 4 * _SET))
-            sketched.append(unite(lg_k, [_head(_LG_K_OF_SET, len(part) // 4) + part for part in sets]))
+            images = [_head(_LG_K_OF_SET, len(part) // 4) + part for part in sets]
+            sketched.append(_finished(_union(lg_k, images)))
     return sketched
 
 
@@ -104,10 +105,18 @@ def _head(lg_k: int, count: int) -> bytes:
 
 def unite(lg_k: int, images: Sequence[bytes]) -> Sketched:
     """The union of one sketch or more."""
-    sketch = ds.hll_sketch.deserialize(images[0])
-    if len(images) > 1:
-        union = ds.hll_union(lg_k)
-        for image in images:
-            union.update(ds.hll_sketch.deserialize(image))
-        sketch = union.get_result(ds.HLL_8)  # twice the size of HLL_4, a third of the time to unite
+    if len(images) == 1:
+        return _finished(ds.hll_sketch.deserialize(images[0]))
+    return _finished(_union(lg_k, images))
+
+
+def _union(lg_k: int, images: Sequence[bytes]) -> ds.hll_sketch:
+    """Of ``lg_k`` whatever the sketches have, as long as these are lists and sets of coupons."""
+    union = ds.hll_union(lg_k)
+    for image in images:
+        union.update(ds.hll_sketch.deserialize(image))
+    return union.get_result(ds.HLL_8)  # twice the size of HLL_4, a third of the time to unite
+
+
+def _finished(sketch: ds.hll_sketch) -> Sketched:
     return sketch.serialize_compact(), round(sketch.get_estimate())
