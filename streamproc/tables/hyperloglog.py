@@ -3,7 +3,8 @@
 A sketch sees of a value only its *coupon*: 32 bits that DataSketches makes of the value's hash, the same for every
 precision. So a value is hashed once for all tables that count it, and stands as its coupon from there on; and a
 sketch of few values, which most rows by page and minute have, is a header and the coupons and needs no object of its
-own. Of the shipped page the fold of all tables takes half the CPU of one that updates a sketch with each value.
+own. Of the shipped page the fold of all tables takes a quarter less CPU than with a call for each value, sealing the
+windows half.
 """
 
 from __future__ import annotations
