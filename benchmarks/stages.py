@@ -37,6 +37,7 @@ from streamproc.sinks.summaries import Summaries
 from streamproc.sources.kafka_fetch import Fetched, KeptRecords, stored_batches
 from streamproc.sources.kafka_partition import PartitionReader
 from streamproc.tables.fold import TableFold
+from streamproc.tables.hyperloglog import with_coupons
 from streamproc.topic_pages import load_page
 from streamproc.transform import Resources, Transform
 from streamproc.transform.decode import decode
@@ -86,6 +87,7 @@ async def measure(events: int, rate: int, bad_ratio: float) -> Stages:
     page = load_page(_PAGE)
     transform = Transform(page, Resources({}, _PAGE.parent))
     folds = {table.name: TableFold(table) for table in page.tables}
+    hashed = {column for fold in folds.values() for column in fold.hashed}
     progress = PartitionProgress(Claim(_PARTITION, 1, "", None, None), None, None, RecentIds(600_000_000))
     generator = Generator(seed=3, events=events, rate=rate, bad_ratio=bad_ratio).batches(_EPOCH)
     with (
@@ -116,7 +118,7 @@ async def measure(events: int, rate: int, bad_ratio: float) -> Stages:
                 unfolded.append(rows)
                 if sum(map(len, unfolded)) >= FOLD_AT or not reader.queued_bytes:
                     with stages.measure("fold"):
-                        together, unfolded = pl.concat(unfolded), []
+                        together, unfolded = with_coupons(pl.concat(unfolded), hashed), []
                         for name, fold in folds.items():
                             partials[name].append(fold.partial(together)[0])
                 kept.append(rows.drop("watermark"))
