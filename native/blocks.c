@@ -8,7 +8,7 @@
 
 /* What is kept at most, and the smallest block that is worth it. */
 #define KEPT 48
-#define KEPT_BYTES ((size_t)96 << 20)
+#define KEPT_BYTES ((size_t)32 << 20)
 #define WORTH ((size_t)64 << 10)
 
 struct header {
