@@ -153,9 +153,13 @@ class Killed(Crash):
 
 KILLED = Killed("anywhere", "kill")
 
+#: The bench's workers pass all points but those of merging objects and of forgetting a visitor, which have tests of
+#: their own (tests/cli/test_lake_compact.py, tests/e2e/test_compaction.py, tests/e2e/test_erasure.py).
+_PASSED = [point for point in POINTS if not point.startswith(("compact.", "erase."))]
+
 _AT_POINTS = [
     Crash(point, action)
-    for point in POINTS
+    for point in _PASSED
     for action in ("kill", "stop", "raise", "cancel", "unavailable")
     if (action != "raise" or point not in _NOT_RAISED) and (action != "unavailable" or point in _RETRIED)
 ]
