@@ -87,7 +87,7 @@ def _drawn(panel: Panel, rows: Sequence[tuple[bool, Summary]]) -> list[str]:
         x = x_of(10.0**decade)
         parts += [
             f'<line x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{bottom}" stroke="{_FAINT}"/>',
-            f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle" font-size="10">{10.0**decade:,g}</text>',
+            f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle" font-size="10">{10**decade:,}</text>',
         ]
     for row, ((ours, _), spread) in enumerate(zip(rows, spreads, strict=True)):
         ink, y = (_OURS_INK if ours else _INK), _TOP + _ROW * row + _ROW // 2 - 2
