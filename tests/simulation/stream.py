@@ -127,6 +127,8 @@ _NO_REJECTS = pl.DataFrame(schema=REJECT_SCHEMA)
 class PlainFold:
     """The page's table, in a loop: sums by (window start in µs, kind)."""
 
+    hashed: frozenset[str] = frozenset()
+
     def __init__(self, table: Table) -> None:
         self.table = table
 
