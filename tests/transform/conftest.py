@@ -10,10 +10,12 @@ from streamproc import native
 from streamproc.transform.decode import _decoder
 
 
-@pytest.fixture(scope="module", params=["compiled", "python"])
+#: Where there is a scanner, the long suite sees to the other way.
+WAYS = ["python"] if native.records is None else ["compiled", pytest.param("python", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "compiled" and native.records is None:
-        pytest.skip("the compiled part is not there: no C compiler, or STREAMPROC_NATIVE=off")
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "python":
             patch.setattr(native, "records", None)
