@@ -9,7 +9,6 @@ import pytest
 from streamproc import native
 from streamproc.transform.decode import _decoder
 
-
 #: Where there is a scanner, the long suite sees to the other way.
 WAYS = ["python"] if native.records is None else ["compiled", pytest.param("python", marks=pytest.mark.slow)]
 
