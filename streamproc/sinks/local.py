@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -96,8 +97,9 @@ class LocalStore:
         self._make_folder(self.root)
         self._unfinished.mkdir(exist_ok=True)
         for leftover in self._unfinished.iterdir():
-            if leftover.stat().st_mtime < time.time() - _ABANDONED_AFTER:
-                leftover.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process has just given it its name
+                if leftover.stat().st_mtime < time.time() - _ABANDONED_AFTER:
+                    leftover.unlink(missing_ok=True)
 
     def _write(self, key: str, body: bytes) -> Stored:
         target = self.root / key

@@ -145,6 +145,15 @@ async def test_a_reader_never_sees_a_file_half_written(
     assert not any(files for _, _, files in os.walk(tmp_path))
 
 
+async def test_a_file_that_its_writer_finishes_meanwhile_does_not_keep_a_store_from_opening(
+    tmp_path: Path,
+) -> None:
+    unfinished = tmp_path / ".unfinished"
+    unfinished.mkdir()
+    (unfinished / "listed-and-gone").symlink_to(tmp_path / "nowhere")  # to look at it is to find nothing
+    await LocalStore(f"file://{tmp_path}").open()
+
+
 async def test_unfinished_files_are_invisible_and_removed_after_a_day(tmp_path: Path) -> None:
     store = LocalStore(f"file://{tmp_path}")
     await store.open()
