@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ class Packed(Sequence[bytes | None]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Packed | list | tuple):
-            return len(self) == len(other) and all(map(_same, self, other))
+            return len(self) == len(other) and all(map(operator.eq, self, other))
         return NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # it compares by value and holds what can change
@@ -91,7 +92,3 @@ class Records(Sequence[bytes | None]):
     def packed(self) -> list[Packed]:
         """The same without objects, by record batch; copies those that had objects."""
         return list(map(Packed.of, self._parts))
-
-
-def _same(one: bytes | None, other: object) -> bool:
-    return one == other

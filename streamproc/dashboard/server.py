@@ -19,11 +19,11 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from streamproc.dashboard.access import Access, Gate
 from streamproc.dashboard.catalog import explorable
 from streamproc.dashboard.choice import read_choice
+from streamproc.dashboard.compressed import Compressed
 from streamproc.dashboard.download import LIMIT, as_csv, as_parquet
 from streamproc.dashboard.explore import everything
 from streamproc.dashboard.groups import Groups
 from streamproc.dashboard.live import Live
-from streamproc.dashboard.packed import Packed
 from streamproc.dashboard.page_explore import explore_page
 from streamproc.dashboard.page_live import live_page
 from streamproc.dashboard.page_pipeline import pipeline_page
@@ -84,7 +84,7 @@ async def serve(
             password=access.password is not None,
         )
         config = uvicorn.Config(
-            Gate(Packed(application(site), "/_nicegui/"), access),
+            Gate(Compressed(application(site), "/_nicegui/"), access),
             host=bind.host,
             port=bind.port,
             log_config=None,

@@ -146,12 +146,11 @@ class Worker:
             upkeep = asyncio.create_task(self.upkeep.run())
             pump = asyncio.create_task(self._pump(app))
             self.state = "running"
-            compiled = native.records is not None
             log.info(
                 "worker_running",
                 stream=self.topology.name,
                 worker=self.settings.worker,
-                compiled=compiled,
+                compiled=native.records is not None,
             )
             waiting = [
                 asyncio.create_task(ending.wait()),

@@ -106,18 +106,16 @@ class _Decoder:
     def _read(self, records: Records, damaged: Mapping[int, Problem]) -> _Read:
         scanned = None if self._scanner is None or damaged else self._scanner.scan(records.packed)
         if scanned is None:
-            return self._parse(records.values, range(len(records)), damaged)
+            return self._parse(records.values, damaged)
         plain = _Read(scanned.columns, _row_numbers(len(records)), {}, None)
         if not scanned.doubtful:
             return plain
         rows = plain.rows.filter(_others(scanned.doubtful, len(records)))
-        doubtful = self._parse([records[row] for row in scanned.doubtful], scanned.doubtful, {})
-        return _merged(plain._replace(rows=rows), doubtful)
+        doubtful = self._parse([records[row] for row in scanned.doubtful], {})
+        return _merged(plain._replace(rows=rows), _among_all(doubtful, scanned.doubtful))
 
-    def _parse(
-        self, values: Sequence[bytes | None], rows: Sequence[int], damaged: Mapping[int, Problem]
-    ) -> _Read:
-        """Read records by the parser. ``rows``: of each of ``values`` among all records."""
+    def _parse(self, values: Sequence[bytes | None], damaged: Mapping[int, Problem]) -> _Read:
+        """Read records by the parser. Rows are numbered among ``values``."""
         original = pl.Series("original", values, dtype=pl.Binary)
         problems = {**self._unreadable(original), **damaged}
         if problems:
@@ -126,16 +124,7 @@ class _Decoder:
         else:
             batch = Batch(values, original)
         columns = self._parser.parse(batch)
-        problems |= batch.problems
-        if not isinstance(rows, range):
-            problems = {rows[place]: problem for place, problem in problems.items()}
-            return _Read(
-                columns,
-                pl.Series(rows, dtype=pl.UInt32).gather(batch.rows),
-                problems,
-                batch.holding(b"\\u0000"),
-            )
-        return _Read(columns, batch.rows, problems, batch.holding(b"\\u0000"))
+        return _Read(columns, batch.rows, problems | batch.problems, batch.holding(b"\\u0000"))
 
     def _unreadable(self, original: pl.Series) -> dict[int, Problem]:
         """Records not to be looked into at all."""
@@ -146,6 +135,12 @@ class _Decoder:
         for row in (sizes > limit).arg_true():
             found[row] = Problem(Reason.TOO_LARGE, None, f"{sizes[row]} bytes, {limit} are allowed")
         return found
+
+
+def _among_all(read: _Read, rows: Sequence[int]) -> _Read:
+    """The same, numbered among all records. ``rows``: where each of those that were read stands there."""
+    problems = {rows[place]: problem for place, problem in read.problems.items()}
+    return read._replace(rows=pl.Series(rows, dtype=pl.UInt32).gather(read.rows), problems=problems)
 
 
 def _merged(plain: _Read, doubtful: _Read) -> _Read:

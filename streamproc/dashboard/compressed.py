@@ -47,7 +47,7 @@ class _Answer:
         )
 
 
-class Packed:
+class Compressed:
     """ASGI middleware: answers of ``app`` under ``prefix`` that never change are sent compressed, and kept so."""
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:

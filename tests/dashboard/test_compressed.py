@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from streamproc.dashboard.packed import Packed
+from streamproc.dashboard.compressed import Compressed
 
 SCRIPT = b"let value = 1;\n" * 1_000
 FOR_EVER = {"cache-control": "public, max-age=31536000, immutable"}
@@ -23,7 +23,7 @@ class Served:
 
     def __init__(self) -> None:
         self.asked: dict[str, int] = {}
-        self.app = Packed(Starlette(routes=[Route("/{path:path}", self.answer)]), "/static/")
+        self.app = Compressed(Starlette(routes=[Route("/{path:path}", self.answer)]), "/static/")
 
     async def answer(self, request: Request) -> Response:
         path = request.url.path
