@@ -308,7 +308,8 @@ static PyObject *walk(PyObject *Py_UNUSED(module), PyObject *args)
 {
     Py_buffer payload;
     int count;
-    if (!PyArg_ParseTuple(args, "y*i:walk", &payload, &count))
+    const char *ours;
+    if (!PyArg_ParseTuple(args, "y*is:walk", &payload, &count, &ours))
         return NULL;
     PyObject *spans = NULL;
     long long size = 0;
@@ -317,7 +318,7 @@ static PyObject *walk(PyObject *Py_UNUSED(module), PyObject *args)
     if (fine && (spans = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)sizeof(struct span))) != NULL) {
         struct span *place = (struct span *)PyBytes_AsString(spans);
         Py_BEGIN_ALLOW_THREADS
-        fine = walk_records(payload.buf, (size_t)payload.len, count, place);
+        fine = walk_records(payload.buf, (size_t)payload.len, count, ours, place);
         for (int n = 0; fine && n < count; n++)
             size += place[n].length > 0 ? place[n].length : 0;
         Py_END_ALLOW_THREADS
@@ -332,8 +333,9 @@ static PyObject *walk(PyObject *Py_UNUSED(module), PyObject *args)
 
 static PyMethodDef functions[] = {
     {"walk", walk, METH_VARARGS,
-     "walk(payload, count) -> (spans, size): int32 start and length (-1: null) of each value of a record batch's records,\n"
-     "and their bytes together. None when they are not as most are: headers, gaps in the offsets, another number."},
+     "walk(payload, count, ours) -> (spans, size): int32 start and length (-1: null) of each value of a record batch's\n"
+     "records, and their bytes together. None when they are not as most are: gaps in the offsets, another number, headers\n"
+     "whose names begin with ours or are not ASCII."},
     {NULL, NULL, 0, NULL},
 };
 

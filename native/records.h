@@ -22,8 +22,9 @@ struct span {
 
 /* walk.c: the spans of the values of `count` records of a Kafka record batch (format 2, decompressed).
  *
- * False when the bytes are not exactly so many records with successive offsets and without headers. */
-bool walk_records(const uint8_t *payload, size_t size, int32_t count, struct span *spans);
+ * False when the bytes are not exactly so many records with successive offsets, or a header's name begins with `ours`
+ * or is not ASCII. */
+bool walk_records(const uint8_t *payload, size_t size, int32_t count, const char *ours, struct span *spans);
 
 /* blocks.c: memory whose contents are whatever was there before; NULL when there is none. */
 void *block_take(size_t size);

@@ -1,5 +1,7 @@
 /* The records of a Kafka record batch: https://kafka.apache.org/documentation/#record */
 
+#include <string.h>
+
 #include "records.h"
 
 struct cursor {
@@ -32,8 +34,26 @@ static bool bytes(struct cursor *cursor, const uint8_t **start, int64_t *length)
     return true;
 }
 
-bool walk_records(const uint8_t *payload, size_t size, int32_t count, struct span *spans)
+/* Whether the headers here are somebody else's: names in ASCII, none of which begins with `ours`. */
+static bool skip_headers(struct cursor *record, int64_t count, const char *ours, size_t length)
 {
+    for (int64_t n = 0; n < count; n++) {
+        const uint8_t *name, *value;
+        int64_t size, ignored;
+        if (!bytes(record, &name, &size) || size < 0 || !bytes(record, &value, &ignored))
+            return false;
+        if ((size_t)size >= length && memcmp(name, ours, length) == 0)
+            return false;
+        for (int64_t k = 0; k < size; k++)
+            if (name[k] >= 0x80)
+                return false;
+    }
+    return true;
+}
+
+bool walk_records(const uint8_t *payload, size_t size, int32_t count, const char *ours, struct span *spans)
+{
+    size_t length_of_ours = strlen(ours);
     if (size > INT32_MAX)
         return false;
     struct cursor batch = {payload, payload + size};
@@ -47,7 +67,8 @@ bool walk_records(const uint8_t *payload, size_t size, int32_t count, struct spa
             return false;
         if (!bytes(&record, &start, &length) /* the key */ || !bytes(&record, &start, &length))
             return false;
-        if (!varint(&record, 5, &headers) || headers != 0 || record.at != record.end)
+        if (!varint(&record, 5, &headers) || headers < 0 ||
+            !skip_headers(&record, headers, ours, length_of_ours) || record.at != record.end)
             return false;
         spans[n].start = (int32_t)(start - payload);
         spans[n].length = length < 0 ? -1 : (int32_t)length;

@@ -10,27 +10,28 @@ from collections.abc import Sequence
 
 from streamproc.model import Partition
 
-_PREFIX = "streamproc.redrive."
-_POSITION = f"{_PREFIX}position"
+#: What the names of all of them begin with.
+PREFIX = "streamproc.redrive."
+_POSITION = f"{PREFIX}position"
 
 
 def origin_headers(partition: Partition, position: int, reason: str) -> list[tuple[str, bytes]]:
     """Headers for the copy of the reject at these coordinates."""
     return [
-        (f"{_PREFIX}source", partition.source.encode()),
-        (f"{_PREFIX}partition", partition.id.encode()),
+        (f"{PREFIX}source", partition.source.encode()),
+        (f"{PREFIX}partition", partition.id.encode()),
         (_POSITION, str(position).encode()),
-        (f"{_PREFIX}reason", reason.encode()),
+        (f"{PREFIX}reason", reason.encode()),
     ]
 
 
 def origin_of(headers: Sequence[tuple[str, bytes | None]], partition: Partition, position: int) -> int | None:
     """The position of the reject of which the record at ``position`` is the copy; ``None`` if it is not one."""
-    found = {name: value for name, value in headers if name.startswith(_PREFIX)}
+    found = {name: value for name, value in headers if name.startswith(PREFIX)}
     text = found.get(_POSITION) or b""
     if not text.isdigit() or len(text) > len(str(2**63 - 1)):
         return None
-    there = (found.get(f"{_PREFIX}source"), found.get(f"{_PREFIX}partition"))
+    there = (found.get(f"{PREFIX}source"), found.get(f"{PREFIX}partition"))
     origin = int(text)
     mine = (partition.source.encode(), partition.id.encode())
     return origin if there == mine and origin < position else None

@@ -13,6 +13,7 @@ from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
 from streamproc import native
 from streamproc.packed import Packed
 from streamproc.sources.kafka_fetch import Stored
+from streamproc.sources.kafka_origin import PREFIX
 
 #: Format 2, from ``magic`` on: https://kafka.apache.org/documentation/#recordbatch
 _MAGIC_AT, _COUNT_AT, _RECORDS_AT = 16, 57, 61
@@ -31,8 +32,8 @@ _CODECS: dict[int, Callable[[memoryview], bytes]] = {
 def packed_values(stored: Stored) -> Packed | None:
     """The values of all records; ``None`` for a batch that is not as most are, or when nothing is compiled.
 
-    As most are: format 2, an offset for each record and none left out, no headers. Its checksum is right, but what
-    decompression raises on bytes that were wrong from the beginning is raised here as well.
+    As most are: format 2, an offset for each record and none left out, no headers of redriven rejects. Its checksum is
+    right, but what decompression raises on bytes that were wrong from the beginning is raised here as well.
     """
     data = stored.data
     if native.records is None or data is None or len(data) < _RECORDS_AT or data[_MAGIC_AT] != 2:
@@ -44,7 +45,7 @@ def packed_values(stored: Stored) -> Packed | None:
     if decompress is None:
         return None
     payload = decompress(data[_RECORDS_AT:])
-    found = native.records.walk(payload, count)
+    found = native.records.walk(payload, count, PREFIX)
     if found is None:
         return None
     spans, size = found

@@ -10,8 +10,10 @@ from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamproc import native
 from streamproc.errors import SourceError, UnexpectedPosition
 from streamproc.model import Partition, RecordBatch
+from streamproc.packed import Packed
 from streamproc.sources.kafka_origin import origin_headers
 from streamproc.sources.kafka_partition import PartitionReader
 from tests.sources.batches import (
@@ -296,3 +298,23 @@ def test_any_log_read_from_anywhere_in_any_pieces_gives_each_visible_record_once
     if batches and offset > start and log[-1][0] != "hole":
         assert read[0].after == start - 1
         assert read[-1].through == offset - 1
+
+
+@pytest.mark.skipif(native.records is None, reason="the compiled part is not there: no C compiler")
+@pytest.mark.parametrize(
+    ("headers", "walked"),
+    [
+        ([("traceparent", b"00-1-2-01"), ("empty", b""), ("null", None)], True),
+        ([("streamproc.redrive.position", b"0")], False),
+        ([("é", b"x")], False),
+    ],
+)
+def test_headers_of_others_do_not_keep_records_from_the_compiled_walk(
+    headers: list[tuple[str, bytes | None]], walked: bool
+) -> None:
+    partition = reader()
+    partition.add(fetched(record_batch(0, [b"a", None, b"b"], codec=LZ4, headers={1: headers})))
+    batch = partition.next()
+    assert batch is not None
+    assert list(batch.values) == [b"a", None, b"b"]
+    assert isinstance(batch.values, Packed) == walked

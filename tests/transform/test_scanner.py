@@ -173,7 +173,7 @@ def test_a_span_outside_of_its_payload_is_refused() -> None:
 
 @given(st.binary(max_size=200), st.integers(-1, 40))
 def test_whatever_the_bytes_a_walk_ends_inside_of_them(payload: bytes, count: int) -> None:
-    found = native.records.walk(payload, count)
+    found = native.records.walk(payload, count, "ours.")
     if found is not None:
         spans, size = found
         packed = Packed(payload, memoryview(spans).cast("i"), size)
