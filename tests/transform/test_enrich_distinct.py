@@ -129,3 +129,24 @@ def test_numbers_that_polars_gives_out_of_order_are_noticed(monkeypatch: pytest.
     monkeypatch.setattr(memory, "_number", lambda values: number(values.reverse()).reverse())
     with pytest.raises(RuntimeError, match="no longer numbers categories in order"):
         memory.find(column(["a", "b"]))
+
+
+def buffers(answers: pl.Series) -> list[int]:
+    """Sizes of the buffers that the strings are views into: what they keep in memory, beyond what they say."""
+    arrow = answers.to_arrow(compat_level=pl.CompatLevel.newest())
+    return [buffer.size for buffer in arrow.buffers()[2:]]
+
+
+def test_answers_learnt_a_few_at_a_time_take_no_buffer_each() -> None:
+    memory = Remembered("u", twice)
+    for batch in range(500):
+        memory.find(column([f"https://example.com/{batch}/{each}" for each in range(3)]))
+    kept = buffers(memory.find(column([])).answers["twice"])
+    assert len(kept) <= 2 * distinct._MOST_ADDITIONS
+    assert sum(kept) < 2**20
+
+
+def test_an_answer_that_is_a_piece_of_its_value_does_not_keep_the_batch() -> None:
+    memory = Remembered("u", lambda values: pl.DataFrame({"piece": values.str.slice(0, 40)}))
+    memory.find(column([f"{each:040}" + "and so on" * 10_000 for each in range(100)]))
+    assert sum(buffers(memory.find(column([])).answers["piece"])) < 2**16

@@ -25,6 +25,10 @@ MAX_BYTES = 32 * 2**20
 MOST_ADDRESSES = 100_000
 #: The hash table's part of a value: its entry, the value's address and length, its place on the heap.
 _ENTRY_BYTES = 64
+#: Answers that were added and lie apart. Strings of a frame are views into buffers of 8 KiB at least, however short
+#: they are, and :func:`polars.concat` keeps the buffers of both its frames: a worker with few events a second, each of
+#: whose batches adds an answer or two, would hold 10 KiB for each of them instead of 200 bytes.
+_MOST_ADDITIONS = 64
 
 
 class Found(NamedTuple):
@@ -87,7 +91,7 @@ class Remembered:
         self._type = pl.Categorical(pl.Categories.random())
         self._alive = pl.Series([], dtype=self._type)  # polars drops the numbers of a type without a series
         self._answers = self._null
-        self._value_bytes = 0
+        self._value_bytes = self._additions = 0
 
     def _number(self, values: pl.Series) -> pl.Series:
         """The row of each value: polars numbers values in the order in which it meets them, from 0."""
@@ -108,7 +112,12 @@ class Remembered:
                 raise RuntimeError("polars no longer numbers categories in order")
             self._count(used)
             rows = self._number(values)
-        self._answers = pl.concat([known, self.describe(new)], rechunk=True)
+        # An answer may be a piece of its value, and so keep the values of its whole batch alive.
+        answers = pl.concat([known, _apart(self.describe(new))], rechunk=True)
+        self._additions += 1
+        if self._additions >= _MOST_ADDITIONS:
+            answers, self._additions = _apart(answers), 0
+        self._answers = answers
         self._count(new)
         return Found(rows, self._answers)
 
@@ -124,6 +133,15 @@ def _first_of_each(values: pl.Series, rows: pl.Series, wanted: pl.Series) -> tup
     values, rows = values.filter(wanted), rows.filter(wanted)
     first = rows.is_first_distinct()
     return values.filter(first), rows.filter(first)
+
+
+def _apart(answers: pl.DataFrame) -> pl.DataFrame:
+    """The same with strings of its own, in a buffer a column. polars has nothing that copies them, but Python does."""
+    return answers.with_columns(
+        pl.Series(name, answers[name].to_list(), pl.String)
+        for name, type_ in answers.schema.items()
+        if type_ == pl.String
+    )
 
 
 def _range(start: int, end: int) -> pl.Series:
