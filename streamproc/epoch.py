@@ -1,15 +1,17 @@
 """An epoch being filled: what one commit will say happened.
 
 Pure: it takes transformed record batches, drops duplicates and folds the tables. Nothing here
-touches a broker, a database or a file. The pipeline calls :meth:`Epoch.fold` from its compute thread and
-reads the sums from the event loop.
+touches a broker, a database or a file. The pipeline calls :meth:`Epoch.fold` from its compute thread,
+reads the sums from the event loop and lends a thread that makes files while the next batches are folded.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
@@ -48,6 +50,9 @@ _COMPACT_AT = 3
 FILE_ROWS = 60_000
 _MOST_HELD_ROWS = 120_000
 
+#: Files-to-be that the encoding thread may be behind: each is a copy of its rows.
+_MOST_BEHIND = 2
+
 #: Bytes of rejected records that wait at most.
 _MOST_HELD_REJECTS = 32 * 1024 * 1024
 
@@ -74,17 +79,27 @@ class PartitionEpoch:
     events: list[pl.DataFrame] = field(default_factory=list)
     rejects: list[pl.DataFrame] = field(default_factory=list)
     files: list[EncodedRows] = field(default_factory=list)
+    #: Files that are being made elsewhere; they come before what is made here at the end.
+    under_way: list[Future[list[EncodedRows]]] = field(default_factory=list)
 
     @property
     def held_rows(self) -> int:
         """Events that are not in a file yet."""
         return sum(map(len, self.events))
 
-    def encode_events(self, encoder: Encoder) -> None:
-        """Make files of the events held, and let the rows go."""
+    def take_events(self) -> pl.DataFrame:
+        """The events held, which are let go."""
+        events, self.events = pl.concat(self.events), []
+        return events
+
+    def encode(self, encoder: Encoder) -> None:
+        """Make files of all that is held, behind those that are under way; raises what became of these."""
+        for future in self.under_way:
+            self.files += future.result()
+        self.under_way = []
         if self.events:
-            self.files += encoder.encode_events(pl.concat(self.events))
-            self.events = []
+            self.files += encoder.encode_events(self.take_events())
+        self.encode_rejects(encoder)
 
     def encode_rejects(self, encoder: Encoder) -> None:
         """Make files of the rejects held, and let the rows go."""
@@ -107,10 +122,15 @@ class Epoch:
     """The records between two commits of a worker.
 
     ``encoder`` is ``None`` when no sink wants the rows themselves; the tables are folded either way.
+    ``encoding``: where files are made while the epoch fills; ``None``: in the thread that folds.
     """
 
     def __init__(
-        self, topology: Topology, folds: Mapping[str, TableFold], encoder: Encoder | None = None
+        self,
+        topology: Topology,
+        folds: Mapping[str, TableFold],
+        encoder: Encoder | None = None,
+        encoding: Executor | None = None,
     ) -> None:
         self.id = uuid.uuid4()
         self.started_at = datetime.now(UTC)
@@ -132,6 +152,8 @@ class Epoch:
         self._topology = topology
         self._folds = folds
         self._encoder = encoder
+        self._encoding = encoding
+        self._behind: deque[Future[list[EncodedRows]]] = deque()
         self._held_rejects = 0
         self._partials: dict[str, list[Partial]] = {name: [] for name in folds}
         self._unfolded: list[pl.DataFrame] = []
@@ -190,10 +212,9 @@ class Epoch:
             self._fold_tables()
         self.records += sum(map(len, batches))
         self._note(batches, out)
-        folded = self.spent("fold", begin)
+        self.spent("fold", begin)
         if self._encoder is not None:
             self._encode_full(self._encoder)
-            self.spent("encode", folded)
 
     def spent(self, stage: str, begin: float) -> float:
         """Add what has passed since ``begin`` to a stage; returns now. Both by ``time.perf_counter``."""
@@ -244,21 +265,43 @@ class Epoch:
         for partition in sorted(held, key=lambda partition: -held[partition]):
             if held[partition] < FILE_ROWS and total < _MOST_HELD_ROWS:
                 break
-            self.partitions[partition].encode_events(encoder)
+            share = self.partitions[partition]
+            share.under_way.append(self._submit(encoder, share.take_events()))
             total -= held[partition]
         if self._held_rejects >= _MOST_HELD_REJECTS:
             for share in self.partitions.values():
                 share.encode_rejects(encoder)
             self._held_rejects = 0
 
+    def _submit(self, encoder: Encoder, events: pl.DataFrame) -> Future[list[EncodedRows]]:
+        def encode() -> list[EncodedRows]:
+            begin = time.perf_counter()
+            files = encoder.encode_events(events)
+            self.spent("encode", begin)
+            return files
+
+        if self._encoding is None:
+            done: Future[list[EncodedRows]] = Future()
+            done.set_result(encode())
+            return done
+        while len(self._behind) >= _MOST_BEHIND:  # so folding waits, and memory stays what it is
+            self._behind.popleft().result()
+        self._behind.append(self._encoding.submit(encode))
+        return self._behind[-1]
+
     def encode(self) -> None:
-        """Make files of all rows that are in none yet."""
-        begin = time.perf_counter()
+        """Make files of all rows that are in none yet, and wait for those under way.
+
+        Raises what the encoder raised for any of them.
+        """
         if self._encoder is not None:
             for share in self.partitions.values():
-                share.encode_events(self._encoder)
-                share.encode_rejects(self._encoder)
-        self.spent("encode", begin)
+                for future in share.under_way:
+                    future.result()
+            begin = time.perf_counter()
+            for share in self.partitions.values():
+                share.encode(self._encoder)
+            self.spent("encode", begin)
 
     def seal(self) -> dict[str, Delta]:
         """Each table's delta of this epoch, keyed by table name, ready to be merged into the summaries.

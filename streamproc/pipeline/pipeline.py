@@ -79,6 +79,7 @@ class Pipeline:
         self._limits = limits
         self._claimed = claimed
         self._folds = {table.name: TableFold(table) for table in topology.tables}
+        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._progress: dict[Partition, PartitionProgress] = {}
         self._submitted: dict[Partition, int | None] = {}
         #: Claims of partitions that were taken from us: worth nothing, but the ledger names us as the owner
@@ -211,6 +212,7 @@ class Pipeline:
             await self._ledger.release(list(self._let_go.values()))
         self._transforms.close()
         self._compute.shutdown(wait=True)
+        self._encoding.shutdown(wait=True)
         self._committer.close()
 
     # -- records -----------------------------------------------------------------------------------
@@ -300,7 +302,7 @@ class Pipeline:
     # -- epochs ------------------------------------------------------------------------------------
 
     def _new_epoch(self) -> Epoch:
-        return Epoch(self.topology, self._folds, self._lake)
+        return Epoch(self.topology, self._folds, self._lake, self._encoding)
 
     def _open_epoch(self) -> None:
         self._epoch = self._new_epoch()
