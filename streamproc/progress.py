@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     #: Row numbers.
     Order: TypeAlias = npt.NDArray[np.intp]
 
+_WATERMARK = pl.Datetime("us", "UTC")
+
 #: Stands for "not accepted yet": older than any event time.
 NEVER = -(2**62)
 
@@ -158,7 +160,7 @@ class PartitionProgress:
             events, hashes = events.filter(pl.Series(keep)), hashes[keep]
             order = (np.cumsum(keep) - 1)[order[keep[order]]]
         stamped, clocks = self._stamp(events, disorder)
-        self.recent.remember(hashes, clocks.to_numpy(), order)
+        self.recent.remember(hashes, clocks, order)
         return stamped, len(duplicates)
 
     def _duplicates(self, hashes: Hashes, times: Times, order: Order) -> list[int]:
@@ -194,14 +196,17 @@ class PartitionProgress:
                 found.append(place)
         return found
 
-    def _stamp(self, events: pl.DataFrame, disorder: int) -> tuple[pl.DataFrame, pl.Series]:
+    def _stamp(self, events: pl.DataFrame, disorder: int) -> tuple[pl.DataFrame, Times]:
         """The events with their watermark, and the clock as of each; moves the clock."""
         before = NEVER if self.clock_us is None else self.clock_us
-        clocks = events["event_time"].to_physical().cum_max().clip(lower_bound=before)
+        clocks = np.maximum.accumulate(events["event_time"].to_physical().to_numpy())
+        np.maximum(clocks, before, out=clocks)
+        watermarks = np.empty_like(clocks)
         if len(clocks):
             self.clock_us = int(clocks[-1])
-        watermark = clocks.shift(1, fill_value=before) - disorder
-        watermark = watermark.cast(pl.Datetime("us", "UTC")).alias("watermark")
+            watermarks[0] = before
+            watermarks[1:] = clocks[:-1]
+        watermark = pl.Series("watermark", watermarks - disorder).cast(_WATERMARK)
         if before == NEVER and len(watermark):
             watermark = watermark.scatter(0, None)
         return events.with_columns(watermark), clocks
