@@ -163,14 +163,7 @@ class Lake:
         frames = [pl.DataFrame(schema=schema)]
         for key in keys:
             body = await self._store.get(key)
-            frame = await asyncio.to_thread(pl.read_parquet, io.BytesIO(body))
-            # An object may be older than a column that the page has gained since.
-            frames.append(
-                frame.select(
-                    pl.col(name) if name in frame.columns else pl.lit(None, dtype).alias(name)
-                    for name, dtype in schema.items()
-                )
-            )
+            frames.append(await asyncio.to_thread(_decode, body, schema))
         return pl.concat(frames)
 
     def _encoded(self, kind: str, folder: str, rows: pl.DataFrame) -> EncodedRows:
@@ -183,6 +176,15 @@ class Lake:
             min_time_us=_integer(times.min()),
             max_time_us=_integer(times.max()),
         )
+
+
+def _decode(body: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """These columns of a file and no others; null where it is older than a column that the page has gained since."""
+    there = pl.read_parquet_schema(io.BytesIO(body))
+    frame = pl.read_parquet(io.BytesIO(body), columns=[name for name in schema if name in there])
+    return frame.select(
+        pl.col(name) if name in there else pl.lit(None, dtype).alias(name) for name, dtype in schema.items()
+    )
 
 
 def object_name(partition: Partition, after: int | None, through: int, written: str) -> str:
