@@ -95,6 +95,10 @@ bench-kinesis: $(VENV)/.installed-dev ## What reading Kinesis costs, on a local 
 bench-dashboard: $(VENV)/.installed-dev ## How long the dashboard makes a viewer wait on 1,000,000 rows (ARGS="--rounds 9")
 	$(BIN)/python -m benchmarks.dashboard $(ARGS)
 
+.PHONY: bench-dashboard-cost
+bench-dashboard-cost: $(VENV)/.installed-dev ## What an open dashboard takes from the worker under full load (ARGS="--rounds 3")
+	$(BIN)/python -m benchmarks.dashboard_cost $(ARGS)
+
 .PHONY: screenshots
 screenshots: $(VENV)/.installed-dev ## Take the pages of a running dashboard (ARGS="http://localhost:8090/")
 	$(BIN)/python -m tests.dashboard.screenshots $(ARGS)

@@ -76,8 +76,13 @@ class StreamprocWorker:
             )
 
     @contextmanager
-    def started(self, workload: Workload, topic: str) -> Iterator[RunningWorker]:
-        """A worker on ``topic`` and a connection to its fresh database; both end with the context."""
+    def started(
+        self, workload: Workload, topic: str, first: Callable[[str], None] | None = None
+    ) -> Iterator[RunningWorker]:
+        """A worker on ``topic`` and a connection to its fresh database; both end with the context.
+
+        ``first`` is called with the database's URL before the worker starts.
+        """
         database = f"{workload.stream}_{next(self.numbers)}"
         with psycopg.connect(self.postgres.database_url("postgres"), autocommit=True) as admin:
             admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
@@ -101,6 +106,8 @@ class StreamprocWorker:
                 "STREAMPROC_HEALTH": "127.0.0.1:0",
                 "STREAMPROC_LOG_LEVEL": "warning",
             }
+            if first is not None:
+                first(url)
             command = [sys.executable, "-m", "streamproc", "run", workload.stream]
             log = Path(folder) / "worker.log"
             with log.open("wb") as output:
