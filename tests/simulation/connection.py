@@ -159,9 +159,9 @@ class SimulatedConnection:
                 async with asyncio.timeout(5.0):
                     await reply.wait()
             except TimeoutError:
-                self.close_now()
-            except BaseException:
-                self.close_now()
+                self._hang_up()
+            except BaseException:  # cancelled again: the pool closes a connection that is still at it
+                self._hang_up()
                 raise
             if _is_lost(reply.outcome):
                 self.close_now()
@@ -217,6 +217,12 @@ class SimulatedConnection:
         if self._reply is not None:
             self._reply.set(psycopg.OperationalError("server closed the connection unexpectedly"))
         seconds = self._line.loop.chance.choice([0, 0, 0.5, 30.0])
+        self._line.loop.call_later(seconds, self.session.end, context=self._line.loop.world.context.copy())
+        self.close_now()
+
+    def _hang_up(self) -> None:
+        """The client closes its end. The server does what arrived before, and ends the session when it sees that."""
+        seconds = self._line.loop.chance.choice([0, 0.5, 30.0])
         self._line.loop.call_later(seconds, self.session.end, context=self._line.loop.world.context.copy())
         self.close_now()
 
