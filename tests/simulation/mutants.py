@@ -68,8 +68,8 @@ SIMULATED = (
         1_000,
         Change(
             "progress.py",
-            "        watermark = clocks.shift(1, fill_value=before) - disorder\n",
-            "        watermark = clocks.clip(lower_bound=self.clock_us or 0) - disorder\n",
+            "            watermarks[0] = before\n            watermarks[1:] = clocks[:-1]\n",
+            "            watermarks[:] = self.clock_us\n",
         ),
     ),
     _new(
