@@ -19,6 +19,11 @@ T = TypeVar("T")
 #: Connections for all viewers together: their questions are the same ones, and asked once.
 POOL = 6
 
+#: A look-up that took long is not made again before so many times as long has passed, but after :data:`_LONGEST_REST`
+#: seconds at the latest: where worker and database have a processor each, asking every two seconds took 7 % from them.
+_REST = 20
+_LONGEST_REST = 10.0
+
 
 def read_only(conninfo: str, statement_timeout: float) -> str:
     """``conninfo`` whose sessions are read-only and stop statements after ``statement_timeout`` seconds.
@@ -96,14 +101,14 @@ class Shared(Generic[T]):
     """One answer for all viewers, looked up again when somebody asks and it is older than ``keep`` seconds.
 
     While it is being looked up, whoever asks waits for the same look-up. When that fails, the last answer stays
-    and says since when.
+    and says since when. A database that takes long over it is asked less often.
     """
 
     def __init__(
         self, find: Callable[[], Awaitable[T]], keep: float, clock: Callable[[], float] = time.time
     ) -> None:
         self._find = find
-        self._keep = keep
+        self._keep = self._rest = keep
         self._clock = clock
         self._lock = asyncio.Lock()
         self._tried = float("-inf")
@@ -112,10 +117,14 @@ class Shared(Generic[T]):
     async def get(self) -> Seen[T]:
         """The newest answer; never raises what the look-up did."""
         async with self._lock:
-            if self._clock() - self._tried >= self._keep:
+            began = self._clock()
+            if began - self._tried >= self._rest:
+                self._rest = self._keep
                 try:
                     value = await self._find()
                     self._seen = Seen(value, self._clock(), None)
+                    rest = min(_REST * (self._clock() - began), _LONGEST_REST)
+                    self._rest = max(self._keep, rest)
                 except StreamprocError as error:
                     self._seen = Seen(self._seen.value, self._seen.at, error)
                 self._tried = self._clock()

@@ -99,6 +99,7 @@ class Traffic:
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        self._over = False
         self.sent = 0
         begin = datetime.now(UTC) - timedelta(seconds=SECONDS * SPEED * 1.5 + 86_400)
         generator = Generator(
@@ -111,13 +112,17 @@ class Traffic:
 
     async def flow(self) -> None:
         began = time.monotonic()
-        while True:
+        while not self._over:
             due = int((time.monotonic() - began) * RATE) - self.sent
             if due >= RATE // 4:
                 self.sent += await produce(
                     self._site.broker, self._site.topic, itertools.islice(self._records, due)
                 )
             await asyncio.sleep(0.2)
+
+    def end(self) -> None:
+        """After what is being sent: :attr:`sent` would not count it otherwise."""
+        self._over = True
 
 
 @asynccontextmanager
@@ -127,9 +132,8 @@ async def flowing(site: Site) -> AsyncIterator[Traffic]:
     try:
         yield traffic
     finally:
-        task.cancel()
-        await asyncio.wait({task})
-        assert task.cancelled(), task.exception()
+        traffic.end()
+        await task
 
 
 async def keep_house(site: Site, grace: timedelta) -> None:
