@@ -173,13 +173,18 @@ def statements(url: str, topology: Topology, rounds: int) -> dict[str, tuple[flo
     return found
 
 
-def main() -> None:
+def read_numbers(description: str | None, **defaults: int) -> argparse.Namespace:
+    """The command line's options, each a number."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = read_numbers(__doc__, rows=1_000_000, rounds=5)
     topology = load_page(PAGE)
     with (
         tempfile.TemporaryDirectory(prefix="dash") as folder,

@@ -10,7 +10,6 @@ this one, as in ``streamproc demo``, and they are what is measured. Linux only.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -25,7 +24,7 @@ from playwright.sync_api import Browser, Page
 from benchmarks.comparison.brokers import running_broker
 from benchmarks.comparison.datasets import WORKLOADS, Dataset, fill_topics
 from benchmarks.comparison.streamproc_worker import StreamprocWorker, compare_tables
-from benchmarks.dashboard import cpu, served
+from benchmarks.dashboard import read_numbers, served
 from benchmarks.measure import cpu_seconds
 from streamproc.embedded.postgres import start_postgres
 from tests.dashboard.screenshots import browser, settle
@@ -58,17 +57,16 @@ def run(worker: StreamprocWorker, dataset: Dataset, folder: Path, chrome: Browse
     first = watch if chrome is not None else None
     with worker.started(dataset.workload, dataset.topic, first) as running, viewers:
         server = running.server()
-        before, looked = cpu_seconds(server), sum(cpu(process) for process, _ in watching)
+        others = [server, *(process.pid for process, _ in watching)]
+        before = list(map(cpu_seconds, others))
         end = running.wait_for(dataset.count, worker.timeout)
-        taken, looked = cpu_seconds(server) - before, sum(cpu(process) for process, _ in watching) - looked
+        taken, *looked = [cpu_seconds(pid) - spent for pid, spent in zip(others, before, strict=True)]
         begin = running.claimed_at()
         compare_tables(running.database, dataset)
         for _, page in watching:
             settle(page)  # it shows numbers: what was measured is a page that works
             assert page.locator("#main .tile").count() > 0
-        return Run(
-            dataset.count / (end - begin), running.sampler.cpu_between(begin, end), taken, looked / 1000
-        )
+        return Run(dataset.count / (end - begin), running.sampler.cpu_between(begin, end), taken, sum(looked))
 
 
 @contextmanager
@@ -82,12 +80,7 @@ def out_of_the_way() -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--events", type=int, default=2_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = read_numbers(__doc__, events=2_000_000, rounds=5)
     workload = WORKLOADS["w2"]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dash")))

@@ -12,16 +12,13 @@ import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Protocol
 
 import polars as pl
 
 from streamproc.errors import Inconsistent
 from streamproc.model import (
-    Advance,
     Counts,
     EncodedRows,
     EpochRecord,
@@ -30,6 +27,7 @@ from streamproc.model import (
     Transformed,
     WrittenObject,
 )
+from streamproc.partition_epoch import Encoder, PartitionEpoch
 from streamproc.progress import PartitionProgress
 from streamproc.tables.fold import Delta, Partial, TableFold
 from streamproc.tables.hyperloglog import with_coupons
@@ -55,67 +53,6 @@ _MOST_BEHIND = 2
 
 #: Bytes of rejected records that wait at most.
 _MOST_HELD_REJECTS = 32 * 1024 * 1024
-
-
-class Encoder(Protocol):
-    """Makes files of rows without writing them; the lake."""
-
-    def encode_events(self, events: pl.DataFrame) -> list[EncodedRows]:
-        """Files of one partition's accepted events."""
-
-    def encode_rejects(self, rejects: pl.DataFrame) -> list[EncodedRows]:
-        """Files of one partition's rejects."""
-
-
-@dataclass(slots=True)
-class PartitionEpoch:
-    """One partition's share of an epoch: its range ``(after, through]``, counts, rows and the files made of rows."""
-
-    progress: PartitionProgress
-    after: int | None
-    through: int
-    clock_us: int | None
-    counts: Counts = field(default_factory=Counts)
-    events: list[pl.DataFrame] = field(default_factory=list)
-    rejects: list[pl.DataFrame] = field(default_factory=list)
-    files: list[EncodedRows] = field(default_factory=list)
-    #: Files that are being made elsewhere; they come before what is made here at the end.
-    under_way: list[Future[list[EncodedRows]]] = field(default_factory=list)
-
-    @property
-    def held_rows(self) -> int:
-        """Events that are not in a file yet."""
-        return sum(map(len, self.events))
-
-    def take_events(self) -> pl.DataFrame:
-        """The events held, which are let go."""
-        events, self.events = pl.concat(self.events), []
-        return events
-
-    def encode(self, encoder: Encoder) -> None:
-        """Make files of all that is held, behind those that are under way; raises what became of these."""
-        for future in self.under_way:
-            self.files += future.result()
-        self.under_way = []
-        if self.events:
-            self.files += encoder.encode_events(self.take_events())
-        self.encode_rejects(encoder)
-
-    def encode_rejects(self, encoder: Encoder) -> None:
-        """Make files of the rejects held, and let the rows go."""
-        if self.rejects:
-            self.files += encoder.encode_rejects(pl.concat(self.rejects))
-            self.rejects = []
-
-    def advance(self) -> Advance:
-        """What the ledger is told of this partition."""
-        return Advance(
-            claim=self.progress.claim,
-            after=self.after,
-            through=self.through,
-            clock_us=self.clock_us,
-            counts=self.counts,
-        )
 
 
 class Epoch:
@@ -296,8 +233,7 @@ class Epoch:
         """
         if self._encoder is not None:
             for share in self.partitions.values():
-                for future in share.under_way:
-                    future.result()
+                share.collect()
             begin = time.perf_counter()
             for share in self.partitions.values():
                 share.encode(self._encoder)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import polars as pl
 
+from streamproc.strings import apart
 from streamproc.tables import funnels
 from streamproc.tables.hyperloglog import with_coupons
 from streamproc.tables.measures import Aggregation, state_columns
@@ -79,7 +80,8 @@ class SessionFold:
             .lazy()
             .filter(mine)
             .select(
-                _apart(self.key, events.schema[self.key]),
+                # It may be a view into the record it came in, which would be kept until the epoch is sealed.
+                apart(pl.col(self.key)) if events.schema[self.key] == pl.String else pl.col(self.key),
                 at.alias("__at"),
                 pl.col("position"),
                 *self._aggregation.inputs(),
@@ -237,16 +239,6 @@ def _sort(values: Hashes) -> Order:
         digits = (values >> np.uint64(shift)).astype(np.uint16)
         order = order[np.argsort(digits[order], kind="stable")]
     return order
-
-
-def _apart(name: str, type_: pl.DataType) -> pl.Expr:
-    """The column with strings of its own (0.05 µs each).
-
-    As they were decoded they are views into the records they came in, which would all be kept until the epoch is
-    sealed: ten times what is asked for.
-    """
-    column = pl.col(name)
-    return pl.concat_str(column, pl.lit("")).alias(name) if type_ == pl.String else column
 
 
 def _changes(values: pl.Series) -> npt.NDArray[np.bool_]:

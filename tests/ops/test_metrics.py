@@ -10,10 +10,11 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from streamproc.epoch import Epoch, PartitionEpoch
+from streamproc.epoch import Epoch
 from streamproc.model import REJECT_SCHEMA, Claim, Counts, Partition, RecordBatch, Transformed
 from streamproc.ops.metrics import Metrics, PartitionState, WorkerState
 from streamproc.ops.metrics_now import memory_limit
+from streamproc.partition_epoch import PartitionEpoch
 from streamproc.progress import PartitionProgress
 from streamproc.topic_pages import load_page
 

@@ -216,13 +216,11 @@ class SimulatedConnection:
         self._line.broke.set()
         if self._reply is not None:
             self._reply.set(psycopg.OperationalError("server closed the connection unexpectedly"))
-        seconds = self._line.loop.chance.choice([0, 0, 0.5, 30.0])
-        self._line.loop.call_later(seconds, self.session.end, context=self._line.loop.world.context.copy())
-        self.close_now()
+        self._hang_up()
 
     def _hang_up(self) -> None:
         """The client closes its end. The server does what arrived before, and ends the session when it sees that."""
-        seconds = self._line.loop.chance.choice([0, 0.5, 30.0])
+        seconds = self._line.loop.chance.choice([0, 0, 0.5, 30.0])
         self._line.loop.call_later(seconds, self.session.end, context=self._line.loop.world.context.copy())
         self.close_now()
 

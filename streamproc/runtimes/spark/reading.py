@@ -13,10 +13,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streamproc.epoch import Epoch, PartitionEpoch
+from streamproc.epoch import Epoch
 from streamproc.errors import DependencyError
 from streamproc.log_objects import LogEnd, LogEntry, TakenLog
 from streamproc.model import Claim, Partition, RecordBatch
+from streamproc.partition_epoch import PartitionEpoch
 from streamproc.progress import PartitionProgress, RecentIds
 from streamproc.runtimes.spark import exchange
 from streamproc.runtimes.spark.exchange import Piece

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from streamproc.strings import apart
 from streamproc.transform.enrich.spec import Step
 
 #: From a series of distinct, non-null values to a frame of answers, row by row.
@@ -136,11 +137,9 @@ def _first_of_each(values: pl.Series, rows: pl.Series, wanted: pl.Series) -> tup
 
 
 def _apart(answers: pl.DataFrame) -> pl.DataFrame:
-    """The same with strings of its own, in a buffer a column. polars has nothing that copies them, but Python does."""
+    """The same with strings of its own, in a few buffers a column."""
     return answers.with_columns(
-        pl.Series(name, answers[name].to_list(), pl.String)
-        for name, type_ in answers.schema.items()
-        if type_ == pl.String
+        apart(answers[name]) for name, type_ in answers.schema.items() if type_ == pl.String
     )
 
 
