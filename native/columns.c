@@ -3,26 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arrow.h"
 #include "records.h"
 
-#define VIEW 16
-#define INLINE 12
-
-struct ArrowSchema {
-    const char *format, *name, *metadata;
-    int64_t flags, n_children;
-    struct ArrowSchema **children, *dictionary;
-    void (*release)(struct ArrowSchema *);
-    void *private_data;
-};
-
-struct ArrowArray {
-    int64_t length, null_count, offset, n_buffers, n_children;
-    const void **buffers;
-    struct ArrowArray **children, *dictionary;
-    void (*release)(struct ArrowArray *);
-    void *private_data;
-};
 
 struct texts *texts_new(size_t capacity)
 {

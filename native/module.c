@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "records.h"
+#include "rows.h"
 
 /* -- Column ----------------------------------------------------------------------------------------------------- */
 
@@ -336,6 +337,10 @@ static PyMethodDef functions[] = {
      "walk(payload, count, ours) -> (spans, size): int32 start and length (-1: null) of each value of a record batch's\n"
      "records, and their bytes together. None when they are not as most are: gaps in the offsets, another number, headers\n"
      "whose names begin with ours or are not ASCII."},
+    {"rows", rows_of, METH_O,
+     "rows(frame) -> bytes: its rows in the binary format of PostgreSQL's COPY, without the header and the end."},
+    {"coupons", coupons_of, METH_O,
+     "coupons(frame) -> bytes: of its one column of texts what an HLL sketch sees, a uint32 a row, 0 for a null."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -17,7 +17,9 @@ def first_positions(files: Sequence[Path]) -> list[int]:
     One file after the other: asked for together, polars takes a thread for each, four hundred for an hour's files, and
     keeps them for as long as it has anything to read or write.
     """
-    return [pl.read_parquet(file, columns=["position"])["position"].min() for file in files]
+    return [
+        pl.read_parquet(file, columns=["position"]).select(pl.col("position").min()).item() for file in files
+    ]
 
 
 def compatible(known: dict[str, pl.DataType], files: Sequence[Path]) -> bool:

@@ -21,10 +21,10 @@ from streamproc.sinks.summaries_windows import apply_windows
 from streamproc.tables.fold import Delta
 from streamproc.topology import Table
 
-#: For the transaction: a delta of some ten thousand rows is sorted in memory, and no query is compiled,
-#: which takes longer than any of these runs. What is looked up was written lately and is in memory: without the
-#: cheap pages the server would rather scan a state of some hundred megabytes than look up ten thousand of its rows; and
-#: it would sort the wide rows of both sides to join them, where a table of their numbers is hashed in no time (4 % of all).
+#: For the transaction: a delta of some ten thousand rows is sorted in memory, and no query is compiled, which takes
+#: longer than any of these runs. What is looked up was written lately and is in memory: if its pages did not count as
+#: cheap, the server would rather scan a state of some hundred megabytes than look up ten thousand of its rows. And it
+#: would sort the wide rows of both sides to join them, where hashing the numbers of one costs next to nothing (4 %).
 _SETTINGS = """
     SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true),
            set_config('random_page_cost', '0.01', true), set_config('enable_mergejoin', 'off', true)

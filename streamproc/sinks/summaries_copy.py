@@ -1,7 +1,8 @@
-"""Frames in and out of PostgreSQL through COPY's text format.
+"""Frames in and out of PostgreSQL through COPY.
 
-Text, because polars writes and reads it at a microsecond a row without a Python object for each value; not
-CSV, because servers before 18 take a line that reads ``\\.`` for the end of the data even inside quotes.
+In by the binary format, which compiled code writes. Without that, and out: by the text format, which polars writes and
+reads without a Python object for each value; not CSV, because servers before 18 take a line that reads ``\\.`` for the
+end of the data even inside quotes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from typing import Any, ParamSpec, TypeVar
 import polars as pl
 from psycopg import AsyncConnection, sql
 
-from streamproc.sinks.summaries_layout import Column
+from streamproc import native
+from streamproc.sinks.summaries_layout import ARRAY, Column
 
 #: What COPY's text format escapes. It writes the last three too, and reads them either way.
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\b": "\\b", "\f": "\\f", "\v": "\\v"}
 #: Any of them. polars keeps a compiled expression, but makes the automaton of ``contains_any`` anew each time.
 _SPECIAL = "[" + "".join(map(re.escape, _ESCAPES)) + "]"
 _NULL = "\\N"
+
+#: What stands before the rows in COPY's binary format (signature, flags, length of an extension), and behind them.
+_BINARY_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_BINARY_END = b"\xff\xff"
 
 #: About a millisecond's work.
 _THREAD_ROWS = 500
@@ -47,13 +53,38 @@ async def copy_in(
 ) -> None:
     """Append the frame's ``columns`` to a table that stores times as integers."""
     names = sql.SQL(", ").join(column.id for column in columns)
-    frame = frame.select(column.name for column in columns)
+    binary = native.records is not None
+    form = sql.SQL("(FORMAT binary)" if binary else "")
+    frame = frame.select(_stored(column, frame.schema[column.name]) for column in columns)
     async with (
         conn.cursor() as cursor,
-        cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(table, names)) as copy,
+        cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN {}").format(table, names, form)) as copy,
     ):
+        if binary:
+            await copy.write(_BINARY_HEAD)
         for rows in frame.iter_slices(_SENT_ROWS):
-            await copy.write(await worth_a_thread(rows.height, encode, rows))
+            await copy.write(await worth_a_thread(rows.height, encode_binary if binary else encode, rows))
+        if binary:
+            await copy.write(_BINARY_END)
+
+
+def _stored(column: Column, given: pl.DataType) -> pl.Expr:
+    """The column as the type of :func:`~streamproc.sinks.summaries_layout.stored_type` has it."""
+    value = pl.col(column.name)
+    if isinstance(given, pl.Datetime):
+        value = value.dt.cast_time_unit("us").to_physical()
+    if isinstance(column.type, pl.Datetime):
+        return value.cast(pl.Int64)
+    return value.cast(pl.Int32 if column.type == pl.Date() else column.type)
+
+
+def encode_binary(frame: pl.DataFrame) -> bytes:
+    """The frame's rows in COPY's binary format, without what stands before and behind them. Integers are as wide as
+    PostgreSQL's type that holds all of theirs.
+    """
+    assert native.records is not None
+    rows: bytes = native.records.rows(frame)
+    return rows
 
 
 async def copy_out(
@@ -68,7 +99,7 @@ async def copy_out(
 
 
 def encode(frame: pl.DataFrame) -> bytes:
-    """The frame in COPY's text format, times as integers."""
+    """The frame in COPY's text format."""
     # One pass over all columns each: a call of polars by column and step costs more than its work on few rows.
     special = _any(frame, pl.col(pl.String).str.contains(_SPECIAL))
     columns = [_encoded(name, type_, special=name in special) for name, type_ in frame.schema.items()]
@@ -91,9 +122,10 @@ def _encoded(name: str, type_: pl.DataType, *, special: bool) -> pl.Expr:
         return column.str.replace_many(list(_ESCAPES), list(_ESCAPES.values()))
     if type_ == pl.Binary:
         return (pl.lit("\\\\x") + column.bin.encode("hex")).alias(name)
-    if isinstance(type_, pl.Datetime):
-        return column.dt.cast_time_unit("us").to_physical()
-    return column.to_physical() if type_ == pl.Date else column
+    if type_ == ARRAY:
+        items = column.cast(pl.List(pl.String)).list.eval(pl.element().fill_null("NULL"))
+        return pl.format("{{{}}}", items.list.join(",")).alias(name)
+    return column
 
 
 def decode(body: bytes, columns: Sequence[Column]) -> pl.DataFrame:

@@ -94,7 +94,7 @@ def _same_key(layout: Layout) -> sql.Composed:
 
 
 def _insert(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
-    names = [column.id for column in layout.incoming]
+    names = [column.id for column in layout.staged]
     values: list[sql.Composable] = list(names)
     if layout.session:
         names, values = [*names, sql.Identifier("n")], [*values, sql.SQL("0")]

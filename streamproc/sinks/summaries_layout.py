@@ -22,7 +22,7 @@ from streamproc.topology import Measure, Table
 _INDEX_BYTES = 2_000
 
 
-#: Microseconds, in a frame written as PostgreSQL writes arrays. No column that analysts see is one.
+#: Microseconds. No column that analysts see is one.
 ARRAY = pl.List(pl.Int64())
 
 

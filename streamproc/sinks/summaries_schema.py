@@ -144,7 +144,7 @@ def _incompatible(layout: Layout, schema: str, before: dict[str, Any]) -> list[M
 async def _create(conn: AsyncConnection[Any], layout: Layout) -> None:
     # The state before the public table, as merging does: the other order could lock in a circle.
     if layout.has_state:
-        columns: list[sql.Composable] = [_stored(column) for column in layout.incoming]
+        columns: list[sql.Composable] = [_stored(column) for column in layout.staged]
         if layout.session:
             columns.append(sql.SQL("n smallint NOT NULL"))
         await _create_one(conn, layout, columns, state=True)
@@ -186,7 +186,7 @@ async def _extend(conn: AsyncConnection[Any], layout: Layout, before: dict[str, 
     """Columns that came later. They are null in rows that were there before: nobody counted then."""
     add = sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}")
     if layout.has_state:
-        for column in layout.incoming:
+        for column in layout.staged:
             await conn.execute(add.format(layout.state, column.id, stored_type(column.type)))
         for sketch in layout.sketches:  # noise to a compressor
             await conn.execute(

@@ -108,19 +108,18 @@ def finish(measure: Measure, long: pl.DataFrame, sessions: int) -> pl.DataFrame:
 def onward(measure: Measure, long: pl.DataFrame, sessions: int) -> pl.Series:
     """When each session reaches which step, had it come to step 1, 2, … before its first event here.
 
-    An array literal of PostgreSQL (bigint[]) named ``<measure>__onward``: the times of all steps from step
-    1, then from step 2 and so on, null up to the step it starts from. Null where nothing is reached.
+    A list (Int64) named ``<measure>__onward``: the times of all steps from step 1, then from step 2 and so on, null
+    up to the step it starts from. Null where nothing is reached.
     """
     steps = _Steps(measure, long, sessions)
     starts = range(1, len(measure.steps))
     times = pl.concat(
         [steps.reached(start).rename(f"{start}:{{}}".format) for start in starts], how="horizontal"
     )
-    texts = pl.concat_str(pl.all().cast(pl.String).fill_null("NULL"), separator=",")
-    some = times.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
-    literals = times.filter(some).select(pl.format("{{{}}}", texts)).to_series()
-    none = pl.repeat(None, sessions, dtype=pl.String, eager=True).alias(f"{measure.name}__onward")
-    return none.scatter(some.arg_true(), literals)
+    reached = pl.any_horizontal(pl.all().is_not_null())
+    return times.select(
+        pl.when(reached).then(pl.concat_list(pl.all())).alias(f"{measure.name}__onward")
+    ).to_series()
 
 
 class _Steps:

@@ -16,6 +16,8 @@ import datasketches as ds
 import numpy as np
 import polars as pl
 
+from streamproc import native
+
 #: An image and the finished value it stands for.
 Sketched = tuple[bytes, int | float | None]
 
@@ -47,6 +49,13 @@ def with_coupons(events: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
 
 
 def _coupons(values: pl.Series) -> pl.Series:
+    if native.records is None or values.dtype != pl.String:
+        return _coupons_of_images(values)
+    coupons = pl.Series("coupon", np.frombuffer(native.records.coupons(values.to_frame()), dtype="<u4"))
+    return coupons.set(values.is_null(), None) if values.null_count() else coupons
+
+
+def _coupons_of_images(values: pl.Series) -> pl.Series:
     """An image of one value ends with its coupon."""
     if not hashable(values.dtype):
         values = values.cast(pl.String)

@@ -8,10 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamproc import native
 from streamproc.tables.hyperloglog import build, coupons_of, unite, with_coupons
 
 #: Around the sizes at which a sketch changes its form: 7 and 8, 24 and 25 (of 2^8 registers), 384 and 385 (of 2^12).
 SIZES = (1, 2, 7, 8, 24, 25, 48, 49, 383, 384, 385, 768, 769, 2_000)
+
+
+@pytest.fixture(params=["compiled", "python"], autouse=True)
+def way(request, monkeypatch):
+    """Coupons by compiled code, which may be missing, and without it."""
+    if request.param == "python":
+        monkeypatch.setattr(native, "records", None)
+    elif native.records is None:
+        pytest.skip("the compiled part is not there")
+
+
 REGISTERS = 40  # bytes before them; among those the estimate, which goes by the order of the values
 
 
