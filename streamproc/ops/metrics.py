@@ -8,6 +8,7 @@ bounded by the configuration: streams, partitions, tables, filters, reasons, sta
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from streamproc import native
 from streamproc.epoch import Epoch
-from streamproc.ops.metrics_now import Listeners, Machine, PartitionState, States, WorkerState
+from streamproc.ops.metrics_now import Listeners, Machine, PartitionState, States, WorkerState, Worst
 
 __all__ = ["Metrics", "PartitionState", "WorkerState"]
 
@@ -30,6 +31,7 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 class Metrics:
     """The metrics of this process. ``states`` gives the workers' states when metrics are asked for, ``listeners`` how
     many listen to changed windows and how many were dropped. ``volumes``: folders whose disks may fill, by name.
+    ``clock``: Unix seconds, the one that ``now`` of :meth:`committed` was read from.
     """
 
     def __init__(
@@ -38,12 +40,15 @@ class Metrics:
         *,
         volumes: Mapping[str, Path] | None = None,
         listeners: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         registry.register(States(states))
         registry.register(Machine(volumes or {}))
         registry.register(Listeners(listeners))
+        self._worst = Worst(clock=clock)
+        registry.register(self._worst)
         build = Info("streamproc_build", "Version of streamproc and of Python.", registry=registry)
         compiled = "no" if native.records is None else "yes"
         build.info(
@@ -129,7 +134,9 @@ class Metrics:
         self._epoch.labels(stream).observe(elapsed)
         self._sizes.labels(stream).observe(epoch.records)
         if epoch.oldest_received_ms is not None:
-            self._freshness.labels(stream).observe(max(0.0, now - epoch.oldest_received_ms / 1000))
+            fresh = max(0.0, now - epoch.oldest_received_ms / 1000)
+            self._freshness.labels(stream).observe(fresh)
+            self._worst.observe(stream, now, fresh)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type, in the format that an ``Accept`` header asks for."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +148,45 @@ class States(Collector):
                         family.add_metric(labels, value)
         yield from (ready, commit, claimed, rebalances, fences, buffers, position, lag, behind, watermark)
         yield from (sinks, loaded, notes, oldest)
+
+
+class Worst(Collector):
+    """The longest freshness of the epochs committed within ``window`` seconds, for those who cannot read histograms:
+    the CloudWatch agent drops them. Two minutes are twice what lies between two of its looks, so each epoch is
+    seen, most of them twice. Nothing is told of a stream that committed nothing in that time.
+    """
+
+    def __init__(self, window: float = 120.0, clock: Callable[[], float] = time.time) -> None:
+        self._window = window
+        self._clock = clock
+        # Each is longer than all behind it, so that the first is the longest and few are kept.
+        self._kept: dict[str, deque[tuple[float, float]]] = {}
+
+    def observe(self, stream: str, now: float, seconds: float) -> None:
+        """Note an epoch that was committed at ``now`` (Unix seconds), ``seconds`` after its oldest batch came."""
+        kept = self._kept.setdefault(stream, deque())
+        while kept and kept[-1][1] <= seconds:
+            kept.pop()
+        kept.append((now, seconds))
+        self._forget(kept, now)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry."""
+        worst = GaugeMetricFamily(
+            "streamproc_freshness_worst_seconds",
+            "Longest freshness of the epochs committed in the last two minutes.",
+            labels=["stream"],
+        )
+        now = self._clock()
+        for stream, kept in self._kept.items():
+            self._forget(kept, now)
+            if kept:
+                worst.add_metric([stream], kept[0][1])
+        yield worst
+
+    def _forget(self, kept: deque[tuple[float, float]], now: float) -> None:
+        while kept and kept[0][0] <= now - self._window:
+            kept.popleft()
 
 
 class Listeners(Collector):

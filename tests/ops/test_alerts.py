@@ -59,7 +59,7 @@ def exposed() -> dict[str, set[str]]:
         loaded=1.0,
         unpublished=(0, 0.0),
     )
-    metrics = Metrics(lambda: [state], volumes={"data": ROOT})
+    metrics = Metrics(lambda: [state], volumes={"data": ROOT}, clock=lambda: 2_000.0)
     metrics.committed("clickstream", Committed(), 0.1, now=2_000.0)
     return labels(metrics.render("")[0].decode())
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 from streamproc.epoch import Epoch
 from streamproc.model import REJECT_SCHEMA, Claim, Counts, Partition, RecordBatch, Transformed
 from streamproc.ops.metrics import Metrics, PartitionState, WorkerState
-from streamproc.ops.metrics_now import memory_limit
+from streamproc.ops.metrics_now import Worst, memory_limit
 from streamproc.partition_epoch import PartitionEpoch
 from streamproc.progress import PartitionProgress
 from streamproc.topic_pages import load_page
@@ -60,7 +63,7 @@ class Committed:
 
 
 def test_an_epoch_is_counted_once_and_wholly():
-    metrics = Metrics(list)
+    metrics = Metrics(list, clock=lambda: 1_002.0)
     metrics.committed("clickstream", Committed(), 0.3, now=1_002.0)
     got = samples(metrics)
     outcomes = {
@@ -82,6 +85,37 @@ def test_an_epoch_is_counted_once_and_wholly():
     assert got[of("streamproc_epoch_stage_seconds_sum", stream="clickstream", stage="put")] == 0.02
     assert got[of("streamproc_epoch_commit_seconds_count", stream="clickstream")] == 1
     assert got[of("streamproc_freshness_seconds_sum", stream="clickstream")] == 2.0
+    assert got[of("streamproc_freshness_worst_seconds", stream="clickstream")] == 2.0
+
+
+@given(
+    epochs=st.lists(st.tuples(st.floats(0, 40), st.floats(0, 500)), max_size=30),
+    asked=st.floats(0, 300),
+)
+def test_the_worst_freshness_is_the_longest_of_the_last_two_minutes(epochs, asked):
+    times = list(itertools.accumulate(apart for apart, _ in epochs))
+    now = [0.0]
+    worst = Worst(clock=lambda: now[0])
+
+    def told() -> list[float]:
+        (family,) = worst.collect()
+        return [sample.value for sample in family.samples]
+
+    for at, (_, fresh) in zip(times, epochs, strict=True):
+        worst.observe("s", at, fresh)
+        now[0] = at
+        told()  # whoever asks in between takes nothing away from the next
+    now[0] += asked
+    recent = [fresh for at, (_, fresh) in zip(times, epochs, strict=True) if at > now[0] - 120]
+    assert told() == ([max(recent)] if recent else [])
+
+
+def test_an_epoch_without_a_time_of_arrival_has_no_freshness():
+    metrics = Metrics(list, clock=lambda: 1_000.0)
+    epoch = Committed()
+    epoch.oldest_received_ms = None
+    metrics.committed("s", epoch, 0.1, now=1_000.0)
+    assert of("streamproc_freshness_worst_seconds", stream="s") not in samples(metrics)
 
 
 def test_gauges_say_how_it_is_when_they_are_asked_for():
