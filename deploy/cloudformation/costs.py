@@ -26,6 +26,11 @@ LAKE_BYTES = 45
 #: How busy workers are meant to be, and how much higher a peak is than the mean.
 BUSY, PEAK = 0.6, 2.0
 FLUSH_SECONDS = 5
+#: CloudWatch's metrics that are paid for: what the agent and the filters of logs make of one stream, and what Container
+#: Insights tells of the cluster (12), of each service (15) and of each kind of task that is always or often there (10).
+METRICS, INSIGHTS = 20, 12 + 15 + 3 * 10
+#: Metrics that alarms look at, which is what an alarm costs by; two of them are the scaling's own.
+ALARMS = 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +139,8 @@ def costs(size: Size) -> dict[str, float]:
         "Redshift Serverless": redshift_hours * 8 * price("Redshift Serverless")
         + 12 * size.lake_gb * price("Redshift, storage"),
         "CloudWatch": size.workers * 1.0 * price("CloudWatch, logs")
-        + 22 * price("CloudWatch, metric")
-        + 17 * price("CloudWatch, alarm"),
+        + (METRICS + INSIGHTS) * price("CloudWatch, metric")
+        + ALARMS * price("CloudWatch, alarm"),
         "Network, key, secrets": 2 * HOURS * price("NAT gateway")
         + (20 + size.lake_gb) * price("NAT gateway, data")
         + price("KMS, key")

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
+import re
+
 import psycopg
 
 from tests.cli.shop import Reject, Shop
+from tests.deploy.stacks import Stack, deployed
 
 
 def test_what_is_committed_is_loaded_once_however_often_it_is_asked_for(shop: Shop) -> None:
@@ -25,6 +29,33 @@ def test_status_says_how_far_it_is_behind_the_lake(shop: Shop) -> None:
     (after,) = shop.json("warehouse", "status")["streams"]
     assert (after["rows"], after["lake_rows"], after["rows_behind_lake"]) == (3, 4, 1)
     assert after["loaded_at"] is not None
+
+
+def counted(said: str, stack: Stack) -> int:
+    """Lines that the filter of CloudWatch's alarm counts: JSON with the values that its pattern has."""
+    pattern = stack.resources("AWS::Logs::MetricFilter")["LoadedFilter"]["FilterPattern"]
+    wanted = dict(re.findall(r'\(\$\.(\w+) = "([^"]+)"\)', pattern))
+    assert pattern == "{ " + " && ".join(f'($.{key} = "{value}")' for key, value in wanted.items()) + " }"
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    return sum(wanted.items() <= line.items() for line in lines)
+
+
+def test_the_loader_s_task_tells_the_alarm_each_time_that_the_warehouse_has_everything(shop: Shop) -> None:
+    stacks = deployed(Stream="shop", Warehouse="redshift")
+    (loader,) = stacks["service"].resources()["LoaderTask"]["ContainerDefinitions"]
+    given = {each["Name"]: each["Value"] for each in loader["Environment"]}
+    shop.settings |= {name: given[name] for name in ("STREAMPROC_LOG_FORMAT", "STREAMPROC_LOG_LEVEL")}
+
+    def load(code: int = 0) -> int:
+        return counted(shop.call(*loader["Command"], code=code).stderr, stacks["observability"])
+
+    shop.commit(0, [0, 1, 2])
+    assert load() == 1
+    assert load() == 1, "nothing was new, and nothing lacks"
+    shop.commit(0, [3])
+    for file in shop.lake.rglob("*.parquet"):
+        file.unlink()
+    assert load(code=1) == 0
 
 
 def test_without_a_warehouse_it_says_so(shop: Shop) -> None:

@@ -11,6 +11,7 @@ import pytest
 from botocore import xform_name
 
 from tests.deploy.stacks import FOLDER, ORDER, read
+from tests.deploy.test_templates import ALARMS, STACKS, declarations
 from tests.house.documents import ROOT, Command, commands
 
 PAGE = ROOT / "docs" / "aws.md"
@@ -102,6 +103,22 @@ def test_the_sums_are_made_of_what_the_prices_say() -> None:
     assert small["RDS PostgreSQL"] == pytest.approx(730 * 0.13 + 50 * 0.23)
     assert small["Redshift Serverless"] == pytest.approx(730 / 60 * 8 * 0.375 + 12 * 1.1826 * 0.024)
     assert small["or MSK"] == pytest.approx(3 * 730 * 0.204 + 150)
+
+
+def test_the_metrics_and_alarms_that_are_paid_for_are_the_templates() -> None:
+    """With Kinesis and a warehouse. A metric is one for each value of its labels: of an outcome there are four."""
+    made = STACKS["kinesis"]["observability"].resources
+    by_agent = sum(
+        4 if "outcome" in labels else 1 for each in declarations("kinesis").values() for labels in each
+    )
+    assert by_agent + len(made("AWS::Logs::MetricFilter")) == COSTS["METRICS"]
+    alarms = [*made(ALARMS).values(), *STACKS["kinesis"]["service"].resources(ALARMS).values()]
+    watched = [sum("MetricStat" in each for each in alarm.get("Metrics", ())) or 1 for alarm in alarms]
+    scaling = STACKS["kinesis"]["service"].resources("AWS::ApplicationAutoScaling::ScalingPolicy").values()
+    tracking = [each for each in scaling if each["PolicyType"] == "TargetTrackingScaling"]
+    assert sum(watched) + 2 * len(tracking) == COSTS["ALARMS"], (
+        "a tracked target has an alarm up and one down"
+    )
 
 
 def test_the_measured_assumptions_are_the_readme_s() -> None:

@@ -17,7 +17,7 @@ import yaml
 from streamproc.cli import main
 from streamproc.settings import Settings, declared, read_settings, variable
 from tests.deploy.stacks import FOLDER, ORDER, deployed, read, statements
-from tests.ops.test_alerts import exposed
+from tests.ops.test_alerts import RULES, exposed
 
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/streamproc:1"
 EVERYTHING = {
@@ -49,6 +49,7 @@ each_variant = pytest.mark.parametrize("variant", STACKS)
 
 KNOWN = {variable(key) for key, _ in declared()}
 TASKS = "AWS::ECS::TaskDefinition"
+ALARMS = "AWS::CloudWatch::Alarm"
 
 
 @cache
@@ -360,13 +361,18 @@ def test_nothing_is_reached_from_outside_the_network(variant: str) -> None:
 # -- observing ---------------------------------------------------------------------------------------------
 
 #: Amazon's metrics that alarms are on: https://docs.aws.amazon.com/streams/latest/dev/monitoring-with-cloudwatch.html,
-#: https://docs.aws.amazon.com/msk/latest/developerguide/metrics-details.html and those of ECS, RDS and SQS.
+#: https://docs.aws.amazon.com/msk/latest/developerguide/metrics-details.html and those of ECS, RDS and SQS;
+#: https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/Container-Insights-metrics-ECS.html
 AMAZON = {
     "AWS/Kinesis": {"GetRecords.IteratorAgeMilliseconds": {"StreamName"}},
     "AWS/Kafka": {"EstimatedMaxTimeLag": {"Cluster Name", "Consumer Group", "Topic"}},
     "AWS/ECS": {
         "MemoryUtilization": {"ClusterName", "ServiceName"},
         "CPUUtilization": {"ClusterName", "ServiceName"},
+    },
+    "ECS/ContainerInsights": {
+        "EphemeralStorageUtilized": {"ClusterName", "ServiceName"},
+        "EphemeralStorageReserved": {"ClusterName", "ServiceName"},
     },
     "AWS/RDS": {"CPUUtilization": {"DBInstanceIdentifier"}, "FreeStorageSpace": {"DBInstanceIdentifier"}},
     "AWS/SQS": {"ApproximateNumberOfMessagesVisible": {"QueueName"}},
@@ -391,7 +397,7 @@ def declarations(variant: str) -> dict[str, list[set[str]]]:
 def used_metrics(variant: str) -> list[tuple[str, str, set[str]]]:
     """Namespace, name and dimensions of what alarms and dashboards read."""
     used = []
-    for alarm in all_resources(variant, "AWS::CloudWatch::Alarm").values():
+    for alarm in all_resources(variant, ALARMS).values():
         own = [alarm] if "MetricName" in alarm else []
         for each in own + [q["MetricStat"]["Metric"] for q in alarm.get("Metrics", []) if "MetricStat" in q]:
             dimensions = {dimension["Name"] for dimension in each.get("Dimensions", [])}
@@ -432,7 +438,7 @@ def test_alarms_and_dashboards_read_metrics_that_somebody_sends(variant: str) ->
 @each_variant
 def test_the_lag_that_adds_workers_is_that_of_the_group_they_share(variant: str) -> None:
     given = environment(containers(variant)["worker"])
-    alarms = STACKS[variant]["service"].resources("AWS::CloudWatch::Alarm")
+    alarms = STACKS[variant]["service"].resources(ALARMS)
     if variant == "logs":
         assert alarms == {}
         return
@@ -453,15 +459,29 @@ def test_the_lag_that_adds_workers_is_that_of_the_group_they_share(variant: str)
 
 
 def test_every_alarm_of_prometheus_has_its_like_in_cloudwatch() -> None:
-    rules = yaml.safe_load((FOLDER.parent / "prometheus" / "alerts.yaml").read_text())["groups"][0]["rules"]
-    told = " ".join(
-        alarm["AlarmDescription"] for alarm in all_resources("msk", "AWS::CloudWatch::Alarm").values()
-    )
-    missing = [rule["alert"] for rule in rules if rule["alert"] not in told]
-    # The agent drops histograms, which freshness is; docs/aws.md says why the others have none.
-    assert missing == ["StreamprocNotFresh", "StreamprocLoaderBehind", "StreamprocDisk"]
-    said = (FOLDER.parents[1] / "docs" / "aws.md").read_text()
-    assert all(name in said for name in missing)
+    told = " ".join(alarm["AlarmDescription"] for alarm in all_resources("msk", ALARMS).values())
+    assert [rule["alert"] for rule in RULES if rule["alert"] not in told] == []
+
+
+def test_the_disk_is_read_from_a_cluster_that_reports_it() -> None:
+    """Container Insights is switched on, and Fargate's platform is one that measures the disk (1.4.0)."""
+    service = STACKS["msk"]["service"]
+    (cluster,) = service.resources("AWS::ECS::Cluster").values()
+    assert cluster["ClusterSettings"] == [{"Name": "containerInsights", "Value": "enabled"}]
+    (worker,) = service.resources("AWS::ECS::Service").values()
+    assert worker["PlatformVersion"] == "1.4.0"
+
+
+def test_the_loader_has_three_turns_before_the_warehouse_is_behind() -> None:
+    (alarm,) = [
+        each for each in all_resources("msk", ALARMS).values() if "loader-behind" in each["AlarmName"]
+    ]
+    schedule = STACKS["msk"]["service"].resources("AWS::Scheduler::Schedule")["LoaderSchedule"]
+    (minutes,) = re.findall(r"rate\((\d+) minutes\)", schedule["ScheduleExpression"])
+    seconds = int(alarm["Metrics"][0]["MetricStat"]["Period"])
+    assert seconds >= 3 * 60 * int(minutes)
+    rule = next(rule for rule in RULES if rule["alert"] == "StreamprocLoaderBehind")
+    assert re.findall(r"> (\d+)$", rule["expr"]) == [str(seconds - 300)] and rule["for"] == "5m"
 
 
 # -- the templates as such ---------------------------------------------------------------------------------
