@@ -8,6 +8,7 @@ read last, and where that is gone, what followed it must have been committed bef
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
@@ -77,8 +78,10 @@ class ShardReader:
         self._around = around
         self._where = found.mark
         self._skip = self.fetched - found.mark.position
-        #: How long ago the record to begin with arrived, as far as that is known.
-        self._age = found.age
+        #: When the record to begin with arrived, on the loop's clock, as far as that is known.
+        self._arrived_at: float | None = None
+        if found.age is not None:
+            self._arrived_at = asyncio.get_running_loop().time() - found.age
         #: When all that had arrived was read, on the loop's clock, and the position that was.
         self._complete_at: float | None = None
         self._complete_position = self.fetched
@@ -184,7 +187,6 @@ class ShardReader:
             settle = partial(self._around.store.settle, self._shard.info.id, self._where.position, first)
             self._where = await persistently(settle, self._pages.pace)
         if first == self._where.sequence:
-            self._age = None
             return (page if self._where.inclusive else page.since(1)), True
         self._lost(f"record {self._where.sequence} is gone, the oldest kept is {first}")
         return page, True
@@ -195,16 +197,16 @@ class ShardReader:
         ``everything``: so is all that was behind it. Raises :class:`UnexpectedPosition` when the record is too
         young to be gone.
         """
-        if self._age is not None and self._age + _MARGIN < self._around.kept:
+        now = asyncio.get_running_loop().time()
+        if self._arrived_at is not None and now - self._arrived_at + _MARGIN < self._around.kept:
             raise UnexpectedPosition(
                 f"{self.partition}: everything through position {self.fetched} is read; {how}, though it is kept "
                 f"for {self._around.kept / 3600:.0f} hours: the stream was made anew"
             )
-        if self._complete_at is not None and (everything or not self._skip):
-            known_for = asyncio.get_running_loop().time() - self._complete_at
-            if known_for + _MARGIN < self._around.kept:
-                self._skip = 0
-                return
+        complete = self._complete_at is not None and now - self._complete_at + _MARGIN < self._around.kept
+        if complete and (everything or not self._skip):
+            self._skip = 0
+            return
         raise Gap(
             f"{self.partition}: everything through position {self.fetched} is read; {how}, and records that "
             "followed it may be gone too; to go on without them: streamproc offsets set --accept-gap"
@@ -232,6 +234,8 @@ class ShardReader:
             self.queued_bytes += size
         if len(page):
             self._where = Mark(self.fetched - self._skip, int(page.sequences[-1]))
+            age = max(0.0, time.time() - float(page.arrivals[-1]))
+            self._arrived_at = asyncio.get_running_loop().time() - age
             self._around.arrived.set()
 
     def _note(self, page: Page, asked: float, *, begun: bool) -> None:

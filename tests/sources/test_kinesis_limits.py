@@ -176,6 +176,33 @@ async def test_a_record_too_young_to_be_gone_means_another_stream(stub, postgres
         assert isinstance(one.source.stopped[PARTITION], UnexpectedPosition)
 
 
+async def test_a_worker_that_reads_notices_as_well_that_the_stream_is_another(stub, postgres):
+    """Nothing was missing when it looked last; what came then and went with the old stream would be, unnoticed."""
+    async with member(postgres, stub.url, "s") as one:
+        stub.put(*numbered(10))
+        await read_until(lambda: len(records(one.batches)) >= 10, one, committing=True)
+        await read_until(lambda: one.source.behind == {PARTITION: 0.0}, one)
+        stub.put(*numbered(5))
+        stub.trimmed = 13
+        stub.errors.append("ExpiredIteratorException")
+        await read_until(lambda: one.source.stopped, one)
+        assert isinstance(one.source.stopped[PARTITION], UnexpectedPosition)
+        assert len(records(one.batches)) == 10
+
+
+async def test_a_worker_that_reads_goes_on_when_the_last_record_of_an_idle_shard_ran_out(stub, postgres):
+    async with member(postgres, stub.url, "s") as one:
+        stub.put(*numbered(10), arrived=time.time() - 30 * HOUR)
+        await read_until(lambda: len(records(one.batches)) >= 10, one, committing=True)
+        await read_until(lambda: one.source.behind == {PARTITION: 0.0}, one)
+        stub.trimmed = 10
+        stub.put(b"later")
+        stub.errors.append("ExpiredIteratorException")
+        await read_until(lambda: len(records(one.batches)) > 10, one)
+        assert one.source.stopped == {}
+        assert_seamless(one.batches)
+
+
 async def test_an_operator_goes_past_a_gap_to_the_oldest_record_kept(stub, postgres):
     stub.put(*numbered(10))
     await committed(postgres, stub, 10)
