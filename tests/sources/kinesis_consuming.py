@@ -162,6 +162,23 @@ class Stream:
                     await self._call("describe_stream_summary")
                     await asyncio.sleep(0.05)
 
+    async def make_anew(self) -> None:
+        """Delete the stream of this name and make another, whose records have sequence numbers of their own.
+
+        The server makes those of running numbers and of the seconds in which shard and record came. Within a second
+        the new stream would give its records the numbers of the old one's. Amazon's takes longer to be deleted.
+        """
+        old = await self._first_numbers()
+        while True:
+            await self.delete()
+            await self.create()
+            if old.isdisjoint(await self._first_numbers()):
+                return
+
+    async def _first_numbers(self) -> set[str]:
+        shards = (await self._call("list_shards"))["Shards"]
+        return {shard["SequenceNumberRange"]["StartingSequenceNumber"] for shard in shards}
+
     def close(self) -> None:
         self._client.delete_stream(StreamName=self.name, EnforceConsumerDeletion=True)
         self._client.close()

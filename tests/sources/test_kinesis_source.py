@@ -235,8 +235,7 @@ async def test_a_position_in_a_stream_that_was_made_anew_stops_the_shard(stream,
         await one.commit()
     again = Stream(url, 2)
     again.name = stream.name
-    await stream.delete()
-    await again.create()
+    await again.make_anew()
     await again.put(numbered(0, 20))
     async with member(postgres, url, stream.name, name="w2") as two:
         await read_until(lambda: len(two.source.stopped) == 2, two)
