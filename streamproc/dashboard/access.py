@@ -41,7 +41,8 @@ class Access:
     """How viewers are told apart.
 
     ``password``: of the login page. ``user_header``: where a proxy names the viewer; it is believed from addresses in
-    ``proxies`` only. With neither, the server must be bound to localhost, and answers to its names only.
+    ``proxies`` only, as is what they say of the viewer's address and of TLS. With neither, the server must be bound to
+    localhost, and answers to its names only.
     """
 
     password: Secret | None = None
@@ -129,11 +130,24 @@ class Gate:
 
     def _from_proxy(self, scope: Scope) -> bool:
         client = scope.get("client")
+        return client is not None and self._trusted(client[0])
+
+    def _trusted(self, address: str) -> bool:
         try:
-            peer = ipaddress.ip_address(client[0]) if client else None
+            peer = ipaddress.ip_address(address)
         except ValueError:
             return False
-        return peer is not None and any(peer in network for network in self._access.proxies)
+        return any(peer in network for network in self._access.proxies)
+
+    def _viewer(self, request: Request) -> str:
+        """Whose request it is. Each proxy adds at the end of the header from whom it has it, so what stands before the
+        last that is no proxy of ours is what the viewer wrote.
+        """
+        seen = [each.strip() for each in request.headers.get("x-forwarded-for", "").split(",")]
+        address = request.client.host if request.client else ""
+        while self._trusted(address) and seen and seen[-1]:
+            address = seen.pop()
+        return address
 
     async def _behind_password(self, sessions: Sessions, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive) if scope["type"] == "http" else None
@@ -159,7 +173,7 @@ class Gate:
             await self._app(scope, receive, _while_valid(sessions, token, send) if request is None else send)
 
     async def _login(self, sessions: Sessions, request: Request) -> Response:
-        address = request.client.host if request.client else ""
+        address = self._viewer(request)
         onward = _inside(request.query_params.get("next"))
         problem, status = "", 200
         if request.method == "POST":

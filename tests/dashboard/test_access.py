@@ -107,6 +107,26 @@ async def test_a_wrong_password_opens_nothing_and_too_many_are_not_looked_at() -
         assert (await http.get("/")).status_code == 303
 
 
+async def test_behind_a_proxy_wrong_passwords_close_the_viewer_s_address_and_not_the_proxy_s() -> None:
+    allowed = access(PASSWORD, None, "10.0.0.0/8", "0.0.0.0")
+    async with client(allowed, "10.1.2.3") as http:
+        for number in range(ATTEMPTS):  # whatever the viewer pretends
+            http.headers["x-forwarded-for"] = f"192.0.2.{number}, 198.51.100.7, 10.1.2.4"
+            assert (await log_in(http, "wrong")).status_code == 401
+        assert (await log_in(http, "correct horse")).status_code == 429
+        http.headers["x-forwarded-for"] = "198.51.100.8"
+        assert (await log_in(http, "correct horse")).status_code == 303
+
+
+async def test_who_is_no_proxy_cannot_say_that_somebody_else_was_wrong() -> None:
+    allowed = access(PASSWORD, None, "10.0.0.0/8", "0.0.0.0")
+    async with client(allowed, "198.51.100.7") as http:
+        for number in range(ATTEMPTS):
+            http.headers["x-forwarded-for"] = f"192.0.2.{number}"
+            assert (await log_in(http, "wrong")).status_code == 401
+        assert (await log_in(http, "correct horse")).status_code == 429
+
+
 async def test_a_login_needs_the_form() -> None:
     async with client(Access(PASSWORD)) as http:
         assert (await http.post("/login", data={"password": "correct horse"})).status_code == 403
