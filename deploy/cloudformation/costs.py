@@ -29,6 +29,8 @@ FLUSH_SECONDS = 5
 #: CloudWatch's metrics that are paid for: what the agent and the filters of logs make of one stream, and what Container
 #: Insights tells of the cluster (12), of each service (15) and of each kind of task that is always or often there (10).
 METRICS, INSIGHTS = 20, 12 + 15 + 3 * 10
+#: Of Container Insights, for the pages: one more service, one more kind of task.
+PAGES_INSIGHTS = 15 + 10
 #: Metrics that alarms look at, which is what an alarm costs by; two of them are the scaling's own.
 ALARMS = 22
 
@@ -63,6 +65,10 @@ PRICES = {
     "CloudWatch, logs": Price(0.50, "GB", "https://aws.amazon.com/cloudwatch/pricing/"),
     "CloudWatch, metric": Price(0.30, "month", "https://aws.amazon.com/cloudwatch/pricing/"),
     "CloudWatch, alarm": Price(0.10, "month", "https://aws.amazon.com/cloudwatch/pricing/"),
+    "Load balancer": Price(0.0225, "hour", "https://aws.amazon.com/elasticloadbalancing/pricing/"),
+    "Load balancer, capacity": Price(
+        0.008, "unit-hour", "https://aws.amazon.com/elasticloadbalancing/pricing/"
+    ),
     "NAT gateway": Price(0.045, "hour", "https://aws.amazon.com/vpc/pricing/"),
     "NAT gateway, data": Price(0.045, "GB", "https://aws.amazon.com/vpc/pricing/"),
     "KMS, key": Price(1.0, "month", "https://aws.amazon.com/kms/pricing/"),
@@ -141,6 +147,16 @@ def costs(size: Size) -> dict[str, float]:
         "CloudWatch": size.workers * 1.0 * price("CloudWatch, logs")
         + (METRICS + INSIGHTS) * price("CloudWatch, metric")
         + ALARMS * price("CloudWatch, alarm"),
+        # A task of half a processor and 1 GB; some analysts' pages, a unit of capacity at most.
+        "Dashboard's pages": HOURS
+        * (
+            0.5 * price("Fargate, processor")
+            + price("Fargate, memory")
+            + price("Load balancer")
+            + price("Load balancer, capacity")
+        )
+        + PAGES_INSIGHTS * price("CloudWatch, metric")
+        + price("Secret"),
         "Network, key, secrets": 2 * HOURS * price("NAT gateway")
         + (20 + size.lake_gb) * price("NAT gateway, data")
         + price("KMS, key")

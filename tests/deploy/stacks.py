@@ -24,6 +24,7 @@ ORDER = [
     "warehouse",
     "roles",
     "service",
+    "dashboard",
     "functions",
     "analytics",
     "observability",

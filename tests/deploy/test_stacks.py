@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import psycopg
 import pytest
 
@@ -56,8 +59,8 @@ UNKNOWN = {
 #: Properties that it fails on: it takes a parameter group's object for its name.
 UNREADABLE = {("AWS::RDS::DBInstance", "DBParameterGroupName")}
 
-#: A resource that it fails on: its mappings read no Kafka.
-UNMAPPED = "FromKafka"
+#: Resources that it fails on: its mappings read no Kafka, its groups know no prefix lists.
+UNMADE = {"FromKafka", "BalancerFromViewers"}
 
 
 def test_cfn_lint_finds_nothing_and_nothing_is_left_out() -> None:
@@ -75,7 +78,7 @@ def for_moto(stack: Stack, known: set[str]) -> dict[str, Any]:
     left_out = {
         name: each
         for name, each in template["Resources"].items()
-        if each["Type"] not in known or name == UNMAPPED
+        if each["Type"] not in known or name in UNMADE
     }
 
     def put(value: Any) -> Any:
@@ -127,14 +130,16 @@ def client(service: str, server: S3Server) -> Any:
 
 @pytest.fixture(scope="module")
 def network(s3_server: S3Server) -> dict[str, str]:
-    """The VPC and subnets that a deployment is given."""
+    """The VPC, subnets and certificate that a deployment is given."""
     ec2 = client("ec2", s3_server)
     vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
     subnets = [
         ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{number}.0/24", AvailabilityZone=f"{REGION}{zone}")
         for number, zone in enumerate("abc")
     ]
-    return {"Vpc": vpc, "PrivateSubnets": ",".join(each["Subnet"]["SubnetId"] for each in subnets)}
+    ids = ",".join(each["Subnet"]["SubnetId"] for each in subnets)
+    name = client("acm", s3_server).request_certificate(DomainName="pages.example.org")["CertificateArn"]
+    return {"Vpc": vpc, "PrivateSubnets": ids, "BalancerSubnets": ids, "Certificate": name}
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +209,7 @@ def test_what_moto_does_not_know_is_what_is_listed(known: set[str]) -> None:
 def test_everything_else_is_created(created: Created, known: set[str]) -> None:
     for name, stack in created.stacks.items():
         types = {logical: each["Type"] for logical, each in stack.template["Resources"].items()}
-        expected = {each for each in stack.resources() if types[each] in known} - {UNMAPPED}
+        expected = {each for each in stack.resources() if types[each] in known} - UNMADE
         # What a condition keeps from being made is listed without a name.
         listed = {
             each["LogicalResourceId"]: each for each in created.resources[name] if "LogicalResourceId" in each
@@ -234,17 +239,22 @@ def task(created: Created, name: str) -> dict[str, Any]:
     return next(each for each in found["taskDefinition"]["containerDefinitions"] if each["name"] == name)
 
 
-@pytest.mark.parametrize("name", ["worker", "loader", "sweeper", "operator"])
+@pytest.mark.parametrize("name", ["worker", "loader", "sweeper", "operator", "dashboard"])
 def test_ecs_has_the_tasks_that_were_worked_out(created: Created, name: str) -> None:
     (ours,) = (
         container
-        for each in created.stacks["service"].resources("AWS::ECS::TaskDefinition").values()
+        for stack in (created.stacks["service"], created.stacks["dashboard"])
+        for each in stack.resources("AWS::ECS::TaskDefinition").values()
         for container in each["ContainerDefinitions"]
         if container["Name"] == name
     )
     theirs = task(created, name)
     assert theirs["command"] == ours["Command"]
     assert {each["name"] for each in theirs["environment"]} == {each["Name"] for each in ours["Environment"]}
+
+
+#: What ECS would put into a container from a secret, where it matters.
+VIEWERS_PASSWORD = "correct horse battery staple"
 
 
 class Containers:
@@ -254,28 +264,35 @@ class Containers:
         self._created = created
         self._here = {
             "STREAMPROC_LEDGER": postgres,
+            "STREAMPROC_DASHBOARD_DATABASE": re.sub(
+                "//[^@/]*(@|(?=/))", "//dashboard_reader@", postgres, count=1
+            ),
             "STREAMPROC_TOPICS": str(pages),
             "PATH": os.environ["PATH"],
             **created.server.environment,
         }
 
-    def start(self, name: str) -> subprocess.Popen[str]:
-        """The container's command with its environment, as a process."""
+    def start(self, name: str, command: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """The container's command, or another, with its environment, as a process."""
         container = task(self._created, name)
         given = {each["name"]: each["value"] for each in container["environment"]}
-        if "STREAMPROC_HEALTH" in given:
-            given["STREAMPROC_HEALTH"] = "127.0.0.1:0"
+        for listening in ("STREAMPROC_HEALTH", "STREAMPROC_DASHBOARD_BIND"):
+            if listening in given:
+                given[listening] = "127.0.0.1:0"
+        secret = "STREAMPROC_DASHBOARD_PASSWORD"
+        if secret in {each["name"] for each in container.get("secrets", ())}:
+            given[secret] = VIEWERS_PASSWORD
         return subprocess.Popen(
-            [sys.executable, "-m", "streamproc", *container["command"]],
+            [sys.executable, "-m", "streamproc", *(command or container["command"])],
             env={**given, **self._here},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def run(self, name: str) -> str:
+    def run(self, name: str, command: Sequence[str] = ()) -> str:
         """Start it and wait for its end, which must be a good one; returns what it said."""
-        process = self.start(name)
+        process = self.start(name, command)
         said, _ = process.communicate(timeout=240)
         assert process.returncode == 0, said
         return said
@@ -290,7 +307,7 @@ def test_the_tasks_that_ecs_would_start_do_their_work(
     postgres: str,
     tmp_path: Path,
 ) -> None:
-    """The stacks' own stream, bucket, commands and environments: check, a worker on records, the sweeper."""
+    """The stacks' own stream, bucket, commands and environments: check, a worker on records, the sweeper, the pages."""
     created = create(s3_server, known, {**VARIANTS["least"], **network, "CodeBucket": code})
     stream = created.deployment
     page = (ROOT / "topics" / "clickstream.toml").read_text()
@@ -320,6 +337,32 @@ def test_the_tasks_that_ecs_would_start_do_their_work(
     keys = [each["Key"] for each in client("s3", s3_server).list_objects_v2(Bucket=bucket)["Contents"]]
     assert keys
     assert all(key.startswith("events/lake/clickstream/") for key in keys)
+
+    with psycopg.connect(postgres, autocommit=True) as database:
+        database.execute(containers.run("operator", ["dashboard", "grant", "dashboard_reader"]).encode())
+        (views,) = database.execute("SELECT sum(views) FROM clickstream.page_views").fetchone() or (0,)
+    pages = containers.start("dashboard")
+    try:
+        assert views_shown(pages) == views > 0
+    finally:
+        pages.terminate()
+        said, _ = pages.communicate(timeout=60)
+    assert pages.returncode == 0, said
+
+
+def views_shown(dashboard: subprocess.Popen[str]) -> int:
+    """Log in as a viewer does, and add up what is downloaded."""
+    assert dashboard.stdout is not None
+    said = next(line for line in dashboard.stdout if line.startswith("Dashboard: "))
+    with httpx.Client(base_url=said.split()[1], timeout=60) as http:
+        assert http.get("/").headers["location"] == "/login?next=/"
+        (token,) = re.findall(r'name="token" value="(\w+)"', http.get("/login").text)
+        form = {"token": token, "password": VIEWERS_PASSWORD}
+        assert http.post("/login", data=form).headers["location"] == "/"
+        assert http.get("/pipeline").status_code == 200
+        choice = {"table": "page_views", "measures": "views", "from": "2000-01-01", "to": "2100-01-01"}
+        rows = csv.DictReader(http.get("/download.csv", params=choice).text.splitlines())
+        return sum(int(row["views"]) for row in rows)
 
 
 def committed_records(database: psycopg.Connection[Any]) -> int:

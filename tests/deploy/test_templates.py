@@ -20,6 +20,13 @@ from tests.deploy.stacks import FOLDER, ORDER, deployed, read, statements
 from tests.ops.test_alerts import RULES, exposed
 
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/streamproc:1"
+#: What the dashboard's load balancer needs.
+LOOKED_AT = {
+    "BalancerSubnets": "subnet-1,subnet-2,subnet-3",
+    "BalancerNetworks": "10.0.0.0/24,10.0.1.0/24",
+    "ViewersPrefixList": "pl-0123456789abcdef0",
+    "Certificate": "arn:aws:acm:us-east-1:123456789012:certificate/0a1b2c3d",
+}
 EVERYTHING = {
     "Image": IMAGE,
     "KafkaServers": "b-1.example:9098,b-2.example:9098",
@@ -30,20 +37,36 @@ EVERYTHING = {
     "CodeBucket": "code",
     "Warehouse": "redshift",
     "PrivateSubnets": "subnet-1,subnet-2,subnet-3",
+    **LOOKED_AT,
+    "OidcIssuer": "https://login.example.org",
+    "OidcAuthorizationEndpoint": "https://login.example.org/authorize",
+    "OidcTokenEndpoint": "https://login.example.org/token",
+    "OidcUserInfoEndpoint": "https://login.example.org/userinfo",
+    "OidcClientId": "streamproc",
+    "OidcClientSecret": "arn:aws:secretsmanager:us-east-1:123456789012:secret:oidc-AbCdEf",
+    "Samples": "yes",
     "Mail": "people@example.org",
 }
 #: Each broker with all that can be switched on, and the least that there is.
 VARIANTS = {
     "kinesis": {**EVERYTHING, "Broker": "kinesis", "Trigger": "kinesis"},
     "msk": {**EVERYTHING, "Broker": "msk", "Trigger": "msk"},
-    "least": {"Image": IMAGE, "PrivateSubnets": "subnet-1,subnet-2,subnet-3", "CodeBucket": "code"},
+    "least": {
+        "Image": IMAGE,
+        "PrivateSubnets": "subnet-1,subnet-2,subnet-3",
+        "CodeBucket": "code",
+        **LOOKED_AT,
+    },
 }
 LOGS = {**EVERYTHING, "Trigger": "logs"}
 STACKS = {name: deployed(**parameters) for name, parameters in VARIANTS.items()}
 # The stream's template makes nothing when only logs are read, and calls that none.
 STACKS["logs"] = {
     **deployed(**LOGS),
-    **{name: deployed(**LOGS, Broker="logs")[name] for name in ("roles", "service", "observability")},
+    **{
+        name: deployed(**LOGS, Broker="logs")[name]
+        for name in ("roles", "service", "dashboard", "observability")
+    },
 }
 each_variant = pytest.mark.parametrize("variant", STACKS)
 
