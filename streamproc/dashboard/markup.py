@@ -173,7 +173,7 @@ def prose(text: Raw | str) -> str:
     return text.html if isinstance(text, Raw) else re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
-def empty(headline: str, text: str = "") -> str:
+def empty(headline: str, text: Raw | str = "") -> str:
     """What stands where there is nothing to show."""
     return f'<div class="empty"><strong>{escape(headline)}</strong><span>{prose(text)}</span></div>'
 

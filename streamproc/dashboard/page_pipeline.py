@@ -23,6 +23,7 @@ async def pipeline_page(site: Site, request: Request) -> None:
     with frame(site, stream, request) as banner:
         tiles = ui.html("", sanitize=False).classes("tiles")
         drawn: list[ui.echart] = []
+        instead: list[ui.html] = []
         with ui.element("div").classes("half") as moving:
             for title, sub in (
                 (
@@ -33,6 +34,7 @@ async def pipeline_page(site: Site, request: Request) -> None:
             ):
                 with ui.element("section").classes("card"):
                     ui.html(f'<h2>{title}</h2><p class="sub">{sub}</p>', sanitize=False)
+                    instead.append(ui.html("", sanitize=False))
                     drawn.append(ui.echart({}).classes("chart low").props(f'role="img" aria-label="{title}"'))
         moving.set_visibility(False)
         for chart in drawn:
@@ -48,13 +50,17 @@ async def pipeline_page(site: Site, request: Request) -> None:
     async def refresh() -> None:
         seen = await stream.pipeline.get()
         found = seen.value
-        committed = max((row.status.updated_at for row in found.partitions), default=None) if found else None
+        committed = cards.last_commit(found.partitions) if found else None
         banner.content = notices(seen, committed) + (_notes(found) if found else "")
         if found is None:
             return
         ui.run_javascript(pulse(committed, well=seen.problem is None))
         moving.set_visibility(True)
         tiles.content = _tiles(found)
+        still = cards.standstill(found)
+        for place, chart in zip(instead, drawn, strict=True):
+            place.content = still
+            chart.set_visibility(not still)
         for chart, options in zip(
             drawn,
             (

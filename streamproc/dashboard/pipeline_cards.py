@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from html import escape
 
 from streamproc.dashboard import markup
-from streamproc.dashboard.pipeline_view import PartitionRow, PipelineSnapshot
+from streamproc.dashboard.pipeline_view import SPAN, PartitionRow, PipelineSnapshot
 from streamproc.dashboard.reading import Seen, explain
 from streamproc.dashboard.reject_samples import OBJECTS, RejectSamples, Sample
 
@@ -16,6 +16,43 @@ from streamproc.dashboard.reject_samples import OBJECTS, RejectSamples, Sample
 LISTED = 64
 #: A worker that has not written this long is called quiet.
 QUIET = timedelta(minutes=1)
+
+
+def standstill(found: PipelineSnapshot) -> str:
+    """Why the charts have nothing to draw; empty when they have."""
+    if found.bins:
+        return ""
+    waiting = _waiting(found.partitions)
+    held = sum(1 for row in found.partitions if row.status.owner)
+    if (committed := last_commit(found.partitions)) is not None:
+        last = markup.when(committed, "ago").html
+        why = "" if held else "No worker holds a partition: is <code>streamproc run</code> running?"
+        if waiting and held:
+            why = "The log of the workers tells why."
+        text = " ".join(filter(None, (f"The last commit was {last}.", waiting, why)))
+        minutes = int(SPAN.total_seconds() / 60)
+        return markup.empty(f"Nothing committed in the last {minutes} minutes", markup.Raw(text))
+    if not held:
+        why = "No worker holds a partition: is `streamproc run` running?"
+    elif waiting:
+        why = "They are committed when an epoch is full, or after `flush_interval`."
+    else:
+        why = "The workers wait for the first records."
+    return markup.empty("No epoch committed yet", f"{waiting} {why}".strip())
+
+
+def last_commit(rows: Sequence[PartitionRow]) -> datetime | None:
+    """When something of these was committed last. The ledger notes when a partition was claimed first, too."""
+    return max((row.status.updated_at for row in rows if row.status.counts.records), default=None)
+
+
+def _waiting(rows: Sequence[PartitionRow]) -> str:
+    """What is known of records that are not committed; empty where there are none or nobody knows."""
+    if lag := sum(row.lag or 0 for row in rows):
+        return f"{lag:,} records wait at the source."
+    if behind := max((row.behind or 0 for row in rows), default=0):
+        return f"Records wait at the source, the oldest {markup.duration(behind)} behind the newest."
+    return ""
 
 
 def partitions(found: PipelineSnapshot) -> str:
@@ -56,7 +93,7 @@ def _partition(row: PartitionRow, *, timed: bool) -> list[markup.Cell]:
         status.position,
         lag if lag is not None else markup.Raw('<span class="none">unknown</span>'),
         markup.when(row.watermark),
-        markup.when(status.updated_at, "ago"),
+        markup.when(last_commit([row]), "ago"),
         owner,
         status.counts.records,
         status.counts.rejected,
@@ -108,7 +145,12 @@ def workers(found: PipelineSnapshot) -> str:
             " …" if len(parts) > 12 else ""
         )
         rows.append(
-            [worker, numbers, markup.Raw(f'<span class="tag">{state}</span>'), markup.when(newest, "ago")]
+            [
+                worker,
+                numbers,
+                markup.Raw(f'<span class="tag">{state}</span>'),
+                markup.when(last_commit(parts), "ago"),
+            ]
         )
     return head + markup.table("Workers", ["worker", "partitions", "state", "last commit"], rows)
 

@@ -62,7 +62,7 @@ def site(postgres: EmbeddedPostgres, topology: Topology) -> Site:
     """Four hours of page views and some sessions, drawn from one seed."""
     now = datetime.now(UTC).replace(microsecond=0)
     made = Site(postgres.url, topology, now)
-    asyncio.run(_tables(postgres.url, topology))
+    asyncio.run(make_tables(postgres.url, topology))
     draw = random.Random(7)
     last = now.replace(second=0)
     for minute in range(245):
@@ -113,7 +113,8 @@ def site(postgres: EmbeddedPostgres, topology: Topology) -> Site:
     return made
 
 
-async def _tables(url: str, topology: Topology) -> None:
+async def make_tables(url: str, topology: Topology) -> None:
+    """What the service makes before its first commit."""
     async with Ledger(url, topology.name, "test") as ledger:
         await ledger.migrate()
         async with ledger.database.connection("make tables") as conn:

@@ -5,6 +5,7 @@ The browser can reach this machine only, so a page that needed anything from els
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import os
@@ -13,9 +14,12 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 from zoneinfo import ZoneInfo
@@ -25,9 +29,14 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from streamproc.dashboard.explore import PAGE
-from tests.dashboard.conftest import Site
+from streamproc.embedded.postgres import EmbeddedPostgres
+from streamproc.ledger import Ledger
+from streamproc.model import Partition
+from streamproc.topology import Topology
+from tests.dashboard.conftest import Site, make_tables
 from tests.dashboard.screenshots import browser as started_browser
 from tests.dashboard.screenshots import chromium, settle, shoot
+from tests.ledger.epochs import advance, nothing, record
 
 pytestmark = [
     pytest.mark.browser,
@@ -41,15 +50,22 @@ expect.set_options(timeout=PATIENCE)
 
 @pytest.fixture(scope="module")
 def address(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with dashboard(site.url, tmp_path_factory.mktemp("dashboard")) as address:
+        yield address
+
+
+@contextmanager
+def dashboard(url: str, folder: Path) -> Iterator[str]:
+    """The address of a dashboard over that database."""
     environment = {
         **os.environ,
-        "STREAMPROC_LEDGER": site.url,
+        "STREAMPROC_LEDGER": url,
         "STREAMPROC_BROKER": "kafka://127.0.0.1:1",
         "STREAMPROC_TOPICS": str(Path(__file__).parents[2] / "topics"),
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "streamproc", "dashboard", "--stream", "clickstream", "--bind", "127.0.0.1:0"],
-        cwd=tmp_path_factory.mktemp("dashboard"),
+        cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
@@ -325,3 +341,61 @@ def test_screenshots_are_left_to_look_at(address: str, chrome: Browser) -> None:
     taken = shoot(address, into, chrome)
     assert len(taken) == 12
     assert all(path.stat().st_size > 10_000 for path in taken)
+
+
+def test_a_pipeline_that_committed_nothing_says_why_and_draws_the_first_commit(
+    postgres: EmbeddedPostgres, topology: Topology, page: Page, tmp_path: Path
+) -> None:
+    with psycopg.connect(postgres.url, autocommit=True) as conn:
+        conn.execute("CREATE DATABASE nothing_yet")
+    url = postgres.database_url("nothing_yet")
+    run_beside(make_tables(url, topology))
+    with dashboard(url, tmp_path) as address, psycopg.connect(url, autocommit=True) as conn:
+        page.goto(address + "pipeline")
+        settle(page)
+        charts = [
+            page.locator("section.card", has=page.get_by_role("heading", name=name, exact=True))
+            for name in ("Throughput", "Freshness")
+        ]
+
+        def say(headline: str, text: str) -> None:
+            for chart in charts:
+                expect(chart.locator(".empty strong")).to_have_text(headline)
+                expect(chart.locator(".empty span")).to_contain_text(text)
+                expect(chart.locator("canvas")).not_to_be_visible()
+
+        say("No epoch committed yet", "is streamproc run running?")
+        conn.execute(
+            "INSERT INTO streamproc.partitions (stream, source, partition, fence, token, owner, records, accepted,"
+            " rejected, claimed_at, updated_at) VALUES ('clickstream', 'clickstream', '0', 1, gen_random_uuid(),"
+            " 'worker-1', 0, 0, 0, now(), now())"
+        )
+        say("No epoch committed yet", "The workers wait for the first records.")
+        expect(page.get_by_text("no commits yet")).to_be_visible()  # that it was claimed is no commit
+        conn.execute(
+            "UPDATE streamproc.partitions SET position = 41, records = 42, accepted = 42,"
+            " updated_at = now() - interval '20 minutes'"
+        )
+        say("Nothing committed in the last 15 minutes", "The last commit was 20 min ago.")
+        run_beside(commit(url, topology))
+        for chart in charts:
+            expect(chart.locator(".empty")).to_have_count(0)
+            expect(chart.locator("canvas")).to_be_visible()
+            box = chart.locator("canvas").bounding_box()
+            assert box is not None and box["width"] > 400 and box["height"] > 100
+
+
+def run_beside(work: Coroutine[Any, Any, None]) -> None:
+    """In a thread: Playwright's loop runs in this one."""
+    with ThreadPoolExecutor() as beside:
+        beside.submit(asyncio.run, work).result()
+
+
+async def commit(url: str, topology: Topology) -> None:
+    """An epoch of ten records behind what is committed."""
+    async with Ledger(url, topology.name, "w1") as ledger:
+        held = await ledger.claim([Partition("clickstream", "0")])
+        (claim,) = held.values()
+        assert claim.position is not None
+        epoch = record(advance(claim, claim.position + 10))
+        await ledger.commit(epoch, nothing)

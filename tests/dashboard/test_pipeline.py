@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -9,12 +10,20 @@ from typing import TypeVar
 import pytest
 
 from streamproc.dashboard import charts
+from streamproc.dashboard import pipeline_cards as cards
 from streamproc.dashboard.markup import duration
-from streamproc.dashboard.pipeline_view import BIN, Bin, Ends, PipelineSnapshot, PipelineView
+from streamproc.dashboard.pipeline_view import (
+    BIN,
+    Bin,
+    Ends,
+    PartitionRow,
+    PipelineSnapshot,
+    PipelineView,
+)
 from streamproc.dashboard.reading import Reader, read_only
 from streamproc.database import Database
-from streamproc.ledger import Ledger, ObjectTotal, compaction
-from streamproc.model import PlannedObject
+from streamproc.ledger import Ledger, ObjectTotal, PartitionStatus, compaction
+from streamproc.model import Counts, PlannedObject
 from streamproc.topology import Topology
 from tests.dashboard.conftest import Site
 from tests.ledger.epochs import P0, advance, nothing, planned, record, written
@@ -67,6 +76,51 @@ async def test_merging_old_objects_does_not_make_the_stream_look_old(site: Site,
             await compaction.replace(conn, page.name, found, written(plan))
     after = await look(page, site.url)
     assert max(seconds for _, seconds in after.freshness) == pytest.approx(before, abs=1)
+
+
+def snapshot(*rows: PartitionRow) -> PipelineSnapshot:
+    """Of a stream without commits in the last minutes."""
+    return PipelineSnapshot(datetime.now(UTC), rows, [], [], [], {}, [], None, [], [])
+
+
+def row(
+    position: int | None, owner: str | None, lag: int | None, behind: float | None = None
+) -> PartitionRow:
+    now = datetime.now(UTC)
+    counts = Counts(records=0 if position is None else position + 1)
+    return PartitionRow(PartitionStatus(P0, position, owner, 1, None, now, now, counts), lag, behind, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "No epoch committed yet|No worker holds a partition: is streamproc run running?"),
+        ([row(None, None, None)], "No epoch committed yet|No worker holds a partition: is streamproc run running?"),
+        ([row(None, None, 7)], "No epoch committed yet|7 records wait at the source. No worker holds a partition: "
+         "is streamproc run running?"),
+        ([row(None, "w", None), row(None, "w", 0)], "No epoch committed yet|The workers wait for the first records."),
+        ([row(None, "w", 1_200), row(None, None, 34)], "No epoch committed yet|1,234 records wait at the source. "
+         "They are committed when an epoch is full, or after flush_interval."),
+        ([row(None, "w", None, 0.0)], "No epoch committed yet|The workers wait for the first records."),
+        ([row(None, "w", None, 90.0)], "No epoch committed yet|Records wait at the source, the oldest 90.0 s behind "
+         "the newest. They are committed when an epoch is full, or after flush_interval."),
+        ([row(5, "w", 0)], "Nothing committed in the last 15 minutes|The last commit was …."),
+        ([row(5, "w", 3)], "Nothing committed in the last 15 minutes|The last commit was …. 3 records wait at the "
+         "source. The log of the workers tells why."),
+        ([row(5, None, 3)], "Nothing committed in the last 15 minutes|The last commit was …. 3 records wait at the "
+         "source. No worker holds a partition: is streamproc run running?"),
+    ],
+)  # fmt: skip
+def test_charts_without_commits_say_what_is_going_on(rows: list[PartitionRow], said: str) -> None:
+    html = re.sub(r"<time.*?</time>", "…", cards.standstill(snapshot(*rows)))
+    found = re.fullmatch(r'<div class="empty"><strong>(.*)</strong><span>(.*)</span></div>', html)
+    assert found is not None
+    assert re.sub(r"</?code>", "", "|".join(found.groups())) == said
+
+
+def test_charts_with_commits_speak_for_themselves() -> None:
+    bins = [Bin(datetime.now(UTC), 1, 0, 0, 0, 0.5)]
+    assert cards.standstill(replace(snapshot(row(5, "w", 3)), bins=bins)) == ""
 
 
 def test_bars_of_throughput_have_no_gaps_between_them_up_to_now() -> None:
