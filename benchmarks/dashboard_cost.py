@@ -71,12 +71,13 @@ def run(worker: StreamprocWorker, dataset: Dataset, folder: Path, chrome: Browse
 
 @contextmanager
 def out_of_the_way() -> Iterator[None]:
-    """Processes started within run only when no other wants a processor."""
+    """Processes started within run only when no other wants a processor; this one goes on as it was."""
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     try:
         yield
     finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(0, policy, parameter)
 
 
 def main() -> None:
