@@ -18,6 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from benchmarks import events
 from benchmarks.comparison import references
 from benchmarks.comparison.answers import Answer, Key
+from benchmarks.comparison.page_reference import PageAnswer, whole_page
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_produce import KafkaProducer
 
@@ -43,7 +44,7 @@ class Workload:
     page: Path
     events: int
     generate: Callable[[int, int], Iterable[Record]]
-    reference: Callable[[Iterable[bytes]], dict[Key, tuple[int, ...]]] | None = None
+    reference: Callable[[Iterable[bytes]], dict[Key, tuple[int, ...]] | PageAnswer] | None = None
     keys: int = 2
     rows: LiteralString = ""
 
@@ -56,7 +57,7 @@ class Dataset:
     topic: str
     count: int
     partitions: int
-    answer: Answer | None
+    answer: Answer | PageAnswer | None
 
 
 def _shipped_events(count: int, seed: int) -> list[Record]:
@@ -89,6 +90,10 @@ WORKLOADS = {
             page=_HERE.parent / "topics" / "clickstream.toml",
             events=2_000_000,
             generate=_shipped_events,
+            reference=whole_page,
+            keys=3,
+            rows="""SELECT (extract(epoch FROM window_start) * 1000)::bigint, host, path, views
+                      FROM clickstream.page_views""",
         ),
         Workload(
             name="w3",
@@ -134,7 +139,7 @@ def fill_topics(
     """
     sizes = sorted(set(wanted))
     records = list(workload.generate(max(count for count, _ in sizes), seed))
-    answers: dict[int, Answer | None] = {}
+    answers: dict[int, Answer | PageAnswer | None] = {}
     datasets = {}
     for count, key in sizes:
         chosen: Sequence[Record] = records[:count]

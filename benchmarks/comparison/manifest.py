@@ -11,7 +11,9 @@ import msgspec
 PEERS = Path(__file__).parents[1] / "peers"
 
 #: Workloads that a peer can take part in.
-PeerWorkload = Literal["w1", "w3", "w4", "w5", "floor"]
+PeerWorkload = Literal["w1", "w2", "w3", "w4", "w5", "floor"]
+#: Parts of w2 that a peer can do beyond parsing, filters and Parquet files: see the contract.
+PagePart = Literal["duplicates", "late", "page_views", "site_activity", "traffic_sources", "sessions"]
 
 
 class BadManifest(Exception):
@@ -21,11 +23,12 @@ class BadManifest(Exception):
 class Participation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a peer does a workload: on ``events`` at most, with ``arguments`` behind its command.
 
-    ``left_out``: what it does not do of the work, in words.
+    ``does``: the parts of w2 that are compared. ``left_out``: what it does not do of the work, in words.
     """
 
     events: int
     arguments: tuple[str, ...] = ()
+    does: tuple[PagePart, ...] = ()
     left_out: str = ""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.comparison import floor, freshness, lag, scaling
+from benchmarks.comparison import floor, freshness, lag, page, scaling
 from benchmarks.comparison.brokers import Broker
 from benchmarks.comparison.datasets import WORKLOADS, Workload, fill_topics
 from benchmarks.comparison.options import Options
@@ -75,7 +75,10 @@ class Comparison:
             for contestant in self.contestants:
                 if contestant.name in wanted:
                     dataset = datasets[wanted[contestant.name]]
-                    self.take(number, workload.name, contestant, partial(contestant.run, dataset))
+                    run = partial(contestant.run, dataset)
+                    if workload.name == "w2" and isinstance(contestant, PeerProgram):
+                        run = partial(page.measure_peer, contestant, self.postgres, dataset)
+                    self.take(number, workload.name, contestant, run)
 
     def size_for(self, contestant: Contestant, workload: Workload) -> tuple[int, str] | None:
         """How many events a contestant is given and by what they are keyed; ``None`` if it does not take part."""

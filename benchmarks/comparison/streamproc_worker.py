@@ -19,8 +19,9 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from benchmarks.comparison.answers import WrongAnswer, compare, keyed
+from benchmarks.comparison.answers import WrongAnswer, compare, compare_on_time, keyed
 from benchmarks.comparison.datasets import Dataset, Workload
+from benchmarks.comparison.page_reference import PageAnswer
 from benchmarks.comparison.peer_process import tail
 from benchmarks.comparison.rounds import Failed, Round
 from benchmarks.comparison.sampling import Sampler
@@ -185,29 +186,46 @@ class RunningWorker:
 def compare_tables(database: psycopg.Connection[Any], dataset: Dataset) -> None:
     """Return if the tables hold the right answer. Raises :class:`Failed` otherwise.
 
-    Without a reference, each record has to be accounted for, and the lake's rows have to be the accepted events.
+    Of w2, each record has to be accounted for, the accepted events and the lake's rows have to be as many as the
+    reference's, and the views of each page and minute have to be right.
     """
     workload = dataset.workload
-    if dataset.answer is not None:
+    if isinstance(dataset.answer, PageAnswer):
+        _compare_page(database, dataset, dataset.answer)
+    elif dataset.answer is not None:
         try:
             compare(keyed(database.execute(workload.rows), workload.keys), dataset.answer)
         except WrongAnswer as error:
             raise Failed(f"wrong answer: {error}") from error
-        return
+
+
+def _compare_page(database: psycopg.Connection[Any], dataset: Dataset, answer: PageAnswer) -> None:
     records, accounted, accepted, in_lake = (
         database.execute(
             """SELECT sum(records), sum(accepted + filtered + rejected + duplicate), sum(accepted),
                   (SELECT sum(rows) FROM streamproc.objects
                     WHERE stream = %(stream)s AND kind = 'events' AND state = 'committed')
              FROM streamproc.partitions WHERE stream = %(stream)s""",
-            {"stream": workload.stream},
+            {"stream": dataset.workload.stream},
         ).fetchone()
         or (None,) * 4
     )
-    if not (records == accounted == dataset.count and accepted == in_lake):
+    expected = answer.lake(repeats=False).total()
+    if not (records == accounted == dataset.count and accepted == in_lake == expected):
         raise Failed(
-            f"{records} records, {accounted} accounted for, {accepted} accepted, {in_lake} in the lake"
+            f"{records} records, {accounted} accounted for, {accepted} accepted, {in_lake} in the lake; "
+            f"not {dataset.count} records and {expected} accepted"
         )
+    without, with_late = (
+        {key: row[:1] for key, row in answer.table("page_views", repeats=False, late=late).items()}
+        for late in (False, True)
+    )
+    try:
+        compare_on_time(
+            keyed(database.execute(dataset.workload.rows), dataset.workload.keys), without, with_late
+        )
+    except WrongAnswer as error:
+        raise Failed(f"wrong answer: page_views: {error}") from error
 
 
 def with_topic(page: str, stream: str, topic: str) -> str:

@@ -15,15 +15,16 @@ from typing import Any
 
 
 def arguments() -> argparse.Namespace:
-    """``workload, bootstrap, topic, partitions, events, answer, postgres``, and ``variant`` of the peer's own."""
+    """``workload, bootstrap, topic, partitions, events, answer, postgres, lake``, and ``variant`` of the peer's own."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--workload", choices=["w1", "w3", "w4", "w5", "floor"], required=True)
+    parser.add_argument("--workload", choices=["w1", "w2", "w3", "w4", "w5", "floor"], required=True)
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", required=True)
     parser.add_argument("--partitions", type=int, required=True)
     parser.add_argument("--events", type=int, required=True)
     parser.add_argument("--answer", required=True)
     parser.add_argument("--postgres")
+    parser.add_argument("--lake")
     parser.add_argument("--variant", default="")
     return parser.parse_args()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
 import orjson
+import page
 from confluent_kafka import Consumer, Message
 from contestant import Clock, arguments, hand_in, path_and_campaign
 from to_postgres import PostgresRows
@@ -115,12 +117,8 @@ class VisitorHours:
             yield hour * _HOUR_MS, visitor, count, latest
 
 
-def main() -> None:
-    chosen = arguments()
-    parse: Callable[[bytes], Any] = orjson_click
-    if chosen.variant == "msgspec":
-        parse = msgspec.json.Decoder(ClickStruct).decode
-    result = {"w1": MinuteCounts, "w4": MinuteCounts, "w3": Sessions, "w5": VisitorHours}[chosen.workload]()
+def subscribed(chosen: Namespace) -> Consumer:
+    """A consumer of the whole topic in a group of its own."""
     consumer = Consumer(
         {
             "bootstrap.servers": chosen.bootstrap,
@@ -133,6 +131,19 @@ def main() -> None:
         }
     )
     consumer.subscribe([chosen.topic])
+    return consumer
+
+
+def main() -> None:
+    chosen = arguments()
+    parse: Callable[[bytes], Any] = orjson_click
+    if chosen.variant == "msgspec":
+        parse = msgspec.json.Decoder(ClickStruct).decode
+    if chosen.workload == "w2":
+        page.main(chosen, subscribed(chosen))
+        return
+    result = {"w1": MinuteCounts, "w4": MinuteCounts, "w3": Sessions, "w5": VisitorHours}[chosen.workload]()
+    consumer = subscribed(chosen)
     sink = None
     if chosen.postgres and isinstance(result, MinuteCounts):
         sink = PostgresRows(chosen.postgres, consumer, result.row)
