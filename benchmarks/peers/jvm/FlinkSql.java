@@ -74,6 +74,10 @@ public final class FlinkSql {
                 StreamExecutionEnvironment.getExecutionEnvironment(FlinkEnvironment.settings());
         StreamTableEnvironment tables = StreamTableEnvironment.create(streams);
         tables.getConfig().set("table.local-time-zone", "UTC");
+        if (contestant.workload.equals("w2")) {
+            FlinkPage.run(contestant, streams, tables);
+            return;
+        }
         boolean fresh = contestant.workload.equals("w4");
         tables.executeSql(CLICKS.formatted(
                 contestant.topic,
