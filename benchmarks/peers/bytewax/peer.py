@@ -11,6 +11,7 @@ from typing import Any
 
 import bytewax.operators as op
 import orjson
+import page
 from bytewax.connectors.kafka import KafkaSource, KafkaSourceMessage
 from bytewax.dataflow import Dataflow
 from bytewax.operators import windowing
@@ -119,6 +120,9 @@ def counted(messages: list[KafkaSourceMessage[Any, Any]]) -> list[tuple[str, tup
 
 def main() -> None:
     chosen = arguments()
+    if chosen.workload == "w2":
+        page.main(chosen)
+        return
     flow = Dataflow("peer")
     batched = chosen.variant == "batched"
     source = KafkaSource(
