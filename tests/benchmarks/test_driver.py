@@ -19,15 +19,16 @@ from tests.house.documents import ROOT
 @pytest.mark.skipif(
     not (ENVIRONMENTS / "confluent").exists(), reason="make bench-peers makes its environment"
 )
-def test_both_give_the_right_answer_on_the_same_events(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workload", "peer"), [("w1", "confluent-orjson"), ("w2", "confluent-msgspec")])
+def test_both_give_the_right_answer_on_the_same_events(tmp_path: Path, workload: str, peer: str) -> None:
     command = [sys.executable, "-m", "benchmarks.comparison", "--broker", "embedded", "--rounds", "1"]
-    chosen = ["--workloads", "w1", "--events", "3000", "--peers", "streamproc,confluent-orjson"]
+    chosen = ["--workloads", workload, "--events", "3000", "--peers", f"streamproc,{peer}"]
     done = subprocess.run(
         [*command, *chosen, "--results", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     rounds = {it.contestant: it for it in read_results(newest_results(tmp_path)).rounds}
-    assert set(rounds) == {"streamproc", "confluent-orjson"}
+    assert set(rounds) == {"streamproc", peer}
     assert all(it.events == 3000 and it.seconds > 0 and it.peak_rss_bytes > 0 for it in rounds.values())
     assert "times as fast" in done.stdout
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.comparison import page
-from benchmarks.comparison.answers import WrongAnswer, compare_on_time
+from benchmarks.comparison.answers import Answer, WrongAnswer, compare_on_time
 from benchmarks.comparison.manifest import PEERS, read_peers
 from benchmarks.comparison.page_reference import PageAnswer, PageEvent, whole_page
 
@@ -84,22 +84,25 @@ def test_an_event_is_in_five_windows_of_five_minutes() -> None:
 
 
 def test_a_late_event_may_be_counted_or_not_and_nothing_else() -> None:
-    on_time, with_late = {(1, "/a"): (2, 2)}, {(1, "/a"): (4, 3), (0, "/b"): (1, 1)}
-    for found in ({(1, "/a"): (2, 2)}, {(1, "/a"): (3, 3), (0, "/b"): (1, 1)}):
+    on_time: Answer = {(1, "/a"): (2, 2)}
+    with_late: Answer = {(1, "/a"): (4, 3), (0, "/b"): (1, 1)}
+    right: list[Answer] = [on_time, {(1, "/a"): (3, 3), (0, "/b"): (1, 1)}]
+    for found in right:
         compare_on_time(found, on_time, with_late)
-    for wrong, message in (
+    wrong: list[tuple[Answer, str]] = [
         ({}, "1 of 1 rows are missing"),
         ({(1, "/a"): (5, 3)}, "1 different"),
         ({(1, "/a"): (2, 1)}, "1 different"),
         ({(1, "/a"): (2, 2), (0, "/b"): (2, 1)}, "1 too many"),
         ({(1, "/a"): (2, 2), (7, "/c"): (1, 1)}, "1 too many"),
-    ):
+    ]
+    for found, message in wrong:
         with pytest.raises(WrongAnswer, match=message):
-            compare_on_time(wrong, on_time, with_late)
+            compare_on_time(found, on_time, with_late)
 
 
 def test_sessions_of_a_visitor_with_a_late_event_are_not_compared() -> None:
-    on_time = {("v1", 1): (2, 2), ("v2", 1): (3, 3)}
+    on_time: Answer = {("v1", 1): (2, 2), ("v2", 1): (3, 3)}
     compare_on_time({("v1", 0): (9, 9), ("v2", 1): (3, 3)}, on_time, {}, {"v1"})
     with pytest.raises(WrongAnswer, match="1 different"):
         compare_on_time({("v2", 1): (3, 4)}, on_time, {}, {"v1"})
