@@ -11,7 +11,6 @@ from typing import Any
 
 import bytewax.operators as op
 import orjson
-import page
 from bytewax.connectors.kafka import KafkaSource, KafkaSourceMessage
 from bytewax.dataflow import Dataflow
 from bytewax.operators import windowing
@@ -121,6 +120,8 @@ def counted(messages: list[KafkaSourceMessage[Any, Any]]) -> list[tuple[str, tup
 def main() -> None:
     chosen = arguments()
     if chosen.workload == "w2":
+        import page  # noqa: PLC0415 - with pyarrow, which other workloads shall not have in memory
+
         page.main(chosen)
         return
     flow = Dataflow("peer")

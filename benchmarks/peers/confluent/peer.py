@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import orjson
-import page
 from confluent_kafka import Consumer, Message
 from contestant import Clock, arguments, hand_in, path_and_campaign
 from to_postgres import PostgresRows
@@ -140,6 +139,8 @@ def main() -> None:
     if chosen.variant == "msgspec":
         parse = msgspec.json.Decoder(ClickStruct).decode
     if chosen.workload == "w2":
+        import page  # noqa: PLC0415 - with pyarrow, which other workloads shall not have in memory
+
         page.main(chosen, subscribed(chosen))
         return
     result = {"w1": MinuteCounts, "w4": MinuteCounts, "w3": Sessions, "w5": VisitorHours}[chosen.workload]()

@@ -41,11 +41,10 @@ final class FlinkPage {
             """
             SELECT event_id, event_type, event_time, visitor_id, session_id, page_url, referrer, user_agent, ip,
                    `value`, properties,
-                   LOWER(REGEXP_EXTRACT(page_url, '^https?://([^/?#]+)', 1)) AS host,
-                   REGEXP_EXTRACT(page_url, '^https?://[^/]+([^?#]*)', 1) AS path,
-                   REGEXP_EXTRACT(page_url, '[?&]utm_source=([^&#]+)', 1) AS utm_source,
-                   REGEXP_EXTRACT(page_url, '[?&]utm_medium=([^&#]+)', 1) AS utm_medium,
-                   REGEXP_EXTRACT(page_url, '[?&]utm_campaign=([^&#]+)', 1) AS utm_campaign,
+                   LOWER(PARSE_URL(page_url, 'HOST')) AS host, PARSE_URL(page_url, 'PATH') AS path,
+                   PARSE_URL(page_url, 'QUERY', 'utm_source') AS utm_source,
+                   PARSE_URL(page_url, 'QUERY', 'utm_medium') AS utm_medium,
+                   PARSE_URL(page_url, 'QUERY', 'utm_campaign') AS utm_campaign,
                    ts
               FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY event_id ORDER BY arrived) AS number FROM humans)
              WHERE number = 1""";
