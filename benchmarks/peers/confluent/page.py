@@ -10,6 +10,7 @@ import time
 from argparse import Namespace
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,6 +21,7 @@ from page_writer import FIELDS, PageWriter
 
 _FLUSH_SECONDS = 1.0
 _HORIZON_MS = 600_000
+_FIELDS_OF = attrgetter(*FIELDS)
 
 
 class Event(msgspec.Struct, gc=False):
@@ -98,7 +100,7 @@ def write(writer: PageWriter, second: Second) -> None:
     if second.accepted:
         events = [event for event, _ in second.accepted]
         urls = [url for _, url in second.accepted]
-        columns: dict[str, list[Any]] = {name: [getattr(it, name) for it in events] for name in FIELDS}
+        columns: dict[str, Any] = dict(zip(FIELDS, zip(*map(_FIELDS_OF, events), strict=True), strict=True))
         columns["properties"] = [bytes(it).decode() or None for it in columns["properties"]]
         columns |= {"host": [it.host for it in urls], "path": [it.path for it in urls]}
         for at, name in enumerate(("utm_source", "utm_medium", "utm_campaign"), 1):
