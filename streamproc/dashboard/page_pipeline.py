@@ -51,7 +51,9 @@ async def pipeline_page(site: Site, request: Request) -> None:
         seen = await stream.pipeline.get()
         found = seen.value
         committed = cards.last_commit(found.partitions) if found else None
-        banner.content = notices(seen, committed) + (_notes(found) if found else "")
+        banner.content = notices(seen, committed, "the lag and the workers below tell which") + (
+            _notes(found) if found else ""
+        )
         if found is None:
             return
         ui.run_javascript(pulse(committed, well=seen.problem is None))

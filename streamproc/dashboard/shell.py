@@ -128,8 +128,10 @@ def stale(committed_at: datetime) -> bool:
     return time.time() - committed_at.timestamp() > STALE
 
 
-def notices(seen: Seen[Any], committed_at: datetime | None) -> str:
-    """The banner above a page: broken, stale, or nothing."""
+def notices(
+    seen: Seen[Any], committed_at: datetime | None, more: str = "the page <em>Pipeline</em> tells which"
+) -> str:
+    """The banner above a page: broken, stale, or nothing. ``more``: HTML, where a reader learns more."""
     if seen.problem is not None:
         headline, text = explain(seen.problem)
         if seen.value is None:
@@ -143,7 +145,7 @@ def notices(seen: Seen[Any], committed_at: datetime | None) -> str:
     if committed_at is not None and stale(committed_at):
         text = (
             f"The last commit was {markup.when(committed_at, 'ago').html}. Either no records arrive, or no worker "
-            "runs: the page <em>Pipeline</em> tells which."
+            f"runs: {more}."
         )
         return markup.banner("stale", "Nothing new.", markup.Raw(text))
     return ""
