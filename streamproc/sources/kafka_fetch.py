@@ -118,10 +118,13 @@ def take(consumer: AIOKafkaConsumer, partition: TopicPartition) -> Fetched | Kaf
         error: KafkaError = result._error
         return error
     assert isinstance(result, FetchResult)
+    fetched = result._partition_records
+    # A generator that was never begun and holds the object that holds it: the answer's bytes would stay until the
+    # garbage collector comes by, some three hundred answers later.
+    fetched._records_iterator = None
     # False when the partition was revoked, paused or sought elsewhere since: then it is not ours to read.
     if not result.check_assignment(partition):
         return None
-    fetched = result._partition_records
     records = fetched._records
     try:
         batches = deque(stored_batches(records))

@@ -7,7 +7,9 @@ anything: what moved may also have changed what it promises.
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
+import weakref
 from importlib.metadata import version
 
 import pytest
@@ -73,6 +75,21 @@ async def test_taking_moves_the_position_frees_the_slot_and_lets_the_next_fetch_
     assert not consumer._fetcher._records
     assert consumer._fetcher._wait_consume_future.done()
     assert kafka_fetch.take(consumer, TP) is None
+
+
+async def test_an_answer_goes_with_the_last_that_uses_it_and_not_with_the_next_garbage_collection(
+    assignment: Assignment,
+) -> None:
+    result = fetch_result(assignment, record_batch(0, [b"a"]))
+    kept = weakref.ref(result._partition_records)
+    gc.disable()
+    try:
+        fetched = kafka_fetch.take(ConsumerStub(result), TP)
+        assert isinstance(fetched, kafka_fetch.Fetched)
+        del result, fetched
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 async def test_what_was_fetched_before_a_seek_is_not_taken(assignment: Assignment) -> None:
