@@ -135,13 +135,14 @@ async def apply_embedded(settings: Settings, endpoints: Endpoints, pages: Iterab
 def spare_the_collector() -> None:
     """Make garbage collections rare.
 
-    Records live in lists of thousands of byte strings, which the collector walks again and again and which
-    are never part of a cycle: at its default thresholds it took a tenth of a worker's time. What is loaded
-    by now lives as long as the process and need not be looked at again.
+    Without the compiled part, records live in lists of thousands of byte strings, which the collector walks again and
+    again and which are never part of a cycle: at its default thresholds it took a tenth of a worker's time. What is
+    loaded by now lives as long as the process and need not be looked at again. Rarer than this, and what libraries
+    leave in cycles (each retry that may be needed, for one) comes to tens of megabytes before somebody looks.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 50, 50)
+    gc.set_threshold(20_000, 50, 50)
 
 
 @contextmanager
