@@ -20,7 +20,7 @@ SECONDS = HOURS * 3600
 #: Bytes of an event of the benchmark's input (benchmarks/README.md).
 EVENT_BYTES = 416
 #: CPU seconds per million events of the shipped page: worker, and PostgreSQL (README.md, "Speed").
-WORKER_CPU, DATABASE_CPU = 7.6, 3.1
+WORKER_CPU, DATABASE_CPU = 7.1, 2.8
 #: Bytes in the lake for each event that came in, three quarters of which are kept: `streamproc demo` with 200,000.
 LAKE_BYTES = 45
 #: How busy workers are meant to be, and how much higher a peak is than the mean.
