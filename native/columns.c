@@ -6,7 +6,6 @@
 #include "arrow.h"
 #include "records.h"
 
-
 struct texts *texts_new(size_t capacity)
 {
     struct texts *texts = calloc(1, sizeof *texts);

@@ -4,7 +4,6 @@ import static org.apache.spark.sql.functions.*;
 
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Map;
 import org.apache.spark.api.java.function.VoidFunction2;
 import org.apache.spark.sql.Column;
 import org.apache.spark.sql.Dataset;
@@ -141,15 +140,7 @@ final class SparkPage {
 
     private Dataset<Row> accepted() {
         Column url = col("page_url");
-        return spark.readStream()
-                .format("kafka")
-                .option("kafka.bootstrap.servers", contestant.bootstrap)
-                .option("subscribe", contestant.topic)
-                .option("startingOffsets", "earliest")
-                .option("maxOffsetsPerTrigger", contestant.option("batch", "500000"))
-                .load()
-                .select(from_json(col("value").cast("string"), SCHEMA, Map.of()).as("click"))
-                .select("click.*")
+        return SparkStreaming.clicks(spark, contestant, SCHEMA)
                 .where(not(col("event_type").equalTo("heartbeat")))
                 .where(not(col("user_agent").rlike("(?i)bot|facebookexternalhit|python-requests")))
                 .withColumn("host", lower(regexp_extract(url, "^https?://([^/?#]+)", 1)))
@@ -157,7 +148,6 @@ final class SparkPage {
                 .withColumn("utm_source", regexp_extract(url, "[?&]utm_source=([^&#]*)", 1))
                 .withColumn("utm_medium", regexp_extract(url, "[?&]utm_medium=([^&#]*)", 1))
                 .withColumn("utm_campaign", regexp_extract(url, "[?&]utm_campaign=([^&#]*)", 1))
-                .withColumn("ts", timestamp_millis(col("event_time")))
                 // The page's lateness. Batches take from each partition in proportion: that is less than they are apart.
                 .withWatermark("ts", "10 minutes");
     }

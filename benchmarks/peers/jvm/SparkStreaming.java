@@ -87,7 +87,8 @@ public final class SparkStreaming {
         Contestant.tell();
     }
 
-    private static Dataset<Row> humans(SparkSession spark, Contestant contestant) {
+    /** The topic's events, from its beginning, as the columns of {@code schema} (DDL) and their time {@code ts}. */
+    static Dataset<Row> clicks(SparkSession spark, Contestant contestant, String schema) {
         return spark.readStream()
                 .format("kafka")
                 .option("kafka.bootstrap.servers", contestant.bootstrap)
@@ -95,10 +96,14 @@ public final class SparkStreaming {
                 .option("startingOffsets", "earliest")
                 .option("maxOffsetsPerTrigger", contestant.option("batch", "500000"))
                 .load()
-                .select(from_json(col("value").cast("string"), SCHEMA, Map.of()).as("click"))
+                .select(from_json(col("value").cast("string"), schema, Map.of()).as("click"))
                 .select("click.*")
+                .withColumn("ts", timestamp_millis(col("event_time")));
+    }
+
+    private static Dataset<Row> humans(SparkSession spark, Contestant contestant) {
+        return clicks(spark, contestant, SCHEMA)
                 .where(not(col("user_agent").contains("bot")))
-                .withColumn("ts", timestamp_millis(col("event_time")))
                 // Batches take from each partition in proportion: a minute is far more than they can be apart.
                 .withWatermark("ts", "1 minute");
     }
