@@ -14,19 +14,14 @@ it has locked and inserted in the table before it begins anew.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any, LiteralString
 
 from psycopg import AsyncConnection, errors, sql
 
 from streamproc.sinks.summaries_layout import Layout, published, readable
 from streamproc.sinks.summaries_stage import ROW
-from streamproc.sinks.summaries_statements import (
-    finished,
-    merge,
-    session_joins,
-    session_merges,
-    write_public,
-)
+from streamproc.sinks.summaries_statements import assigned, finished, merged, write_public
 
 _COMMA = sql.SQL(", ")
 
@@ -39,12 +34,25 @@ async def place(
 ) -> None:
     """Lock the staged keys that the table has and list them in ``known``; put in the other rows.
 
-    No staged key may be null. A row of a session table that has no span puts in its key only, as a lock.
+    No staged key may be null.
     """
     lock = layout.rendered("lock", lambda: _lock(layout, staged, known))
-    insert = layout.rendered("insert", lambda: _insert(layout, staged, known))
     public = layout.rendered("insert public", lambda: _insert_public(layout, staged, known))
-    statements = [lock, insert, public] if layout.has_state else [lock, public]
+    if not layout.has_state:
+        await until_placed(conn, [lock, public], [lock, public])
+        return
+    insert = layout.rendered("insert", lambda: _insert(layout, staged, known))
+    replace = layout.rendered("upsert public", lambda: write_public(layout, source=_new(staged, known)))
+    await until_placed(conn, [lock, insert, public], [lock, insert, replace])
+
+
+async def until_placed(
+    conn: AsyncConnection[Any], first: Sequence[sql.SQL], again: Sequence[sql.SQL]
+) -> None:
+    """Execute the statements ``first``, all or none. When one puts in a row that is there, all of ``again``, until none
+    does: the keys are looked up again, and a public row that has outlived its state is replaced.
+    """
+    statements = first
     for attempt in itertools.count(1):
         try:
             async with conn.transaction():
@@ -53,21 +61,16 @@ async def place(
         except errors.UniqueViolation:
             if attempt == _ATTEMPTS:
                 raise
-            # A public row may also have outlived its state: it is replaced.
-            if layout.has_state:
-                statements[-1] = layout.rendered(
-                    "upsert public", lambda: _upsert_public(layout, staged, known)
-                )
+            statements = again
         else:
             return
 
 
 def _lock(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
     target = layout.state if layout.has_state else layout.public
-    newest = sql.SQL(" AND t.n = 0" if layout.session else "")
     return sql.SQL(
         "INSERT INTO {known} SELECT d.{row}, t.at FROM (SELECT {row}, {keys} FROM {staged} ORDER BY {row} OFFSET 0) d "
-        "CROSS JOIN LATERAL (SELECT ctid AS at FROM {target} t WHERE {same}{newest} FOR UPDATE) t"
+        "CROSS JOIN LATERAL (SELECT ctid AS at FROM {target} t WHERE {same} FOR UPDATE) t"
     ).format(
         known=known,
         row=ROW.id,
@@ -75,13 +78,11 @@ def _lock(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.
         target=target,
         keys=_COMMA.join(column.id for column in layout.key),
         same=_same_key(layout),
-        newest=newest,
     )
 
 
 def _same_key(layout: Layout) -> sql.Composed:
     """SQL: whether a row ``t`` of the state (or of the public table, where it has none) has the key of ``d``."""
-    columns = layout.by if layout.session else layout.key
     return sql.SQL(" AND ").join(
         sql.SQL("{} = {}").format(
             layout.indexed(column, "t"),
@@ -89,44 +90,26 @@ def _same_key(layout: Layout) -> sql.Composed:
             if layout.has_state
             else published(column, layout.indexed(column, "d")),
         )
-        for column in columns
+        for column in layout.key
     )
 
 
 def _insert(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
-    names = [column.id for column in layout.staged]
-    values: list[sql.Composable] = list(names)
-    if layout.session:
-        names, values = [*names, sql.Identifier("n")], [*values, sql.SQL("0")]
-    return sql.SQL("INSERT INTO {state} ({names}) SELECT {values} FROM {source} ORDER BY {row}").format(
+    return sql.SQL("INSERT INTO {state} ({names}) SELECT {names} FROM {source} ORDER BY {row}").format(
         state=layout.state,
-        names=_COMMA.join(names),
-        values=_COMMA.join(values),
+        names=_COMMA.join(column.id for column in layout.staged),
         source=_new(staged, known),
         row=ROW.id,
     )
 
 
 def _insert_public(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
-    # Sessions are staged by their key, but indexed by their start: appending there is cheaper than looking around.
-    order = layout.span[0].id if layout.session else ROW.id
-    return sql.SQL(
-        "INSERT INTO {public} ({names}) SELECT {values} FROM {source} {where} ORDER BY {order}"
-    ).format(
+    return sql.SQL("INSERT INTO {public} ({names}) SELECT {values} FROM {source} ORDER BY {row}").format(
         public=layout.public,
         names=_COMMA.join(sql.Identifier(name) for name, _ in finished(layout)),
         values=_COMMA.join(value for _, value in finished(layout)),
         source=_new(staged, known),
-        where=sql.SQL("WHERE session_start IS NOT NULL" if layout.session else ""),
-        order=sql.SQL("d.{}").format(order),
-    )
-
-
-def _upsert_public(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
-    return write_public(
-        layout,
-        source=_new(staged, known),
-        where=sql.SQL("WHERE session_start IS NOT NULL" if layout.session else ""),
+        row=ROW.id,
     )
 
 
@@ -148,65 +131,41 @@ def known_sketches(layout: Layout, known: sql.Identifier) -> sql.Composed:
 
 def update_windows(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
     """Merge the staged rows that are known into a tumbling or hopping table."""
-    if layout.has_state:
-        merges = _COMMA.join(map(merge, layout.state_columns))
-        return _update(layout, staged, known, merges, sql.SQL("true")) + sql.SQL(
-            "SELECT count(*) FROM merged"
-        )
-    names = {column.name for column in layout.measures}
-    return sql.SQL(
-        "UPDATE {public} t SET {merges} FROM (SELECT {values}, k.at FROM {staged} d JOIN {known} k USING ({row})) "
-        "AS excluded WHERE t.ctid = excluded.at"
+    source = sql.SQL(
+        "(SELECT {values}, k.at FROM {staged} d JOIN {known} k USING ({row})) AS excluded"
     ).format(
-        public=layout.public,
-        merges=_COMMA.join(merge(column) for column in layout.state_columns if column.name in names),
-        values=_finished(layout, "d"),
+        values=sql.SQL("d.*") if layout.has_state else _finished(layout, "d"),
         staged=staged,
         known=known,
         row=ROW.id,
     )
+    if layout.has_state:
+        return update_both(layout, source, [(c.name, merged(c)) for c in layout.state_columns])
+    names = {column.name for column in layout.measures}
+    return sql.SQL("UPDATE {public} t SET {merges} FROM {source} WHERE t.ctid = excluded.at").format(
+        public=layout.public,
+        merges=assigned((c.name, merged(c)) for c in layout.state_columns if c.name in names),
+        source=source,
+    )
 
 
-def update_sessions(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
-    """Merge the staged pieces that simply continue their key's newest session, which is known.
-
-    Returns the keys of the pieces that do not, and of the rows without a span.
-    """
-    key = layout.by[0]
-    merges = [sql.SQL("session_end = greatest(t.session_end, excluded.session_end)"), *session_merges(layout)]
-    return _update(layout, staged, known, _COMMA.join(merges), session_joins(layout)) + sql.SQL(
-        "SELECT {key} FROM {staged} WHERE session_start IS NULL OR {row} IN (SELECT {row} FROM {known} k "
-        "WHERE NOT EXISTS (SELECT FROM merged m WHERE m.{row} = k.{row}))"
-    ).format(key=key.id, staged=staged, known=known, row=ROW.id)
-
-
-def _update(
-    layout: Layout,
-    staged: sql.Identifier,
-    known: sql.Identifier,
-    merges: sql.Composable,
-    condition: sql.Composable,
+def update_both(
+    layout: Layout, source: sql.Composable, values: Iterable[tuple[str, sql.Composable]]
 ) -> sql.Composed:
-    """WITH: the known rows of the state ``merged`` with the staged ones, and their public rows written.
-
-    Rows are found by ``ctid``, which stays while they are locked. A row of the state locks its public row.
+    """Set columns of the state's rows ``at`` (their ``ctid``, which stays while they are locked) that ``source``,
+    called ``excluded``, has, and write their public rows, which those of the state lock.
     """
     return sql.SQL(
-        "WITH merged AS (UPDATE {state} t SET {merges} "
-        "FROM (SELECT d.*, k.at FROM {staged} d JOIN {known} k USING ({row})) AS excluded "
-        "WHERE t.ctid = excluded.at AND {condition} RETURNING {values}, excluded.{row}), "
+        "WITH merged AS (UPDATE {state} t SET {values} FROM {source} WHERE t.ctid = excluded.at RETURNING {finished}), "
         "finished AS (SELECT f.*, p.at FROM merged f "
         "LEFT JOIN LATERAL (SELECT ctid AS at FROM {public} p WHERE {same} OFFSET 0) p ON true), "
-        "updated AS (UPDATE {public} t SET {replaced} FROM finished f WHERE t.ctid = f.at), "
-        "added AS (INSERT INTO {public} ({names}) SELECT {names} FROM finished WHERE at IS NULL) "
+        "updated AS (UPDATE {public} t SET {replaced} FROM finished f WHERE t.ctid = f.at) "
+        "INSERT INTO {public} ({names}) SELECT {names} FROM finished WHERE at IS NULL"
     ).format(
         state=layout.state,
-        merges=merges,
-        staged=staged,
-        known=known,
-        row=ROW.id,
-        condition=condition,
-        values=_finished(layout, "t"),
+        values=assigned(values),
+        source=source,
+        finished=_finished(layout, "t"),
         public=layout.public,
         same=sql.SQL(" AND ").join(
             sql.SQL("{} = {}").format(layout.indexed(column, "p"), layout.indexed(column, "f"))
@@ -220,6 +179,7 @@ def _update(
 
 
 def _finished(layout: Layout, row: LiteralString) -> sql.Composed:
+    """The columns of the public table over a ``row`` of the state, under their names."""
     return _COMMA.join(
         sql.SQL("{} AS {}").format(value, sql.Identifier(name)) for name, value in finished(layout, row)
     )

@@ -87,6 +87,7 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
 def _definition(table: Table) -> dict[str, Any]:
     window = table.window
     return {
+        **({"sessions": "numbered by start"} if window.kind == "session" else {}),
         "window": {name: getattr(window, name) for name in ("kind", "size", "hop", "key", "gap", "cap")},
         "by": {name: str(type_) for name, type_ in zip(table.by, table.by_types, strict=False)},
         "where": table.where,
@@ -146,7 +147,7 @@ async def _create(conn: AsyncConnection[Any], layout: Layout) -> None:
     if layout.has_state:
         columns: list[sql.Composable] = [_stored(column) for column in layout.staged]
         if layout.session:
-            columns.append(sql.SQL("n smallint NOT NULL"))
+            columns.append(sql.SQL("n bigint NOT NULL"))
         await _create_one(conn, layout, columns, state=True)
     span = {column.name for column in layout.span}
     columns = [
@@ -186,6 +187,10 @@ async def _extend(conn: AsyncConnection[Any], layout: Layout, before: dict[str, 
     """Columns that came later. They are null in rows that were there before: nobody counted then."""
     add = sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}")
     if layout.has_state:
+        if (
+            layout.session and "sessions" not in before
+        ):  # they were numbered from the newest, which stays as it is
+            await conn.execute(sql.SQL("ALTER TABLE {} ALTER COLUMN n TYPE bigint").format(layout.state))
         for column in layout.staged:
             await conn.execute(add.format(layout.state, column.id, stored_type(column.type)))
         for sketch in layout.sketches:  # noise to a compressor

@@ -1,7 +1,7 @@
 """Merging a delta into a session table.
 
-Nearly every piece starts a session or continues its key's newest one: those are merged in the server. The rest
-(a visitor who came back, events out of order, the cap) is read, stitched by
+Nearly every piece starts a session or continues its key's newest one: those are merged in the server
+(:mod:`streamproc.sinks.summaries_pieces`). The rest (events out of order, the cap) is read, stitched by
 :class:`~streamproc.tables.sessions.SessionFold` and written back, under the locks taken before: the row of every
 key of the delta is locked, or put in, in the order of the keys, before any of them is changed.
 """
@@ -14,19 +14,27 @@ import polars as pl
 from psycopg import AsyncConnection, sql
 
 from streamproc.sinks.summaries_copy import copy_in, copy_out, worth_a_thread
-from streamproc.sinks.summaries_known import place, update_sessions
+from streamproc.sinks.summaries_known import until_placed
 from streamproc.sinks.summaries_layout import Column, Layout, public_type, published
-from streamproc.sinks.summaries_stage import ROW, known_rows, numbered, stage
-from streamproc.sinks.summaries_statements import (
+from streamproc.sinks.summaries_pieces import (
+    continue_newest,
+    insert_newest,
+    insert_next,
+    insert_older,
+    insert_public,
+    lock_newest,
+    number_ended,
     public_sessions,
     replace_sessions,
+    rows_apart,
     stored_sessions,
 )
+from streamproc.sinks.summaries_stage import FIRST, LAST, ROW, known_rows, numbered, stage
 from streamproc.tables.fold import Delta
 from streamproc.tables.sessions import SessionFold
 
-#: The number of a session among those of its key, 0 for the newest.
-_N = Column("n", pl.Int16())
+#: What tells the sessions of a key apart in the state: see :mod:`streamproc.sinks.summaries_pieces`.
+_N = Column("n", pl.Int64())
 
 
 async def apply_sessions(
@@ -34,27 +42,76 @@ async def apply_sessions(
 ) -> pl.DataFrame | None:
     """Merge the pieces of ``delta``; the changed public rows when asked for."""
     key = layout.by[0]
-    pieces = delta.rows
-    too_long = pl.col("session_end") - pl.col("session_start") >= layout.table.window.cap
-    stitched = pl.col(key.name).is_duplicated() | too_long
-    locks = pieces.filter(stitched).select(key.name).unique()
-    rows = pl.concat([pieces.filter(~stitched), locks], how="diagonal_relaxed").sort(key.name)
+    rows = _in_order(layout, delta.rows)
     staged, known = await stage(conn, layout, "rows"), await known_rows(conn, layout)
-    await copy_in(conn, staged, [*layout.incoming, ROW], numbered(rows))
-    await place(conn, layout, staged, known)
-    unmerged = await copy_out(
-        conn, layout.rendered("update", lambda: update_sessions(layout, staged, known)), [key]
+    await copy_in(conn, staged, [*layout.incoming, ROW, FIRST, LAST], rows)
+    several = not rows[LAST.name].all()
+    await _place(conn, layout, staged, known, several=several)
+    go_on = layout.rendered("continue", lambda: continue_newest(layout, staged, known))
+    await conn.execute(go_on, prepare=False)
+    number = layout.rendered("number", lambda: number_ended(layout, known))
+    if (await conn.execute(number, prepare=False)).rowcount or several:
+        following = layout.rendered("next", lambda: insert_next(layout, staged, known))
+        await conn.execute(following, prepare=False)
+    apart = await copy_out(conn, layout.rendered("apart", lambda: rows_apart(known)), [ROW])
+    unmerged = rows.filter(
+        pl.col("session_start").is_null() | pl.col(ROW.name).is_in(apart[ROW.name].implode())
     )
     if len(unmerged):
-        await _stitch(conn, layout, delta, unmerged)
+        await _stitch(conn, layout, delta, unmerged.select(key.name))
     if not changed:
         return None
     rows = await copy_out(conn, public_sessions(layout, staged), layout.columns)
-    spans = pieces.select(key.name, begin="session_start", end="session_end")
+    spans = delta.rows.select(key.name, begin="session_start", end="session_end")
     touched = rows.join(spans, on=key.name).filter(
         (pl.col("session_start") <= pl.col("begin")) & (pl.col("end") <= pl.col("session_end"))
     )
     return touched.select(rows.columns).unique(["session_start", key.name], maintain_order=True)
+
+
+def _in_order(layout: Layout, pieces: pl.DataFrame) -> pl.DataFrame:
+    """The pieces by key and start, numbered. Of the keys that have to be stitched whatever the table has, a row without
+    a span stands for all.
+    """
+    name, window = layout.by[0].name, layout.table.window
+    key, start, end = pl.col(name), pl.col("session_start"), pl.col("session_end")
+    pieces = pieces.sort(name, "session_start")
+    # A run that came apart (SessionFold.seal says why) begins within the gap of the piece before it.
+    apart = (key == key.shift()) & (start - end.shift() <= window.gap)
+    stitched = pieces.filter((end - start >= window.cap) | apart).select(name).unique()
+    if len(stitched):
+        rest = pieces.join(stitched, on=name, how="anti")
+        pieces = pl.concat([rest, stitched], how="diagonal_relaxed").sort(name, "session_start")
+    begins = (key != key.shift()).fill_null(True)
+    return numbered(pieces).with_columns(
+        pl.when(begins).then(ROW.name).forward_fill().alias(FIRST.name),
+        begins.shift(-1).fill_null(True).alias(LAST.name),
+    )
+
+
+async def _place(
+    conn: AsyncConnection[Any],
+    layout: Layout,
+    staged: sql.Identifier,
+    known: sql.Identifier,
+    *,
+    several: bool,
+) -> None:
+    """Lock the newest sessions of the staged keys, and put in all pieces that are sessions of their own; ``several``:
+    some key has more than one.
+    """
+    lock = layout.rendered("lock", lambda: lock_newest(layout, staged, known))
+    newest = layout.rendered("newest", lambda: insert_newest(layout, staged, known))
+    first = [
+        layout.rendered("older", lambda: insert_older(layout, staged, known)),
+        layout.rendered("public", lambda: insert_public(layout, staged, known)),
+    ]
+    again = [
+        layout.rendered("replace older", lambda: insert_older(layout, staged, known, replacing=True)),
+        layout.rendered("replace public", lambda: insert_public(layout, staged, known, replacing=True)),
+    ]
+    used = slice(None) if several else slice(1, None)
+    await until_placed(conn, [lock, newest, *first[used]], [lock, newest, *again[used]])
 
 
 async def _stitch(conn: AsyncConnection[Any], layout: Layout, delta: Delta, keys: pl.DataFrame) -> None:
@@ -87,8 +144,10 @@ def _stitched(layout: Layout, delta: Delta, keys: pl.DataFrame, stored: pl.DataF
     sessions = fold.stitch(
         known.with_columns(pl.col("session_start", "session_end").to_physical()), pieces, delta.events
     )
-    newest_first = pl.col("session_start").rank("ordinal", descending=True).over(key)
-    return sessions.with_columns((newest_first - 1).cast(pl.Int16).alias("n"))
+    start = pl.col("session_start")
+    by_start = start + (start >= 0).cast(pl.Int64)  # as summaries_pieces.numbered_by_start
+    newest = start == start.max().over(key)
+    return sessions.with_columns(pl.when(newest).then(pl.lit(0, pl.Int64)).otherwise(by_start).alias(_N.name))
 
 
 async def _delete(conn: AsyncConnection[Any], layout: Layout, rows: pl.DataFrame, *, state: bool) -> None:

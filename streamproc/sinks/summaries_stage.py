@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, LiteralString
 
 import polars as pl
 from psycopg import AsyncConnection, sql
@@ -12,6 +12,9 @@ from streamproc.sinks.summaries_layout import Column, Layout, stored_type
 
 #: The place of a staged row in the order of the keys, by which all workers go.
 ROW = Column("__row", pl.Int32())
+
+#: Of a piece of a session table: the :data:`ROW` of the first piece of its key, and whether it is the last one.
+FIRST, LAST = Column("__first", pl.Int32()), Column("__last", pl.Boolean())
 
 _COMMA = sql.SQL(", ")
 
@@ -22,13 +25,15 @@ def numbered(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 async def stage(conn: AsyncConnection[Any], layout: Layout, purpose: str) -> sql.Identifier:
-    """An empty temporary table with the columns :attr:`Layout.incoming`, ``n`` and :data:`ROW`."""
+    """An empty temporary table with the columns :attr:`Layout.incoming` and :data:`ROW`; of a session table also ``n``,
+    :data:`FIRST` and :data:`LAST`.
+    """
     return await _empty(conn, layout, purpose, known=False)
 
 
 async def known_rows(conn: AsyncConnection[Any], layout: Layout) -> sql.Identifier:
     """An empty temporary table for those staged rows whose key the table has: :data:`ROW`, and ``at`` which
-    ``ctid``.
+    ``ctid``; of a session table also ``how`` they are merged.
     """
     return await _empty(conn, layout, "known", known=True)
 
@@ -54,11 +59,13 @@ async def _empty(conn: AsyncConnection[Any], layout: Layout, purpose: str, *, kn
 
 
 def _columns(layout: Layout, *, known: bool) -> sql.Composable:
-    row = sql.SQL("{} integer").format(ROW.id)
-    if known:
-        return _COMMA.join([row, sql.SQL("at tid")])
-    columns = [sql.SQL("{} {}").format(column.id, stored_type(column.type)) for column in layout.incoming]
-    return _COMMA.join([*columns, sql.SQL("n smallint"), row])
+    columns = [ROW] if known else [*layout.incoming, ROW]
+    more: list[LiteralString] = ["at tid"] if known else []
+    if layout.session:
+        more += ["how text"] if known else ["n bigint"]
+        columns += [] if known else [FIRST, LAST]
+    typed = [sql.SQL("{} {}").format(column.id, stored_type(column.type)) for column in columns]
+    return _COMMA.join([*typed, *map(sql.SQL, more)])
 
 
 def _digest(*texts: str) -> str:

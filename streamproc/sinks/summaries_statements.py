@@ -8,21 +8,18 @@ circle; :mod:`streamproc.sinks.summaries_known` does so for all rows but those w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import LiteralString
 
 from psycopg import sql
 
-from streamproc.sinks.summaries_layout import Column, Layout, finish, finished_columns, published, readable
-from streamproc.tables.funnels import MAX_STEP_EVENTS_BYTES
+from streamproc.sinks.summaries_layout import Column, Layout, finish, finished_columns, published
 from streamproc.tables.measures import (
     FLOAT_LIMIT,
     INTEGER_LIMIT,
     Merge,
     StateColumn,
-    funnel_columns,
-    state_columns,
 )
-from streamproc.topology import Measure
 
 _COMMA = sql.SQL(", ")
 
@@ -38,47 +35,15 @@ def merge_windows(layout: Layout, stage: sql.Identifier) -> sql.Composed:
             columns=_COMMA.join(column.id for column in layout.staged),
             stage=stage,
             key=layout.conflict(state=True),
-            merges=_COMMA.join(map(merge, layout.state_columns)),
+            merges=assigned((c.name, merged(c)) for c in layout.state_columns),
         )
         return sql.SQL("WITH merged AS ({}) {}").format(state, write_public(layout))
     finished = {column.name for column in layout.measures}
     return write_public(
         layout,
         source=stage,
-        update=_COMMA.join(merge(column) for column in layout.state_columns if column.name in finished),
+        update=assigned((c.name, merged(c)) for c in layout.state_columns if c.name in finished),
     )
-
-
-def session_joins(layout: Layout) -> sql.Composable:
-    """SQL: whether a piece (``excluded``) continues the session ``t`` and can be merged here."""
-    if layout.sketches:
-        return sql.SQL("false")  # they are merged outside the server
-    window = layout.table.window
-    joins: sql.Composable = sql.SQL(
-        "excluded.session_start >= t.session_start AND excluded.session_start <= t.session_end + {gap} "
-        "AND greatest(t.session_end, excluded.session_end) - t.session_start < {cap}"
-    ).format(gap=sql.Literal(window.gap), cap=sql.Literal(window.cap))
-    for measure in layout.table.measures:
-        if measure.kind == "funnel":
-            joins = sql.SQL("{} AND {}").format(joins, _funnel_follows(measure))
-    return joins
-
-
-def replace_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
-    """Put the staged sessions (all of a key, ``n`` counts from the newest) in the place of what is there."""
-    columns = [*layout.staged, Column("n", layout.staged[0].type)]
-    names = _COMMA.join(column.id for column in columns)
-    state = sql.SQL(
-        "INSERT INTO {state} AS t ({names}) SELECT {names} FROM {stage} ORDER BY {conflict} "
-        "ON CONFLICT ({conflict}) DO UPDATE SET {replaced} RETURNING t.*"
-    ).format(
-        state=layout.state,
-        names=names,
-        stage=stage,
-        conflict=layout.conflict(state=True),
-        replaced=_COMMA.join(_replace(column.id) for column in layout.staged[1:]),
-    )
-    return sql.SQL("WITH merged AS ({}) {}").format(state, write_public(layout))
 
 
 def touch(layout: Layout, stage: sql.Identifier) -> sql.Composed:
@@ -93,41 +58,6 @@ def touch(layout: Layout, stage: sql.Identifier) -> sql.Composed:
         stage=stage,
         conflict=layout.conflict(state=True),
         returned=_COMMA.join(column.id for column in [*layout.key, *layout.sketches]),
-    )
-
-
-def stored_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
-    """The sessions that the state has of the staged keys, and their number ``n``."""
-    key = layout.by[0]
-    return sql.SQL(
-        "SELECT {columns}, s.n FROM {stage} k CROSS JOIN LATERAL (SELECT * FROM {state} s "
-        "WHERE {stored} = {wanted} AND s.session_start IS NOT NULL OFFSET 0) s"  # OFFSET: look up, never scan
-    ).format(
-        columns=_COMMA.join(sql.Identifier("s", column.name) for column in layout.staged),
-        stage=stage,
-        state=layout.state,
-        stored=layout.indexed(key, "s"),
-        wanted=layout.indexed(key, "k"),
-    )
-
-
-def public_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
-    """The public rows of the staged keys' sessions that may still change, times as integers."""
-    key = layout.by[0]
-    return sql.SQL(
-        "SELECT {columns} FROM (SELECT DISTINCT {key} FROM {stage}) k CROSS JOIN LATERAL "
-        "(SELECT session_start FROM {state} s WHERE {stored} = {wanted} OFFSET 0) s CROSS JOIN LATERAL "
-        "(SELECT * FROM {public} p WHERE p.session_start = {start} AND {published} = {wanted} OFFSET 0) p"
-    ).format(
-        columns=_COMMA.join(readable(column, "p") for column in layout.columns),
-        key=key.id,
-        stage=stage,
-        state=layout.state,
-        public=layout.public,
-        start=published(layout.span[0], sql.Identifier("s", "session_start")),
-        stored=layout.indexed(key, "s"),
-        published=layout.indexed(key, "p"),
-        wanted=layout.indexed(key, "k"),
     )
 
 
@@ -175,59 +105,17 @@ def _span(layout: Layout, column: Column, row: LiteralString) -> sql.Composable:
     return column.of(row)
 
 
-def session_merges(layout: Layout) -> list[sql.Composable]:
-    """``column = …`` for each measure of the session ``t``, which a piece (``excluded``) continues."""
-    return [
-        merged
-        for measure in layout.table.measures
-        for merged in (
-            _funnel_merges(measure)
-            if measure.kind == "funnel"
-            else (merge(column, session=True) for column in state_columns(measure))
-        )
-    ]
-
-
-def _funnel_follows(measure: Measure) -> sql.Composed:
-    """Whether the staged piece of a funnel comes after everything in the row, and fits into it."""
-    return sql.SQL(
-        "excluded.session_start > t.session_end AND "
-        "coalesce(octet_length(t.{0}), 0) + coalesce(octet_length(excluded.{0}), 0) <= {1}"
-    ).format(sql.Identifier(f"{measure.name}__steps"), sql.Literal(MAX_STEP_EVENTS_BYTES))
-
-
-def _funnel_merges(measure: Measure) -> list[sql.Composable]:
-    """Go on from the step the row has reached (``onward``), or start with the piece where it has none."""
-    step = sql.Identifier(f"{measure.name}_step")
-    count = len(measure.steps)
-    onward = [
-        sql.SQL("excluded.{}[(t.{} - 1) * {} + {}]").format(
-            sql.Identifier(f"{measure.name}__onward"), step, sql.Literal(count), sql.Literal(number)
-        )
-        for number in range(1, count + 1)
-    ]
-    times = [sql.Identifier(name) for name, _ in funnel_columns(measure)[1:]]
-    moved = [
-        sql.SQL(
-            "{0} = CASE WHEN coalesce(t.{1}, 0) = 0 THEN excluded.{0} ELSE coalesce(t.{0}, {2}) END"
-        ).format(at, step, next_)
-        for at, next_ in zip(times, onward, strict=True)
-    ]
-    reached = sql.SQL(
-        "{0} = CASE WHEN coalesce(t.{0}, 0) = 0 THEN excluded.{0} ELSE t.{0} + num_nonnulls({1}) END"
-    ).format(step, _COMMA.join(onward))
-    steps = sql.SQL("{0} = nullif(concat(t.{0}, excluded.{0}), '')").format(
-        sql.Identifier(f"{measure.name}__steps")
-    )
-    return [reached, *moved, steps]
-
-
 def _replace(column: sql.Identifier) -> sql.Composed:
     return sql.SQL("{0} = excluded.{0}").format(column)
 
 
-def merge(column: StateColumn, *, session: bool = False) -> sql.Composed:
-    """``column = …``: the state of the row (``t``) merged with the staged one (``excluded``).
+def assigned(values: Iterable[tuple[str, sql.Composable]]) -> sql.Composed:
+    """``column = value, …``, to stand behind SET."""
+    return _COMMA.join(sql.SQL("{} = {}").format(sql.Identifier(name), value) for name, value in values)
+
+
+def merged(column: StateColumn, *, session: bool = False) -> sql.Composed:
+    """The state of the row (``t``) merged with the staged one (``excluded``).
 
     Of a ``session``, spans come before orders: nearly every piece comes after all that the row has seen.
     """
@@ -236,13 +124,13 @@ def merge(column: StateColumn, *, session: bool = False) -> sql.Composed:
         case Merge.ADD:
             limit = INTEGER_LIMIT if column.type.is_integer() else FLOAT_LIMIT
             return sql.SQL(
-                "{0} = CASE WHEN t.{0} IS NULL THEN excluded.{0} WHEN excluded.{0} IS NULL THEN t.{0} "
+                "CASE WHEN t.{0} IS NULL THEN excluded.{0} WHEN excluded.{0} IS NULL THEN t.{0} "
                 "ELSE least(greatest(t.{0} + excluded.{0}, {1}), {2}) END"
             ).format(name, sql.Literal(-limit), sql.Literal(limit))
         case Merge.LEAST:
-            return sql.SQL("{0} = least(t.{0}, excluded.{0})").format(name)
+            return sql.SQL("least(t.{0}, excluded.{0})").format(name)
         case Merge.GREATEST:
-            return sql.SQL("{0} = greatest(t.{0}, excluded.{0})").format(name)
+            return sql.SQL("greatest(t.{0}, excluded.{0})").format(name)
         case Merge.FIRST | Merge.LAST:
             value = column.name.removesuffix("__at").removesuffix("__position")
             order = [
@@ -261,7 +149,7 @@ def merge(column: StateColumn, *, session: bool = False) -> sql.Composed:
                         "(excluded.session_start > t.session_end AND excluded.{value} IS NOT NULL) OR ({new}) > ({old})"
                     )
             return sql.SQL(
-                "{name} = CASE WHEN t.{value} IS NULL OR {wins} THEN excluded.{name} ELSE t.{name} END"
+                "CASE WHEN t.{value} IS NULL OR {wins} THEN excluded.{name} ELSE t.{name} END"
             ).format(
                 name=name,
                 value=sql.Identifier(value),
@@ -272,4 +160,4 @@ def merge(column: StateColumn, *, session: bool = False) -> sql.Composed:
                 ),
             )
         case Merge.REPLACE | Merge.VALUES | Merge.STEPS:
-            return _replace(name)
+            return sql.SQL("excluded.{}").format(name)

@@ -118,6 +118,32 @@ async def test_sessions_in_order_are_capped_whichever_transaction_the_cap_falls_
     await assert_tables_equal_the_oracle(conn, summaries, tables, events)
 
 
+steps_in_time = st.tuples(
+    st.sampled_from("ab"), st.sampled_from([1, MINUTE // 2, MINUTE, MINUTE + 1, 3 * MINUTE])
+)
+
+
+@given(data=st.data(), steps=st.lists(steps_in_time, min_size=6, max_size=24))
+@settings(some_streams, max_examples=30)
+async def test_visitors_who_come_back_start_sessions_in_any_transaction(conn, data, steps):
+    kind = st.sampled_from(["view", "cart", "buy"])
+    events, at = [], 0
+    for position, (visitor, step) in enumerate(steps):
+        at += step
+        events.append(event(at, visitor=visitor, kind=data.draw(kind), position=position))
+    tables = [
+        visits(gap=MINUTE),
+        replace(visits([*IN_SERVER, FUNNEL], gap=MINUTE), name="plain"),
+    ]
+    summaries = Summaries(tables, fresh_schema())
+    await summaries.ensure(conn)
+    done = []
+    for batches in data.draw(cut(events, shuffle=False)):
+        await commit(conn, summaries, tables, batches)
+        done += [each for batch in batches for each in batch]
+        await assert_tables_equal_the_oracle(conn, summaries, tables, done)
+
+
 async def test_workers_that_commit_the_same_keys_at_once_neither_deadlock_nor_lose_anything(conn, postgres):
     chance = random.Random(1)
     kinds, pages = ["view", "cart", "buy", "click"], ["/", "/a", None]
@@ -284,6 +310,28 @@ async def test_a_session_that_begins_earlier_than_was_known_moves(conn):
     for e in events:
         await commit(conn, summaries, [table], [[e]])
     await assert_tables_equal_the_oracle(conn, summaries, [table], events)
+
+
+async def test_visitors_who_share_half_a_hash_have_their_own_sessions(conn):
+    # Their events lie among each other where pieces are made, so a run of either comes in several.
+    names = pl.DataFrame({"name": [f"v{number}" for number in range(300_000)]})
+    halves = names.with_columns(half=pl.col("name").hash() // 2**32)
+    pair = halves.filter(pl.col("half").is_duplicated()).sort("half")["name"].head(2).to_list()
+    tables = [visits(gap=MINUTE), replace(visits(IN_SERVER, gap=MINUTE), name="plain")]
+    summaries = Summaries(tables, fresh_schema())
+    await summaries.ensure(conn)
+    events = [
+        event(
+            visit * 10 * MINUTE + second * 1_000_000, visitor=pair[second % 2], position=20 * visit + second
+        )
+        for visit in range(2)
+        for second in range(20)
+    ]
+    assert len(sealed(TableFold(tables[0]), [events])[0].rows) > 4
+    await commit(conn, summaries, tables, [events[:10]])
+    await assert_tables_equal_the_oracle(conn, summaries, tables, events[:10])
+    await commit(conn, summaries, tables, [events[10:]])
+    await assert_tables_equal_the_oracle(conn, summaries, tables, events)
 
 
 async def test_one_transaction_may_hold_a_run_longer_than_the_cap(conn):

@@ -14,7 +14,7 @@ from streamproc.errors import ConfigError
 from streamproc.sinks.summaries import Summaries
 from streamproc.tables.fold import TableFold
 from streamproc.topic_pages import load_page
-from streamproc.topology import HOUR, MINUTE, Derived, Measure, Window
+from streamproc.topology import DAY, HOUR, MINUTE, Derived, Measure, Window
 from tests.tables import oracle
 from tests.tables.streams import FUNNEL, START, event, sealed, tumbling, visits
 
@@ -148,6 +148,41 @@ async def test_a_measure_taken_away_stays_as_it_is_and_may_come_back(conn):
     changed = tumbling([EVENTS, replace(VISITORS, column="page")])
     with pytest.raises(ConfigError, match=r"measures\.visitors\.column"):
         await ensured(conn, changed)
+
+
+async def test_a_measure_taken_away_from_sessions_stays_with_the_session_it_was_counted_in(conn):
+    landing = Measure("landing", "first", pl.String(), "page")
+    both, one = visits([EVENTS, landing]), visits([EVENTS])
+    await commit(conn, await ensured(conn, both), both, [event(0, page="/first")])
+    await commit(conn, await ensured(conn, one), one, [event(DAY, page="/second")])
+    summaries = await ensured(conn, both)
+    await commit(conn, summaries, both, [event(DAY + 1, page="/third")])
+    rows = (await summaries.rows(conn, "visits")).sort("session_start")
+    assert rows.select("events", "landing").rows() == [(1, "/first"), (2, "/third")]
+
+
+async def test_sessions_of_a_table_whose_state_numbers_them_from_the_newest_go_on(conn):
+    table = visits([EVENTS])
+    summaries = await ensured(conn, table)
+    events = [event(0), event(DAY), event(2 * DAY)]
+    for each in events:
+        await commit(conn, summaries, table, [each])
+    await conn.execute(
+        "UPDATE clicks.visits__state SET n = rank FROM (SELECT ctid AS at, "
+        "row_number() OVER (ORDER BY session_start DESC) - 1 AS rank FROM clicks.visits__state) AS r WHERE ctid = at"
+    )
+    await conn.execute("ALTER TABLE clicks.visits__state ALTER COLUMN n TYPE smallint")
+    await conn.execute("UPDATE clicks.__tables SET definition = definition - 'sessions'")
+    summaries = await ensured(conn, table)
+    events += [event(3 * DAY), event(DAY + 1), event(2 * DAY - 1)]
+    for each in events[3:]:
+        await commit(conn, summaries, table, [each])
+    rows = await summaries.rows(conn, "visits")
+    expected, _ = oracle.sessions(table, events)
+    assert {
+        (row["session_start"], row["visitor"]): {name: row[name] for name in ("session_end", "events")}
+        for row in rows.to_dicts()
+    } == expected
 
 
 async def test_a_derived_column_may_be_computed_differently(conn):
