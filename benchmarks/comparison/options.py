@@ -15,6 +15,7 @@ from benchmarks.comparison.results import RESULTS
 TITLES = {name: workload.title for name, workload in WORKLOADS.items()} | {
     "w4": "w4: from producing an event to its row being readable, at a steady rate",
     "w6": "w6: from a cold start to no lag",
+    "w6-page": "w6: the shipped page from a cold start to no lag",
     "floor": "the floor: one step alone",
     "scale": "curves over events, windows kept, partitions",
 }
@@ -76,7 +77,7 @@ def read_options(arguments: Sequence[str] | None = None) -> Options:
         default=20,
         help="w4: how long each rate is measured, behind 15 s of warm-up (20)",
     )
-    add("--lag", type=int, default=10_000_000, help="w6: events in the topic (10000000)")
+    add("--lag", type=int, default=10_000_000, help="w6, w6-page: events in the topic (10000000)")
     add("--partitions", type=int, default=4)
     add("--broker", choices=["auto", "kafka", "embedded"], default="auto",
         help="auto: Apache Kafka where Java 17 and Maven are, else the embedded broker")  # fmt: skip

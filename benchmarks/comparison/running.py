@@ -46,6 +46,7 @@ class Comparison:
         special = {
             "w4": self.run_rates,
             "w6": self.run_lag,
+            "w6-page": self.run_page_lag,
             "floor": self.run_floor,
             "scale": self.run_curves,
         }
@@ -127,6 +128,16 @@ class Comparison:
                     self.take(number, "w6", contestant, partial(lag.measure_streamproc, contestant, topic))
                 elif (part := contestant.participation("w1")) is not None and part.events >= _FAST_ENOUGH:
                     self.take(number, "w6", contestant, partial(lag.measure_peer, contestant, topic))
+
+    def run_page_lag(self) -> None:
+        """w6 with the shipped page, which is streamproc's alone."""
+        for contestant in self.contestants:
+            if isinstance(contestant, StreamprocWorker):
+                say(f"w6-page: making {self.options.lag:,} events")
+                wanted = lag.Lag("w6-page", self.options.lag, self.options.partitions)
+                topic = lag.fill_page_lag(self.broker.connection, wanted, self.options.seed)
+                for number in range(1, self.options.rounds + 1):
+                    self.take(number, "w6-page", contestant, partial(lag.measure_page, contestant, topic))
 
     def run_floor(self) -> None:
         """Each step alone, on the events of w1."""

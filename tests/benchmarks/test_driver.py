@@ -33,6 +33,20 @@ def test_both_give_the_right_answer_on_the_same_events(tmp_path: Path, workload:
     assert "times as fast" in done.stdout
 
 
+@pytest.mark.slow
+def test_what_streamproc_does_alone_is_checked_as_well(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.comparison", "--broker", "embedded", "--rounds", "1"]
+    chosen = ["--workloads", "w3,w5,w6,w6-page", "--events", "3000", "--lag", "3000", "--peers", "streamproc"]
+    done = subprocess.run(
+        [*command, *chosen, "--results", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rounds = {it.workload: it for it in read_results(newest_results(tmp_path)).rounds}
+    assert list(rounds) == ["w3", "w5", "w6", "w6-page"]
+    assert all(it.events == 3000 and it.seconds > 0 for it in rounds.values())
+    assert rounds["w6-page"].more["seconds_to_first_claim"] > 0
+
+
 @pytest.mark.parametrize("arguments", [["--workloads", "w1,w9"], ["--peers", "no-such-peer"]])
 def test_an_unknown_name_is_refused_before_anything_starts(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
