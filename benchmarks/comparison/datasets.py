@@ -100,7 +100,7 @@ WORKLOADS = {
             title="w3: sessions of 50,000 visitors",
             stream="visits",
             page=_HERE / "sessions.toml",
-            events=3_000_000,
+            events=5_000_000,
             # 22 ms apart: a visitor comes back after 18 minutes on average, after more than 30 in one case of five.
             generate=partial(events.generate, step_ms=22),
             reference=references.sessions,
@@ -113,7 +113,7 @@ WORKLOADS = {
             title="w5: 1,000,000 visitors in windows of an hour",
             stream="visitor_hours",
             page=_HERE / "visitor_hours.toml",
-            events=3_000_000,
+            events=5_000_000,
             # 10 ms apart: 360,000 events in a window, two thirds of which make a row each.
             generate=partial(events.generate, visitors=1_000_000, step_ms=10),
             reference=references.visitor_hours,

@@ -2,7 +2,8 @@
 
     make bench-plot [ARGS="RESULTS --workload w1 --output docs/peers.svg"]
 
-Both axes are logarithmic, because contestants differ by two orders of magnitude.
+Both axes are logarithmic, because contestants differ by two orders of magnitude. ``--workload scale`` draws the
+curves.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from benchmarks.comparison.curves import draw_curves
 from benchmarks.comparison.options import TITLES
 from benchmarks.comparison.report import OURS, described
 from benchmarks.comparison.results import RESULTS, Results, read_results
@@ -124,11 +126,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="?", type=Path, help="default: the newest in benchmarks/results")
-    parser.add_argument("--workload", default="w1", choices=["w1", "w2", "w3", "w5", "w6", "floor"])
+    parser.add_argument("--workload", default="w1", choices=["w1", "w2", "w3", "w5", "w6", "floor", "scale"])
     parser.add_argument("--output", type=Path, default=_OUTPUT)
     options = parser.parse_args()
     path = options.results or newest_results()
-    options.output.write_text(draw(read_results(path), options.workload), encoding="utf-8")
+    results = read_results(path)
+    drawn = draw_curves(results) if options.workload == "scale" else draw(results, options.workload)
+    options.output.write_text(drawn, encoding="utf-8")
     print(f"{options.output} shows {path}")
 
 

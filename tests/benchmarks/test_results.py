@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import baseline, events
 from benchmarks.comparison import scaling
+from benchmarks.comparison.curves import draw_curves, points_of
 from benchmarks.comparison.plot import decades, draw, newest_results
 from benchmarks.comparison.report import first_and_last_line, print_report
 from benchmarks.comparison.results import BadResults, Results, new_results, read_results
@@ -115,6 +116,36 @@ def test_a_drawing_is_xml_with_every_contestant_and_its_medians(results: Results
 def test_a_drawing_of_a_workload_without_figures_is_refused(results: Results) -> None:
     with pytest.raises(ValueError, match="w3"):
         draw(results, "w3")
+
+
+def test_curves_are_drawn_with_the_cost_of_worker_and_database_at_each_point(tmp_path: Path) -> None:
+    file = new_results("a broker", tmp_path)
+    for workload, cpu in (
+        ("scale-partitions-16", 4.0),
+        ("scale-partitions-4", 2.0),
+        ("scale-events-1000", 2.0),
+    ):
+        more = {"postgresql_cpu_seconds_per_million": 1.0}
+        file.add(round_of("streamproc", 1.0, cpu / 1e4, workload=workload, more=more))
+    partitions = points_of(file.results)["partitions"]
+    assert [(point.value, round(point.worker, 6), point.postgresql) for point in partitions] == [
+        (4, 2.0, 1.0),
+        (16, 4.0, 1.0),
+    ]
+    svg = ElementTree.fromstring(draw_curves(file.results))
+    dots = [
+        (float(dot.attrib["cx"]), float(dot.attrib["cy"]))
+        for dot in svg.iter("{http://www.w3.org/2000/svg}circle")
+    ]
+    width, height = float(svg.attrib["width"]), float(svg.attrib["height"])
+    assert len(dots) == 6 and all(0 < x < width and 0 < y < height for x, y in dots)
+    (left, low), (right, high) = dots[:2]
+    assert left < right and high < low  # 16 partitions, 4 seconds: right of and above 4 and 2
+
+
+def test_curves_without_points_are_refused(results: Results) -> None:
+    with pytest.raises(ValueError, match="no curves"):
+        draw_curves(results)
 
 
 @given(st.lists(st.floats(1e-6, 1e12), min_size=1))
