@@ -28,7 +28,7 @@ from streamproc.model import (
     WrittenObject,
 )
 from streamproc.partition_epoch import Encoder, PartitionEpoch
-from streamproc.progress import PartitionProgress
+from streamproc.progress import Arrivals, PartitionProgress
 from streamproc.tables.fold import Delta, Partial, TableFold
 from streamproc.tables.hyperloglog import with_coupons
 from streamproc.topology import Topology
@@ -115,13 +115,16 @@ class Epoch:
             if len(out.rejects)
             else {}
         )
+        arrivals = Arrivals(out.events, id_column)
+        kept: list[tuple[PartitionEpoch, int]] = []
         row = 0
         for partition, group in groupby(batches, key=lambda batch: batch.partition):
             mine = list(group)
             share = self._share(progress[partition], mine)
             counts = out.counts.get(partition.id, Counts())
-            rows, dropped = share.progress.accept(out.events.slice(row, counts.accepted), id_column, disorder)
+            dropped = share.progress.decide(arrivals, slice(row, row + counts.accepted), disorder)
             row += counts.accepted
+            kept.append((share, counts.accepted - dropped))
             share.counts.add(
                 Counts(
                     records=sum(map(len, mine)),
@@ -136,15 +139,20 @@ class Epoch:
                 raise Inconsistent(
                     f"{partition}: {share.counts} does not add up; the batch is kept uncommitted"
                 )
-            if self._encoder is not None and len(rows):
-                share.events.append(rows.drop("watermark"))
             if self._encoder is not None and (refused := rejects.get((partition.id,))) is not None:
                 share.rejects.append(refused)
                 self._held_rejects += int(refused["original"].bin.size().sum())
-            if len(rows) and self._folds:
-                self._unfolded.append(rows)
         if row != out.events.height:
             raise Inconsistent(f"the transform returned {out.events.height} events and counted {row}")
+        accepted, watermark = arrivals.accepted()
+        if self._folds and len(accepted):
+            self._unfolded.append(accepted.with_columns(watermark))
+        if self._encoder is not None:
+            row = 0
+            for share, rows in kept:
+                if rows:
+                    share.events.append(accepted.slice(row, rows))
+                row += rows
         if sum(rows.height for rows in self._unfolded) >= FOLD_AT:
             self._fold_tables()
         self.records += sum(map(len, batches))

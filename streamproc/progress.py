@@ -129,6 +129,33 @@ def hash_ids(ids: pl.Series) -> pl.Series:
     return ids.hash(seed=7)
 
 
+class Arrivals:
+    """Events of some partitions, a partition's side by side and in position order, while it is decided about them.
+
+    ``kept``: which are accepted, all to begin with; ``watermarks``: of each accepted one (µs, ``NEVER`` for none).
+    ``hashes``: of their ids, where there is a rule about duplicates. A polars call costs more than its work on
+    few rows: what can be done for all partitions together is done here, and what cannot is done with arrays.
+    """
+
+    def __init__(self, events: pl.DataFrame, id_column: str | None) -> None:
+        self.events = events
+        self.times: Times = events["event_time"].to_physical().to_numpy()
+        self.hashes: Hashes | None = hash_ids(events[id_column]).to_numpy() if id_column is not None else None
+        self.kept = np.ones(len(events), dtype=np.bool_)
+        self.watermarks: Times = np.empty(len(events), dtype=np.int64)
+
+    def accepted(self) -> tuple[pl.DataFrame, pl.Series]:
+        """The events that were accepted, and a column ``watermark`` (``Datetime("us", "UTC")``): the newest event time
+        among those of the partition accepted *before* each, minus the disorder; null before the first.
+        """
+        events, watermarks = self.events, self.watermarks
+        if not self.kept.all():
+            events, watermarks = events.filter(pl.Series(self.kept)), watermarks[self.kept]
+        column = pl.Series("watermark", watermarks).cast(_WATERMARK)
+        unknown = np.flatnonzero(watermarks == NEVER)
+        return events, column.scatter(unknown, None) if len(unknown) else column
+
+
 @dataclass(slots=True)
 class PartitionProgress:
     """Where one claimed partition stands in this worker's memory, ahead of what is committed.
@@ -142,26 +169,47 @@ class PartitionProgress:
     recent: RecentIds | None = None
 
     def accept(self, events: pl.DataFrame, id_column: str | None, disorder: int) -> tuple[pl.DataFrame, int]:
-        """Drop duplicates from one partition's events and stamp each with its watermark.
+        """:meth:`decide` about events of this partition alone.
 
-        Returns the remaining rows with a column ``watermark`` (``Datetime("us", "UTC")``: the newest event
-        time among the accepted events *before* this one, minus ``disorder`` µs; null before the first) and
-        the number of duplicates dropped. Rows must be in position order.
+        Returns the remaining rows with the ``watermark`` of :meth:`Arrivals.accepted`, and the number of
+        duplicates dropped. Rows must be in position order.
         """
-        if self.recent is None or id_column is None or events.is_empty():
-            return self._stamp(events, disorder)[0], 0
-        hashes = hash_ids(events[id_column]).to_numpy()
-        times = events["event_time"].to_physical().to_numpy()
-        order = np.argsort(hashes, kind="stable")
-        duplicates = self._duplicates(hashes, times, order)
-        if len(duplicates):
-            keep = np.ones(len(hashes), dtype=np.bool_)
-            keep[duplicates] = False
-            events, hashes = events.filter(pl.Series(keep)), hashes[keep]
-            order = (np.cumsum(keep) - 1)[order[keep[order]]]
-        stamped, clocks = self._stamp(events, disorder)
-        self.recent.remember(hashes, clocks, order)
-        return stamped, len(duplicates)
+        arrivals = Arrivals(events, id_column)
+        dropped = self.decide(arrivals, slice(0, len(events)), disorder)
+        accepted, watermark = arrivals.accepted()
+        return accepted.with_columns(watermark), dropped
+
+    def decide(self, arrivals: Arrivals, rows: slice, disorder: int) -> int:
+        """Accept this partition's ``rows`` but for duplicates, whose number is returned; ``disorder`` in µs.
+
+        What was not kept before counts neither as accepted nor as dropped.
+        """
+        kept, times = arrivals.kept[rows], arrivals.times[rows]  # the former a view, to be written to
+        places = None if kept.all() else np.flatnonzero(kept)
+        if places is not None:
+            times = times[places]
+        if not len(times):
+            return 0
+        dropped = 0
+        if self.recent is None or arrivals.hashes is None:
+            clocks = self._moved(times)
+        else:
+            hashes = arrivals.hashes[rows] if places is None else arrivals.hashes[rows][places]
+            order = np.argsort(hashes, kind="stable")
+            duplicates = self._duplicates(hashes, times, order)
+            if duplicates:
+                dropped = len(duplicates)
+                kept[duplicates if places is None else places[duplicates]] = False
+                keep = np.ones(len(hashes), dtype=np.bool_)
+                keep[duplicates] = False
+                hashes, times = hashes[keep], times[keep]
+                order = (np.cumsum(keep) - 1)[order[keep[order]]]
+            clocks = self._moved(times)
+            self.recent.remember(hashes, clocks[1:], order)
+        watermarks = clocks[:-1]
+        watermarks[watermarks != NEVER] -= disorder
+        arrivals.watermarks[rows][kept] = watermarks
+        return dropped
 
     def _duplicates(self, hashes: Hashes, times: Times, order: Order) -> list[int]:
         """The rows whose id was accepted within the horizon before them, ascending. ``order`` sorts ``hashes``.
@@ -196,17 +244,12 @@ class PartitionProgress:
                 found.append(place)
         return found
 
-    def _stamp(self, events: pl.DataFrame, disorder: int) -> tuple[pl.DataFrame, Times]:
-        """The events with their watermark, and the clock as of each; moves the clock."""
-        before = NEVER if self.clock_us is None else self.clock_us
-        clocks = np.maximum.accumulate(events["event_time"].to_physical().to_numpy())
-        np.maximum(clocks, before, out=clocks)
-        watermarks = np.empty_like(clocks)
-        if len(clocks):
+    def _moved(self, times: Times) -> Times:
+        """Move the clock by accepted events: the clock before them, then as of each."""
+        clocks = np.empty(len(times) + 1, dtype=np.int64)
+        clocks[0] = NEVER if self.clock_us is None else self.clock_us
+        clocks[1:] = times
+        np.maximum.accumulate(clocks, out=clocks)
+        if len(times):
             self.clock_us = int(clocks[-1])
-            watermarks[0] = before
-            watermarks[1:] = clocks[:-1]
-        watermark = pl.Series("watermark", watermarks - disorder).cast(_WATERMARK)
-        if before == NEVER and len(watermark):
-            watermark = watermark.scatter(0, None)
-        return events.with_columns(watermark), clocks
+        return clocks

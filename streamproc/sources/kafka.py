@@ -159,14 +159,16 @@ class KafkaSource:
 
     async def _collect(self) -> None:
         """Move what was fetched to the readers, while there is room; the next fetch then begins."""
+        waiting = self._waiting_bytes
         for tp, reader in list(self._claims.readers.items()):
-            if reader.paused or self._waiting_bytes >= self._options.prefetch:
+            if reader.paused or waiting >= self._options.prefetch:
                 continue
             fetched = kafka_fetch.take(self._consumer, tp)
             if isinstance(fetched, KafkaError):
                 await self._claims.refused(tp, fetched)
             elif fetched is not None:
                 reader.add(fetched)
+                waiting += fetched.size
 
     def _hand_out(self, max_records: int) -> list[RecordBatch]:
         batches: list[RecordBatch] = []

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamproc.model import Claim, Partition
-from streamproc.progress import PartitionProgress, RecentIds
+from streamproc.progress import Arrivals, PartitionProgress, RecentIds
 
 HORIZON = 1_000
 DISORDER = 50
@@ -88,6 +88,47 @@ def test_a_worker_that_takes_over_and_reads_the_lake_decides_as_the_one_before_w
     recent = accepted.filter(newest >= (before.clock_us or 0) - HORIZON)
     after.recent.rebuild(recent, "event_id")
     assert kept_before + fold(after, rest, cuts, first=len(first)) == expected(events)
+
+
+@given(st.lists(EVENTS, min_size=1, max_size=4), CUTS)
+@settings(max_examples=100, deadline=None)
+def test_partitions_that_are_decided_about_together_do_not_see_each_other(partitions, cuts):
+    states = [progress() for _ in partitions]
+    kept: list[list[tuple[int, int | None]]] = [[] for _ in partitions]
+    at = [0] * len(partitions)
+    for turn in range(sum(map(len, partitions))):
+        pieces = [
+            events[begin : begin + cuts[(turn + number) % len(cuts)]]
+            for number, (events, begin) in enumerate(zip(partitions, at, strict=True))
+        ]
+        arrivals = Arrivals(
+            pl.concat(frame(piece, begin) for piece, begin in zip(pieces, at, strict=True)), "event_id"
+        )
+        row, left = 0, []
+        for state, piece in zip(states, pieces, strict=True):
+            dropped = state.decide(arrivals, slice(row, row + len(piece)), DISORDER)
+            left.append(len(piece) - dropped)
+            row += len(piece)
+        accepted, watermark = arrivals.accepted()
+        rows = list(zip(accepted["position"].to_list(), watermark.to_physical().to_list(), strict=True))
+        for number, count in enumerate(left):
+            kept[number] += rows[:count]
+            del rows[:count]
+        at = [begin + len(piece) for begin, piece in zip(at, pieces, strict=True)]
+    assert kept == [expected(events) for events in partitions]
+
+
+@given(EVENTS, st.sets(st.integers(0, 59)))
+@settings(max_examples=100, deadline=None)
+def test_what_was_not_kept_before_is_as_if_it_were_not_there(events, without):
+    state = progress()
+    arrivals = Arrivals(frame(events, 0), "event_id")
+    there = [row for row in range(len(events)) if row not in without]
+    arrivals.kept[:] = [row in there for row in range(len(events))]
+    state.decide(arrivals, slice(0, len(events)), DISORDER)
+    accepted, watermark = arrivals.accepted()
+    rows = zip(accepted["position"].to_list(), watermark.to_physical().to_list(), strict=True)
+    assert list(rows) == [(there[row], mark) for row, mark in expected([events[row] for row in there])]
 
 
 def test_a_producers_second_attempt_is_dropped_also_after_the_first_event_and_after_a_long_silence():

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import polars as pl
+import numpy as np
 import structlog
 
 from streamproc.errors import Fenced
@@ -24,7 +24,7 @@ from streamproc.ledger.redrives import Redrives
 from streamproc.ledger.replays import Replay, Replays
 from streamproc.model import CommittedObject, Partition, RecordBatch
 from streamproc.pipeline import Limits, Pipeline
-from streamproc.progress import PartitionProgress
+from streamproc.progress import Arrivals, PartitionProgress
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.erased import read_erased
 from streamproc.settings import Settings
@@ -90,14 +90,16 @@ class ReplayProgress(PartitionProgress):
 
     redriven: frozenset[int] = frozenset()
 
-    def accept(self, events: pl.DataFrame, id_column: str | None, disorder: int) -> tuple[pl.DataFrame, int]:
-        """See :meth:`PartitionProgress.accept`; a record that was sent again counts as a duplicate."""
-        kept = events
+    def decide(self, arrivals: Arrivals, rows: slice, disorder: int) -> int:
+        """See :meth:`PartitionProgress.decide`; a record that was sent again counts as a duplicate."""
+        again = 0
         if self.redriven:
-            kept = events.filter(~pl.col("position").is_in(list(self.redriven)))
+            positions = arrivals.events["position"][rows].to_numpy()
+            found = np.isin(positions, np.fromiter(self.redriven, dtype=positions.dtype))
+            again = int(found.sum())
+            arrivals.kept[rows] &= ~found
         # Not super(): a dataclass with slots is made anew, and super() without arguments knows the old one.
-        rows, dropped = PartitionProgress.accept(self, kept, id_column, disorder)
-        return rows, dropped + events.height - kept.height
+        return again + PartitionProgress.decide(self, arrivals, rows, disorder)
 
 
 class ReplayPipeline(Pipeline):
