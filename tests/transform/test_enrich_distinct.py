@@ -82,6 +82,28 @@ def test_a_found_answer_stays_what_it_was_when_the_memory_forgets() -> None:
     assert first.filter(pl.Series([False, True])).answer(["twice"])["twice"].to_list() == ["bb"]
 
 
+def test_what_was_not_met_for_long_is_forgotten_when_something_new_comes() -> None:
+    asked: list[str] = []
+    now = 0.0
+
+    def describe(values: pl.Series) -> pl.DataFrame:
+        asked.extend(values)
+        return twice(values)
+
+    memory = Remembered("u", describe, clock=lambda: now)
+    memory.find(column(["old", "used"]))
+    now = distinct.MOST_SECONDS + 1
+    memory.find(column(["old", "used"]))
+    assert asked == ["old", "used"], "nothing new, nothing to be gained"
+    found = memory.find(column(["used", "new"]))
+    assert rows(found) == [("usedused", 4), ("newnew", 3)]
+    assert found.answers.height == 1 + 2
+    now += distinct.MOST_SECONDS - 1
+    memory.find(column(["old", "newer"]))
+    assert asked == ["old", "used", "new", "old", "newer"]
+    assert memory.find(column([])).answers.height == 1 + 4
+
+
 def test_several_descriptions_of_a_column_are_asked_together_and_once() -> None:
     asked: list[tuple[str, list[str]]] = []
 

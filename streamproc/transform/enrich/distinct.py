@@ -10,6 +10,7 @@ hashes all of that anew with every batch.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ from streamproc.transform.enrich.spec import Step
 Describe = Callable[[pl.Series], pl.DataFrame]
 #: What is remembered of one column, whatever length its values have: values and answers.
 MAX_BYTES = 32 * 2**20
+#: For how long values are gathered, in seconds. Referrers and URLs have long tails that would fill a memory over hours:
+#: what it takes would grow with the uptime of a worker and not with its traffic.
+MOST_SECONDS = 900.0
 #: How many addresses to remember: they are more than other values, and what is known of one is short.
 MOST_ADDRESSES = 100_000
 #: The hash table's part of a value: its entry, the value's address and length, its place on the heap.
@@ -50,10 +54,10 @@ class Found(NamedTuple):
 class Remembered:
     """``describe``'s answers for the values of ``column``; for null ``of_null``, and null of what it leaves out.
 
-    Answers are kept from batch to batch, ``bound`` values and :data:`MAX_BYTES` at most: when they would be
-    more, those that the current batch uses stay and the others are forgotten. What is remembered changes the
-    cost only, never an answer. A batch with more distinct values than fit is answered all the same. Several
-    threads may ask at once.
+    Answers are kept from batch to batch, ``bound`` values and :data:`MAX_BYTES` at most, and :data:`MOST_SECONDS` of
+    the ``clock``: when they would be more or older, those that the current batch uses stay and the others are
+    forgotten. What is remembered changes the cost only, never an answer. A batch with more distinct values than
+    fit is answered all the same. Several threads may ask at once.
     """
 
     def __init__(
@@ -62,8 +66,10 @@ class Remembered:
         describe: Describe,
         bound: int = 20_000,
         of_null: Mapping[str, object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.column = column
+        self._clock = clock
         self.bound = bound
         self.of_null = dict(of_null or {})
         self.describe = describe
@@ -93,6 +99,7 @@ class Remembered:
         self._alive = pl.Series([], dtype=self._type)  # polars drops the numbers of a type without a series
         self._answers = self._null
         self._value_bytes = self._additions = 0
+        self._since = self._clock()
 
     def _number(self, values: pl.Series) -> pl.Series:
         """The row of each value: polars numbers values in the order in which it meets them, from 0."""
@@ -104,7 +111,8 @@ class Remembered:
         height = known.height + len(new)
         # When a call fails to describe its values they have rows and no answers.
         failed = not numbers.equals(_range(known.height, height))
-        if failed or height - 1 > self.bound or self._bytes() > MAX_BYTES:
+        too_much = height - 1 > self.bound or self._bytes() > MAX_BYTES
+        if failed or too_much or self._clock() - self._since > MOST_SECONDS:
             used, numbers = _first_of_each(values, rows, (rows < known.height) & (rows > 0))
             known = pl.concat([self._null, known[numbers]])
             self._forget()
