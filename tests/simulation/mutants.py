@@ -68,8 +68,8 @@ SIMULATED = (
         1_000,
         Change(
             "progress.py",
-            "            watermarks[0] = before\n            watermarks[1:] = clocks[:-1]\n",
-            "            watermarks[:] = self.clock_us\n",
+            "        watermarks = clocks[:-1]\n",
+            "        watermarks = np.full(len(times), clocks[-1])\n",
         ),
     ),
     _new(
