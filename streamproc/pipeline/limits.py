@@ -15,6 +15,12 @@ from streamproc.tables.fold import Delta
 _PATIENCE = 5
 
 
+#: Records that trickle in are gathered for that part of the flush interval, and that many seconds at most. They are
+#: committed together anyway, and Kafka answers as soon as it has anything: at 10,000 records a second a fold for every
+#: few took half a processor, and gathered they take a seventh.
+_LINGER, _MOST_LINGER = 0.1, 0.25
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """When an epoch is committed, whichever comes first: seconds, records, bytes of record values.
@@ -29,6 +35,11 @@ class Limits:
     max_records: int = 600_000
     max_bytes: int = 384 * 1024 * 1024
     drain_deadline: float = 30.0
+
+    @property
+    def linger(self) -> float:
+        """Seconds that fewer than :attr:`fold_records` wait for others to go through the transform with."""
+        return min(_MOST_LINGER, self.flush_interval * _LINGER)
 
     def interval(self, behind: bool) -> float:
         """The flush interval; ``behind``: more is waiting than can be taken."""

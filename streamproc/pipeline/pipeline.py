@@ -90,6 +90,7 @@ class Pipeline:
         self._behind = False
         self._waiting: list[RecordBatch] = []
         self._waiting_records = 0
+        self._waiting_since = 0.0
         self._folding: deque[asyncio.Future[None]] = deque()
         self._committing: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
@@ -228,6 +229,8 @@ class Pipeline:
         if generation != self._generation:
             return
         fresh = [batch for batch in batches if self._follows(batch)]
+        if fresh and not self._waiting:
+            self._waiting_since = time.monotonic()
         self._waiting += fresh
         records = sum(map(len, fresh))
         self._waiting_records += records
@@ -238,14 +241,17 @@ class Pipeline:
             self.stats.first_taken_at = time.monotonic()
         while self._folding and self._folding[0].done():
             await self._oldest_fold()
-        if self._waiting and (
-            len(self._folding) < _AHEAD or self._waiting_records >= self._limits.fold_records
-        ):
+        if self._waiting and self._worth_folding():
             self._fold_waiting()
         while len(self._folding) > _AHEAD and generation == self._generation:
             await self._oldest_fold()
         if generation == self._generation and self._due():
             await self._rotate()
+
+    def _worth_folding(self) -> bool:
+        if self._waiting_records >= self._limits.fold_records:
+            return True
+        return len(self._folding) < _AHEAD and time.monotonic() - self._waiting_since >= self._limits.linger
 
     def _fold_waiting(self) -> None:
         """Hand what is waiting to the compute thread, a partition's batches side by side and in order."""
