@@ -11,11 +11,11 @@ from benchmarks.comparison.options import TITLES
 from benchmarks.comparison.report import OURS, described
 from benchmarks.comparison.results import Results
 from benchmarks.comparison.rounds import summarise
+from benchmarks.comparison.svg import FAINT, INK, OURS_INK, opened
 
 _PREFIX = "scale-"
 _NAMES = {"events": "events in the topic", "windows": "windows kept", "partitions": "partitions"}
 _LEFT, _TOP, _WIDTH, _HEIGHT, _GAP, _BOTTOM = 46, 64, 250, 180, 46, 64
-_INK, _FAINT, _OURS_INK = "#24292f", "#d0d7de", "#0a7d4f"
 
 
 class Point(NamedTuple):
@@ -68,19 +68,15 @@ def draw_curves(results: Results) -> str:
     height = _TOP + _HEIGHT + _BOTTOM
     title = f"{TITLES['scale']}: CPU seconds per million events"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12" fill="{_INK}">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="12" y="22" font-size="14" font-weight="bold">{escape(title)}</text>',
-        f'<text x="12" y="44" fill="{_OURS_INK}">● worker</text><text x="80" y="44">○ PostgreSQL</text>',
+        *opened(title, width, height),
+        f'<text x="12" y="44" fill="{OURS_INK}">● worker</text><text x="80" y="44">○ PostgreSQL</text>',
     ]
     for number, (curve, points) in enumerate(curves.items()):
         logs = [math.log(point.value) for point in points]
         axes = Axes(_LEFT + number * (_WIDTH + _GAP), min(logs), max(logs), highest)
         parts += _axes(axes, _NAMES.get(curve, curve), points)
-        parts += _line(axes, [(point.value, point.worker) for point in points], _OURS_INK, _OURS_INK)
-        parts += _line(axes, [(point.value, point.postgresql) for point in points], _INK, "#ffffff")
+        parts += _line(axes, [(point.value, point.worker) for point in points], OURS_INK, OURS_INK)
+        parts += _line(axes, [(point.value, point.postgresql) for point in points], INK, "#ffffff")
     parts.append(f'<text x="12" y="{height - 10}" font-size="10">{escape(described(results.machine))}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
@@ -90,7 +86,7 @@ def _axes(axes: Axes, name: str, points: list[Point]) -> list[str]:
     for cost in range(int(axes.highest) + 1):
         y = axes.y(cost)
         parts += [
-            f'<line x1="{axes.left}" y1="{y:.1f}" x2="{axes.left + _WIDTH}" y2="{y:.1f}" stroke="{_FAINT}"/>',
+            f'<line x1="{axes.left}" y1="{y:.1f}" x2="{axes.left + _WIDTH}" y2="{y:.1f}" stroke="{FAINT}"/>',
             f'<text x="{axes.left - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="10">{cost}</text>',
         ]
     bottom = _TOP + _HEIGHT

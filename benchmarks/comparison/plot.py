@@ -20,11 +20,11 @@ from benchmarks.comparison.options import TITLES
 from benchmarks.comparison.report import OURS, described
 from benchmarks.comparison.results import RESULTS, Results, read_results
 from benchmarks.comparison.rounds import Spread, Summary, summarise
+from benchmarks.comparison.svg import FAINT, INK, OURS_INK, opened
 
 _OUTPUT = Path(__file__).parents[2] / "docs" / "peers.svg"
 _ROW, _TOP, _BOTTOM = 26, 62, 44
 _NAMES, _PANEL, _GAP, _RIGHT = 250, 260, 40, 70
-_INK, _FAINT, _OURS_INK = "#24292f", "#d0d7de", "#0a7d4f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,10 @@ def draw(results: Results, workload: str) -> str:
     height = _TOP + _ROW * len(ordered) + _BOTTOM
     title = f"{TITLES[workload]}: medians of {max(len(it.rounds) for it in summaries.values())} rounds"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12" fill="{_INK}">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="12" y="22" font-size="14" font-weight="bold">{escape(title)}</text>',
+        *opened(title, width, height),
     ]
     for row, (name, summary) in enumerate(ordered):
-        ink, weight = (_OURS_INK, "bold") if name == OURS else (_INK, "normal")
+        ink, weight = (OURS_INK, "bold") if name == OURS else (INK, "normal")
         parts.append(
             f'<text x="{_NAMES - 14}" y="{_baseline(row)}" text-anchor="end" fill="{ink}" '
             f'font-weight="{weight}">{escape(summary.title)}</text>'
@@ -88,11 +84,11 @@ def _drawn(panel: Panel, rows: Sequence[tuple[bool, Summary]]) -> list[str]:
     for decade in range(first, last + 1):
         x = x_of(10.0**decade)
         parts += [
-            f'<line x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{bottom}" stroke="{_FAINT}"/>',
+            f'<line x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{bottom}" stroke="{FAINT}"/>',
             f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle" font-size="10">{10**decade:,}</text>',
         ]
     for row, ((ours, _), spread) in enumerate(zip(rows, spreads, strict=True)):
-        ink, y = (_OURS_INK if ours else _INK), _TOP + _ROW * row + _ROW // 2 - 2
+        ink, y = (OURS_INK if ours else INK), _TOP + _ROW * row + _ROW // 2 - 2
         low, middle, high = x_of(spread.smallest), x_of(spread.median), x_of(spread.largest)
         parts += [
             f'<line x1="{low:.1f}" y1="{y}" x2="{high:.1f}" y2="{y}" stroke="{ink}" stroke-width="3"/>',

@@ -65,9 +65,20 @@ def lock_newest(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -
 
 def insert_newest(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
     """Put the last pieces of unknown keys into the state. One without a span is its key only, as a lock."""
+    return _insert_last(layout, staged, known, sql.SQL("k.{} IS NULL").format(ROW.id))
+
+
+def insert_next(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
+    """Put the last pieces of the keys whose newest session has ended into the state."""
+    return _insert_last(layout, staged, known, sql.SQL("k.how IN ('after', 'ends')"))
+
+
+def _insert_last(
+    layout: Layout, staged: sql.Identifier, known: sql.Identifier, condition: sql.Composable
+) -> sql.Composed:
     return sql.SQL(
-        "INSERT INTO {state} ({names}, n) SELECT {names}, 0 FROM {staged} d "
-        "WHERE {last} AND NOT EXISTS (SELECT FROM {known} k WHERE k.{row} = d.{first}) ORDER BY {row}"
+        "INSERT INTO {state} ({names}, n) SELECT {names}, 0 FROM {staged} d LEFT JOIN {known} k ON k.{row} = d.{first} "
+        "WHERE d.{last} AND {condition} ORDER BY d.{row}"
     ).format(
         state=layout.state,
         names=_names(layout),
@@ -76,6 +87,7 @@ def insert_newest(layout: Layout, staged: sql.Identifier, known: sql.Identifier)
         row=ROW.id,
         first=FIRST.id,
         last=LAST.id,
+        condition=condition,
     )
 
 
@@ -85,7 +97,7 @@ def insert_older(
     """Put the other pieces that are sessions of their own into the state."""
     conflict = sql.SQL("ON CONFLICT ({}) DO UPDATE SET {}").format(
         layout.conflict(state=True),
-        assigned((column.name, sql.SQL("excluded.{}").format(column.id)) for column in layout.staged[1:]),
+        _replaced(layout),
     )
     return sql.SQL(
         "INSERT INTO {state} ({names}, n) SELECT {names}, {number} FROM {new} WHERE NOT d.{last} "
@@ -147,22 +159,6 @@ def number_ended(layout: Layout, known: sql.Identifier) -> sql.Composed:
     ).format(state=layout.state, number=numbered_by_start(sql.Identifier("t", "session_start")), known=known)
 
 
-def insert_next(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
-    """Put the last pieces of the keys whose newest session has ended into the state."""
-    return sql.SQL(
-        "INSERT INTO {state} ({names}, n) SELECT {names}, 0 FROM {staged} d JOIN {known} k ON k.{row} = d.{first} "
-        "WHERE d.{last} AND k.how IN ('after', 'ends') ORDER BY d.{row}"
-    ).format(
-        state=layout.state,
-        names=_names(layout),
-        staged=staged,
-        known=known,
-        row=ROW.id,
-        first=FIRST.id,
-        last=LAST.id,
-    )
-
-
 def rows_apart(known: sql.Identifier) -> sql.Composed:
     """The first pieces of the keys whose pieces have not been merged."""
     return sql.SQL("SELECT {} FROM {} WHERE how = 'apart'").format(ROW.id, known)
@@ -193,9 +189,7 @@ def replace_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
         names=_names(layout),
         stage=stage,
         conflict=layout.conflict(state=True),
-        replaced=assigned(
-            (column.name, sql.SQL("excluded.{}").format(column.id)) for column in layout.staged[1:]
-        ),
+        replaced=_replaced(layout),
     )
     return sql.SQL("WITH merged AS ({}) {}").format(state, write_public(layout))
 
@@ -218,6 +212,11 @@ def public_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
         published=layout.indexed(key, "p"),
         wanted=layout.indexed(key, "k"),
     )
+
+
+def _replaced(layout: Layout) -> sql.Composed:
+    """SQL: everything but the key as it is in the row that was to be put in, to stand behind SET."""
+    return assigned((column.name, sql.SQL("excluded.{}").format(column.id)) for column in layout.staged[1:])
 
 
 def _names(layout: Layout) -> sql.Composed:
