@@ -17,6 +17,7 @@ from psycopg import AsyncConnection, sql
 
 from streamproc.sinks.summaries_copy import copy_out
 from streamproc.sinks.summaries_layout import Column, Layout, published, readable
+from streamproc.sinks.summaries_pieces import numbered_by_start
 from streamproc.topology import Table
 
 _COMMA = sql.SQL(", ")
@@ -108,7 +109,7 @@ class Beside:
         await _replace(conn, self.live.state, self.replay.state, self.live.staged, within)
 
     async def _swap_sessions(self, conn: AsyncConnection[Any], found: Region) -> None:
-        """Sessions of a key are numbered from the newest: those of every key in question are numbered anew."""
+        """Which session of a key is the newest may change: those of every key in question are numbered anew."""
         key, names = self.live.by[0].id, _COMMA.join(column.id for column in self.live.staged)
         start = sql.Literal(found.start)
         keys, sessions = sql.Identifier("__swapped_keys"), sql.Identifier("__swapped_sessions")
@@ -120,7 +121,8 @@ class Beside:
             "SELECT {names} FROM {live} WHERE session_end < {start} AND {key} IN (SELECT {key} FROM {keys})",
             "DELETE FROM {live} WHERE {key} IN (SELECT {key} FROM {keys})",
             "INSERT INTO {live} ({names}, n) SELECT {names}, "
-            "row_number() OVER (PARTITION BY {key} ORDER BY session_start DESC) - 1 FROM {sessions}",
+            "CASE row_number() OVER (PARTITION BY {key} ORDER BY session_start DESC) WHEN 1 THEN 0 ELSE {number} END "
+            "FROM {sessions}",
             "DROP TABLE {keys}, {sessions}",
         ):
             await conn.execute(
@@ -132,6 +134,7 @@ class Beside:
                     live=self.live.state,
                     replay=self.replay.state,
                     start=start,
+                    number=numbered_by_start(sql.Identifier("session_start")),
                 ),
                 prepare=False,
             )
