@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,9 @@ from aiokafka.consumer.fetcher import FetchError, FetchResult
 from aiokafka.errors import KafkaError
 from aiokafka.record.memory_records import MemoryRecords
 
+from streamproc.errors import DependencyError
+from streamproc.model import Partition, RecordBatch
+from streamproc.sources import Listener
 from streamproc.sources.kafka import KafkaSource
 from tests.simulation.broker import Broker, StoredBatch
 from tests.simulation.loop import SimulatedLoop
@@ -227,16 +230,55 @@ class SimulatedConsumer:
             fetcher.arrived()
 
 
-class SimulatedSource(KafkaSource):
-    """The service's Kafka source with a consumer of the simulated broker."""
+class _Gate:
+    """The source's listener, and which partitions it was told were being taken away."""
 
-    broker: Broker
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.read_from = listener.read_from
+        self.finished = listener.finished
+        self.closed: set[Partition] = set()
+
+    async def assigned(self, partitions: Sequence[Partition]) -> Mapping[Partition, int | None]:
+        positions = await self._listener.assigned(partitions)
+        self.closed -= set(partitions)
+        return positions
+
+    async def revoked(self, partitions: Sequence[Partition]) -> None:
+        self.closed |= set(partitions)
+        await self._listener.revoked(partitions)
+
+
+class SimulatedSource(KafkaSource):
+    """The service's Kafka source with a consumer of the simulated broker.
+
+    ``too_late`` is given what it hands out of partitions that are being taken away, which it may not: see
+    :meth:`streamproc.sources.Listener.revoked`.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *arguments: Any,
+        listener: Listener,
+        waiting: Callable[[DependencyError], None],
+        too_late: list[RecordBatch],
+    ) -> None:
+        self._gate = _Gate(listener)
+        super().__init__(*arguments, self._gate, waiting)
+        self._broker = broker
+        self._too_late = too_late
+
+    async def next(self, max_records: int, max_wait: float) -> list[RecordBatch]:
+        batches = await super().next(max_records, max_wait)
+        self._too_late += [batch for batch in batches if batch.partition in self._gate.closed]
+        return batches
 
     async def _is_compacted(self) -> bool:
-        return self.broker.compacted
+        return self._broker.compacted
 
     async def _connect(self) -> Any:
-        return SimulatedConsumer(self.broker)
+        return SimulatedConsumer(self._broker)
 
 
 def _records(batches: Sequence[StoredBatch], position: int) -> Any:

@@ -174,22 +174,24 @@ class SimulatedWorker(Worker):
         self._generation = 0
         #: Most records that were held at once, taken and not known to be committed.
         self.most_held = 0
+        #: Record batches that came from partitions that were being taken away.
+        self.too_late: list[RecordBatch] = []
 
     def _host(self) -> Any:
         self._channel: Any = _Channel(self._take)
         return _App(self._channel)
 
     async def _start_source(self) -> None:
-        source = SimulatedSource(
+        self._source = SimulatedSource(
+            self._simulated_broker,
             CONNECTION,
             TOPIC,
             KafkaOptions(group="simulated"),
-            self.pipeline,
-            self._waiting_for_broker,
+            listener=self.pipeline,
+            waiting=self._waiting_for_broker,
+            too_late=self.too_late,
         )
-        source.broker = self._simulated_broker
-        self._source = source
-        await source.start()
+        await self._source.start()
 
     async def _take(self, generation: int, batches: list[RecordBatch]) -> None:
         if generation == self.pipeline.generation:

@@ -128,6 +128,8 @@ class World:
             bound = 2 * (limits.max_records + limits.fold_records + 3 * stream.LARGEST_BATCH)
             if most > bound:
                 self.wrong.append(f"{slot.process.name} held {most} records, {bound} are allowed")
+            for batch in slot.worker.too_late:
+                self.wrong.append(f"{slot.process.name} was given {batch.partition} after its revocation")
             if slot.process.dead:
                 hang_up(slot.worker.line)
                 hang_up(slot.worker.loading)
