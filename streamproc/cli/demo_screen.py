@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -107,7 +108,7 @@ def _pages(glance: Glance) -> Table:
 
 def summary(report: dict[str, Any], directory: Path, stream: str) -> str:
     """The report for a person."""
-    program = os.path.relpath(sys.argv[0]) if sys.argv[0].startswith("/") else sys.argv[0]
+    program, data_dir = this_program(), shlex.quote(str(directory))
     first = next(iter(report["tables"]))
     lines = [
         "",
@@ -119,9 +120,26 @@ def summary(report: dict[str, Any], directory: Path, stream: str) -> str:
         f"{report['seconds']} s, {report['events_per_second']:,} records a second (feeding included)",
         "",
         "Look around:",
-        f'  {program} sql --data-dir {directory} "table {stream}.{first} limit 10"',
-        f"  {program} status --data-dir {directory}",
-        f"  {program} dashboard --data-dir {directory}",
+        f'  {program} sql --data-dir {data_dir} "table {stream}.{first} limit 10"',
+        f"  {program} status --data-dir {data_dir}",
+        f"  {program} dashboard --data-dir {data_dir}",
         f"  {report['lake']}",
     ]
     return "\n".join(lines)
+
+
+def this_program() -> str:
+    """How to call this program once more from where we are: by its name where that is on ``PATH``."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{shlex.quote(_from_here(Path(sys.executable)))} -m {called.parent.name}"
+    found = shutil.which(called.name)
+    if found is not None and called.exists() and called.samefile(found):
+        return called.name
+    return shlex.quote(_from_here(called))
+
+
+def _from_here(path: Path) -> str:
+    """Relative to the working directory for what is below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
