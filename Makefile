@@ -178,10 +178,10 @@ build/lock/bin/uv: | $(BIN)/python
 
 .PHONY: lock
 lock: build/lock/bin/uv ## Resolve the dependencies again (ARGS=--upgrade for newer ones) and write the locks
-	$(LOCK) $(ARGS) --extra msk --extra fanout --extra redshift --extra otel pyproject.toml --output-file requirements.lock
-	$(LOCK) $(ARGS) --extra msk --extra fanout --extra redshift --extra otel --group dev --constraints requirements.lock \
+	$(LOCK) $(ARGS) --extra msk --extra fanout --extra redshift --extra otel --extra alb pyproject.toml --output-file requirements.lock
+	$(LOCK) $(ARGS) --extra msk --extra fanout --extra redshift --extra otel --extra alb --group dev --constraints requirements.lock \
 		pyproject.toml --output-file requirements-dev.lock
-	$(LOCK) $(ARGS) --extra msk --extra fanout --extra redshift --extra otel --group aws --constraints requirements-dev.lock \
+	$(LOCK) $(ARGS) --extra msk --extra fanout --extra redshift --extra otel --extra alb --group aws --constraints requirements-dev.lock \
 		pyproject.toml --output-file requirements-aws.lock
 	$(LOCK) $(ARGS) --group emr --constraints requirements-aws.lock pyproject.toml --output-file requirements-emr.lock
 	$(LOCK) $(ARGS) --group build --constraints requirements-dev.lock --output-file requirements-build.lock

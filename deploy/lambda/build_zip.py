@@ -46,6 +46,7 @@ NOT_NEEDED = {
     "h2": "fan-out is the mapping's",
     "redshift-connector": "the warehouse is loaded elsewhere",
     "nicegui": "the dashboard",
+    "joserfc": "the dashboard's",
     "opentelemetry-sdk": "traces of the worker's epochs",
     "opentelemetry-exporter-otlp-proto-http": "traces of the worker's epochs",
 }

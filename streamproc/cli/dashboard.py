@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ EMBEDDED_ROLE = "streamproc_dashboard"
     "--bind", metavar="HOST:PORT", help="Where to listen. [default: dashboard.bind, 127.0.0.1:8090]"
 )
 @click.option("--open", "open_", is_flag=True, help="Open a browser.")
-@set_up_options
+@partial(set_up_options, level="warning")
 @click.pass_context
 def dashboard_command(
     ctx: click.Context, settings: Settings, topic: str | None, bind: str | None, open_: bool
@@ -69,7 +70,7 @@ async def _serve(settings: Settings, topic: str | None, where: str | None, open_
 
     own = settings.dashboard
     bind = _bind(where) if where else own.bind
-    allowed = access(own.password, own.user_header, own.proxies, bind.host)
+    allowed = access(own, bind.host)
     pages = named(load_topics(settings), topic)
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:

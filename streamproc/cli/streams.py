@@ -30,10 +30,11 @@ F = TypeVar("F", bound=Callable[..., object])
 _DATA_DIR_HELP = "Look at the embedded set-up in DIR (a demo's --dir), whatever the settings say."
 
 
-def set_up_options(command: Callable[..., None]) -> Callable[..., None]:
+def set_up_options(command: Callable[..., None], level: str = "error") -> Callable[..., None]:
     """Adds ``--config``, ``--topics`` and ``--data-dir``; the command gets the ``settings`` they make.
 
-    The settings are read when the command is called; ConfigError is raised from there.
+    ``level``: least severe messages to show, when the environment does not say. The settings are read when the
+    command is called; ConfigError is raised from there.
     """
 
     @wraps(command)
@@ -46,7 +47,7 @@ def set_up_options(command: Callable[..., None]) -> Callable[..., None]:
         overrides = embedded_in(data_dir) if data_dir else {}
         # Whoever asks a question wants the answer; what an embedded server does on the way is for a service.
         if variable("log.level") not in os.environ:
-            overrides["log.level"] = "error"
+            overrides["log.level"] = level
         settings = load_settings(config, topics, overrides)
         command(settings=settings, **others)
 

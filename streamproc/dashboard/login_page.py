@@ -1,4 +1,4 @@
-"""The login page: plain HTML, so that it works before anything else is loaded."""
+"""The login page, and that of a refusal: plain HTML, so that they work before anything else is loaded."""
 
 from __future__ import annotations
 
@@ -21,14 +21,27 @@ button { background: #0060a0; color: #fff; border-color: #0060a0; cursor: pointe
 
 def login_page(token: str, onward: str, problem: str) -> str:
     """The page with the form's ``token``; it leads ``onward``. ``problem``: what was wrong the last time."""
-    alert = f'<p role="alert">{escape(problem)}</p>' if problem else ""
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>streamproc: log in</title>'
-        f"<style>{_STYLE}</style><main><h1>streamproc</h1>{alert}"
+    return _page(
+        "log in",
+        problem,
         f'<form method="post" action="/login?next={escape(quote(onward))}">'
         f'<input type="hidden" name="token" value="{escape(token)}">'
         '<label for="password">Password</label>'
         '<input id="password" name="password" type="password" autocomplete="current-password" required autofocus>'
-        "<button>Log in</button></form></main></html>"
+        "<button>Log in</button></form>",
+    )
+
+
+def refusal_page(problem: str, advice: str, again: int | None = None) -> str:
+    """The page of a viewer who is not let in; it is loaded again after that many seconds."""
+    head = "" if again is None else f'<meta http-equiv="refresh" content="{again}">'
+    return _page("not let in", problem, f"<p>{escape(advice)}</p>", head)
+
+
+def _page(title: str, problem: str, body: str, head: str = "") -> str:
+    alert = f'<p role="alert">{escape(problem)}</p>' if problem else ""
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}<title>streamproc: {title}</title>'
+        f"<style>{_STYLE}</style><main><h1>streamproc</h1>{alert}{body}</main></html>"
     )

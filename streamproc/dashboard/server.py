@@ -16,12 +16,13 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from streamproc.dashboard.access import Access, Gate
+from streamproc.dashboard.access import Access
 from streamproc.dashboard.catalog import explorable
 from streamproc.dashboard.choice import read_choice
 from streamproc.dashboard.compressed import Compressed
 from streamproc.dashboard.download import LIMIT, as_csv, as_parquet
 from streamproc.dashboard.explore import everything
+from streamproc.dashboard.gate import Gate
 from streamproc.dashboard.groups import Groups
 from streamproc.dashboard.live import Live
 from streamproc.dashboard.page_explore import explore_page

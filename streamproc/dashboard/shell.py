@@ -17,8 +17,8 @@ from nicegui import background_tasks, ui
 from starlette.requests import Request
 
 from streamproc.dashboard import markup
-from streamproc.dashboard.access import SESSION
 from streamproc.dashboard.catalog import Explorable
+from streamproc.dashboard.gate import SESSION
 from streamproc.dashboard.groups import Groups
 from streamproc.dashboard.live import Live, Snapshot
 from streamproc.dashboard.pipeline_view import PipelineSnapshot

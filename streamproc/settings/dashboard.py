@@ -7,6 +7,7 @@ from typing import Annotated
 
 from streamproc.redaction import Secret, Url
 from streamproc.settings import parse
+from streamproc.settings.balancer import Balancer, parse_balancer
 from streamproc.settings.parse import Bind
 from streamproc.settings.setting import Setting
 
@@ -39,6 +40,34 @@ class Dashboard:
     proxies: Annotated[
         str | None,
         Setting(parse.text, None, "Addresses of proxies that are believed: `10.0.3.7`, `10.0.0.0/8, …`"),
+    ]
+    signed_by: Annotated[
+        Balancer | None,
+        Setting(
+            parse_balancer,
+            None,
+            "ARN of the Application Load Balancer that logs viewers in: its signature (`x-amzn-oidc-data`) is asked "
+            "for (extra `alb`)",
+        ),
+    ]
+    signing_keys: Annotated[
+        str | None,
+        Setting(
+            parse.web_address,
+            None,
+            "Where the public keys of load balancers are, each under its id",
+            computed="AWS's of the region in `dashboard.signed_by`",
+        ),
+    ]
+    oidc_issuer: Annotated[
+        str | None,
+        Setting(
+            parse.text, None, "Issuer that the load balancer has to have the viewer from, as in its listener"
+        ),
+    ]
+    oidc_client_id: Annotated[
+        str | None,
+        Setting(parse.text, None, "Client id that the load balancer has to be known by there"),
     ]
     statement_timeout: Annotated[
         float,

@@ -5,17 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from streamproc.dashboard.access import Access, Gate, access
+from streamproc.dashboard.access import Access, access
+from streamproc.dashboard.gate import Gate
 from streamproc.dashboard.sessions import ATTEMPTS, IDLE, LONGEST, PATIENCE, Sessions, form_token
 from streamproc.errors import ConfigError
 from streamproc.redaction import Secret
+from streamproc.settings import read_settings
+from streamproc.settings.dashboard import Dashboard
 
 PASSWORD = Secret("correct horse")
+
+
+def own(**values: Any) -> Dashboard:
+    """The dashboard's settings, all but these as they are when nothing is set."""
+    return replace(read_settings(environ={}).dashboard, **values)
 
 
 async def page(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,17 +55,17 @@ async def test_another_sites_name_for_this_machine_is_refused() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "dashboard.internal", "::"])
 def test_elsewhere_somebody_has_to_be_asked(host: str) -> None:
     with pytest.raises(ConfigError, match="without a login"):
-        access(None, None, None, host)
+        access(own(), host)
 
 
 def test_a_header_is_not_believed_from_anyone() -> None:
     with pytest.raises(ConfigError, match="believed from anyone"):
-        access(None, "X-Forwarded-Email", None, "0.0.0.0")
+        access(own(user_header="X-Forwarded-Email"), "0.0.0.0")
 
 
 def test_a_network_that_is_none_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="is no network"):
-        access(None, "X-Forwarded-Email", "10.0.0.0/8, nonsense", "0.0.0.0")
+        access(own(user_header="X-Forwarded-Email", proxies="10.0.0.0/8, nonsense"), "0.0.0.0")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +80,7 @@ def test_a_network_that_is_none_is_a_mistake() -> None:
 async def test_the_proxy_and_only_the_proxy_names_viewers(
     peer: str, headers: dict[str, str], status: int
 ) -> None:
-    allowed = access(None, "X-Forwarded-Email", "10.0.0.0/8", "0.0.0.0")
+    allowed = access(own(user_header="X-Forwarded-Email", proxies="10.0.0.0/8"), "0.0.0.0")
     async with client(allowed, peer) as http:
         assert (await http.get("/", headers=headers)).status_code == status
 
@@ -108,7 +118,7 @@ async def test_a_wrong_password_opens_nothing_and_too_many_are_not_looked_at() -
 
 
 async def test_behind_a_proxy_wrong_passwords_close_the_viewer_s_address_and_not_the_proxy_s() -> None:
-    allowed = access(PASSWORD, None, "10.0.0.0/8", "0.0.0.0")
+    allowed = access(own(password=PASSWORD, proxies="10.0.0.0/8"), "0.0.0.0")
     async with client(allowed, "10.1.2.3") as http:
         for number in range(ATTEMPTS):  # whatever the viewer pretends
             http.headers["x-forwarded-for"] = f"192.0.2.{number}, 198.51.100.7, 10.1.2.4"
@@ -119,7 +129,7 @@ async def test_behind_a_proxy_wrong_passwords_close_the_viewer_s_address_and_not
 
 
 async def test_who_is_no_proxy_cannot_say_that_somebody_else_was_wrong() -> None:
-    allowed = access(PASSWORD, None, "10.0.0.0/8", "0.0.0.0")
+    allowed = access(own(password=PASSWORD, proxies="10.0.0.0/8"), "0.0.0.0")
     async with client(allowed, "198.51.100.7") as http:
         for number in range(ATTEMPTS):
             http.headers["x-forwarded-for"] = f"192.0.2.{number}"
@@ -151,7 +161,7 @@ async def test_another_site_can_change_nothing(allowed: Access) -> None:
     ("origin", "closed"), [("http://localhost", False), ("https://evil.example", True), (None, False)]
 )
 async def test_a_web_socket_of_another_site_is_closed(origin: str | None, closed: bool) -> None:
-    assert await opened(Gate(socket, Access()), origin, "") is not closed
+    assert bool(await opened(Gate(socket, Access()), origin, "")) is not closed
 
 
 async def test_a_web_socket_needs_the_session() -> None:
@@ -162,9 +172,11 @@ async def socket(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "websocket.accept"})
 
 
-async def opened(gate: Gate, origin: str | None, cookie: str) -> bool:
+async def opened(gate: Gate, origin: str | None, cookie: str, signed: str | None = None) -> list[str]:
+    """What a web socket's end gets to see; nothing when it is not accepted."""
     headers = [(b"host", b"localhost"), (b"cookie", cookie.encode())]
     headers += [(b"origin", origin.encode())] if origin else []
+    headers += [(b"x-amzn-oidc-data", signed.encode("latin-1"))] if signed is not None else []
     sent: list[str] = []
 
     async def send(message: object) -> None:
@@ -181,7 +193,7 @@ async def opened(gate: Gate, origin: str | None, cookie: str) -> bool:
         "client": ("127.0.0.1", 1),
     }
     await gate(scope, receive, send)
-    return sent == ["websocket.accept"]
+    return sent if sent[0] == "websocket.accept" else []
 
 
 async def test_nothing_is_loaded_from_elsewhere_and_no_other_page_frames_it() -> None:

@@ -77,6 +77,9 @@ def stand_in(resource: Mapping[str, Json], logical: str, attribute: str | None) 
     service = kind.split("::")[1].lower()
     if kind == "AWS::MSK::Cluster":
         return f"arn:aws:kafka:{REGION}:{ACCOUNT}:cluster/streamproc/0a1b2c3d-1"
+    if kind == "AWS::ElasticLoadBalancingV2::LoadBalancer" and attribute is None:
+        place = f"{REGION}:{ACCOUNT}:loadbalancer/app/streamproc-{logical.lower()}/50dc6c495c0c9188"
+        return f"arn:aws:elasticloadbalancing:{place}"
     if kind == "AWS::SecretsManager::Secret":
         return f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:{logical}-AbCdEf"
     if kind == "AWS::SQS::Queue" and attribute is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,13 +10,16 @@ import httpx
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from streamproc.dashboard.access import Access, Gate, access
+from streamproc.dashboard.access import SIGNED_HEADER, Access, access
+from streamproc.dashboard.gate import Gate
 from streamproc.settings import Settings, read_settings
+from tests.dashboard.balancer import SigningKey, key_server
 from tests.dashboard.test_access import page
 from tests.deploy.stacks import statements
 from tests.deploy.test_templates import STACKS, actions, each_variant, environment, listed
 
-LOGGED_IN = ["kinesis", "msk", "logs"]
+SIGNED, NAMED = ["kinesis", "logs"], ["msk"]
+LOGGED_IN = SIGNED + NAMED
 #: What Amazon's load balancer adds to the requests of whoever has logged in:
 #: https://docs.aws.amazon.com/elasticloadbalancing/latest/application/listener-authenticate-users.html
 HEADERS = {"x-amzn-oidc-accesstoken", "x-amzn-oidc-identity", "x-amzn-oidc-data"}
@@ -41,13 +45,14 @@ def settings(variant: str) -> Settings:
     return read_settings(environ=environment(container(variant)) | dict.fromkeys(secrets(variant), "word"))
 
 
-def allowed(variant: str) -> Access:
+def allowed(variant: str, keys: str | None = None) -> Access:
+    """``keys``: where a load balancer's public keys are, in place of AWS' own."""
     own = settings(variant).dashboard
-    return access(own.password, own.user_header, own.proxies, own.bind.host)
+    return access(replace(own, signing_keys=keys), own.bind.host)
 
 
-async def answer(variant: str, path: str, peer: str, headers: dict[str, str]) -> int:
-    transport = httpx.ASGITransport(Gate(page, allowed(variant)), client=(peer, 1))
+async def answer(variant: str, path: str, peer: str, headers: dict[str, str], keys: str | None = None) -> int:
+    transport = httpx.ASGITransport(Gate(page, allowed(variant, keys)), client=(peer, 1))
     async with httpx.AsyncClient(transport=transport, base_url="https://pages.example.org") as http:
         return (await http.get(path, headers=headers)).status_code
 
@@ -109,17 +114,54 @@ def test_viewers_speak_tls_and_whoever_is_not_logged_in_gets_no_page(variant: st
         config = listener["DefaultActions"][0]["AuthenticateOidcConfig"]
         assert config["OnUnauthenticatedRequest"] == "authenticate"
         assert config["ClientSecret"].startswith("{{resolve:secretsmanager:arn:aws:")
-        assert allowed(variant).user_header in HEADERS and allowed(variant).password is None
+        assert allowed(variant).password is None
+        assert (allowed(variant).signature is not None) is (variant in SIGNED)
+        assert (allowed(variant).user_header in HEADERS) is (variant in NAMED)
     else:
         assert kinds == ["forward"]
         assert allowed(variant).user_header is None and allowed(variant).password is not None
 
 
-@pytest.mark.parametrize("variant", LOGGED_IN)
+@pytest.mark.parametrize("variant", NAMED)
 async def test_only_what_comes_from_the_load_balancer_is_believed(variant: str) -> None:
     assert await answer(variant, "/", "10.0.1.9", VIEWER) == 200
     assert await answer(variant, "/", "10.0.1.9", {}) == 401
     assert await answer(variant, "/", "10.0.2.9", VIEWER) == 401
+
+
+@pytest.mark.parametrize("variant", SIGNED)
+async def test_only_what_this_load_balancer_signed_for_this_client_is_believed(variant: str) -> None:
+    (listener,) = resources(variant, "AWS::ElasticLoadBalancingV2::Listener").values()
+    config = listener["DefaultActions"][0]["AuthenticateOidcConfig"]
+    right = {
+        "signer": listener["LoadBalancerArn"],
+        "iss": config["Issuer"],
+        "client": config["ClientId"],
+    }
+    key = SigningKey()
+
+    async with key_server(key) as server:
+
+        async def asked(peer: str = "10.0.1.9", **changes: str) -> int:
+            token = {SIGNED_HEADER: key.token(**{**right, **changes})}
+            return await answer(variant, "/", peer, VIEWER | token, server.address)
+
+        assert await asked() == 200
+        assert await asked(peer="10.0.2.9") == 401
+        assert await asked(signer=right["signer"].replace("50dc", "60dc")) == 401
+        assert await asked(client="another") == 401
+        assert await asked(iss="https://another.example") == 401
+    assert await answer(variant, "/", "10.0.1.9", VIEWER) == 401
+
+
+@pytest.mark.parametrize("variant", SIGNED)
+def test_the_keys_are_those_of_the_region_and_the_task_may_fetch_them(variant: str) -> None:
+    signature = allowed(variant).signature
+    assert signature is not None
+    assert signature.keys == "https://public-keys.auth.elb.us-east-1.amazonaws.com"
+    groups = resources(variant, "AWS::EC2::SecurityGroup")
+    ways = [(each["FromPort"], each["CidrIp"]) for each in groups["PagesGroup"]["SecurityGroupEgress"]]
+    assert (443, "0.0.0.0/0") in ways
 
 
 @each_variant

@@ -50,7 +50,7 @@ EVERYTHING = {
 #: Each broker with all that can be switched on, and the least that there is.
 VARIANTS = {
     "kinesis": {**EVERYTHING, "Broker": "kinesis", "Trigger": "kinesis"},
-    "msk": {**EVERYTHING, "Broker": "msk", "Trigger": "msk"},
+    "msk": {**EVERYTHING, "Broker": "msk", "Trigger": "msk", "Signature": "no"},
     "least": {
         "Image": IMAGE,
         "PrivateSubnets": "subnet-1,subnet-2,subnet-3",
