@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from streamproc.dashboard.access import Access
+from streamproc.dashboard.access import LARGEST_TOKEN, Access
 from streamproc.dashboard.catalog import explorable
 from streamproc.dashboard.choice import read_choice
 from streamproc.dashboard.compressed import Compressed
@@ -84,6 +85,8 @@ async def serve(
             {topology.name: _stream(topology, reader, sources) for topology in sources.topologies},
             password=access.password is not None,
         )
+        # The library of WebSockets, loaded later, leaves a handshake hanging that has a line of more than 8 kB.
+        os.environ.setdefault("WEBSOCKETS_MAX_LINE_LENGTH", str(LARGEST_TOKEN + 1_024))
         config = uvicorn.Config(
             Gate(Compressed(application(site), "/_nicegui/"), access),
             host=bind.host,

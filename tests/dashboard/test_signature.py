@@ -468,8 +468,9 @@ async def test_a_dashboard_that_is_started_so_believes_the_load_balancer_only(
             async with http.get("/healthz", headers=headers) as answer:
                 assert answer.status == status
         socket = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
-        async with http.ws_connect(socket, headers={HEADER: AWS.token()}) as opened_:
-            assert (await opened_.receive_str()).startswith('0{"sid"')
+        for token in (AWS.token(), large):
+            async with http.ws_connect(socket, headers={HEADER: token}) as opened_:
+                assert (await opened_.receive_str()).startswith('0{"sid"')
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await http.ws_connect(socket, headers={HEADER: ANOTHER.token(kid=AWS.id)})
         assert refused.value.status == 403
