@@ -62,9 +62,10 @@ async def apply_sessions(
     if not changed:
         return None
     rows = await copy_out(conn, public_sessions(layout, staged), layout.columns)
+    # A piece that reaches the cap lies in several sessions.
     spans = delta.rows.select(key.name, begin="session_start", end="session_end")
     touched = rows.join(spans, on=key.name).filter(
-        (pl.col("session_start") <= pl.col("begin")) & (pl.col("end") <= pl.col("session_end"))
+        (pl.col("session_start") <= pl.col("end")) & (pl.col("begin") <= pl.col("session_end"))
     )
     return touched.select(rows.columns).unique(["session_start", key.name], maintain_order=True)
 

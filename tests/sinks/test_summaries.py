@@ -302,6 +302,17 @@ async def test_the_changed_sessions_are_those_that_were_touched(conn):
     assert keyed(table, changed["visits"]) == touched
 
 
+async def test_all_sessions_that_the_cap_makes_of_a_visit_are_changed(conn):
+    table = visits(gap=MINUTE, cap=3 * MINUTE)
+    summaries = Summaries([table], "clicks")
+    await summaries.ensure(conn)
+    first, second = [event(at * MINUTE) for at in range(2)], [event(at * MINUTE) for at in range(2, 8)]
+    await commit(conn, summaries, [table], [first])
+    changed = await commit(conn, summaries, [table], [second], changed=True)
+    assert len(changed["visits"]) == 3
+    assert keyed(table, changed["visits"]) == expected(table, first + second)
+
+
 async def test_a_session_that_begins_earlier_than_was_known_moves(conn):
     table = visits(gap=MINUTE)
     summaries = Summaries([table], "clicks")
