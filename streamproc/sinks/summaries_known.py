@@ -69,8 +69,9 @@ async def until_placed(
 def _lock(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
     target = layout.state if layout.has_state else layout.public
     return sql.SQL(
-        "INSERT INTO {known} SELECT d.{row}, t.at FROM (SELECT {row}, {keys} FROM {staged} ORDER BY {row} OFFSET 0) d "
-        "CROSS JOIN LATERAL (SELECT ctid AS at FROM {target} t WHERE {same} FOR UPDATE) t"
+        "INSERT INTO {known} SELECT d.{row}, t.__at "
+        "FROM (SELECT {row}, {keys} FROM {staged} ORDER BY {row} OFFSET 0) d "
+        "CROSS JOIN LATERAL (SELECT ctid AS __at FROM {target} t WHERE {same} FOR UPDATE) t"
     ).format(
         known=known,
         row=ROW.id,
@@ -125,14 +126,14 @@ def known_sketches(layout: Layout, known: sql.Identifier) -> sql.Composed:
     names = _COMMA.join(sql.Identifier("t", column.name) for column in layout.sketches)
     return sql.SQL(
         "SELECT k.{row}, {names} FROM {known} k "
-        "CROSS JOIN LATERAL (SELECT * FROM {state} t WHERE t.ctid = k.at OFFSET 0) t"
+        "CROSS JOIN LATERAL (SELECT * FROM {state} t WHERE t.ctid = k.__at OFFSET 0) t"
     ).format(row=ROW.id, names=names, known=known, state=layout.state)
 
 
 def update_windows(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
     """Merge the staged rows that are known into a tumbling or hopping table."""
     source = sql.SQL(
-        "(SELECT {values}, k.at FROM {staged} d JOIN {known} k USING ({row})) AS excluded"
+        "(SELECT {values}, k.__at FROM {staged} d JOIN {known} k USING ({row})) AS excluded"
     ).format(
         values=sql.SQL("d.*") if layout.has_state else _finished(layout, "d"),
         staged=staged,
@@ -142,7 +143,7 @@ def update_windows(layout: Layout, staged: sql.Identifier, known: sql.Identifier
     if layout.has_state:
         return update_both(layout, source, [(c.name, merged(c)) for c in layout.state_columns])
     names = {column.name for column in layout.measures}
-    return sql.SQL("UPDATE {public} t SET {merges} FROM {source} WHERE t.ctid = excluded.at").format(
+    return sql.SQL("UPDATE {public} t SET {merges} FROM {source} WHERE t.ctid = excluded.__at").format(
         public=layout.public,
         merges=assigned((c.name, merged(c)) for c in layout.state_columns if c.name in names),
         source=source,
@@ -152,15 +153,16 @@ def update_windows(layout: Layout, staged: sql.Identifier, known: sql.Identifier
 def update_both(
     layout: Layout, source: sql.Composable, values: Iterable[tuple[str, sql.Composable]]
 ) -> sql.Composed:
-    """Set columns of the state's rows ``at`` (their ``ctid``, which stays while they are locked) that ``source``,
+    """Set columns of the state's rows ``__at`` (their ``ctid``, which stays while they are locked) that ``source``,
     called ``excluded``, has, and write their public rows, which those of the state lock.
     """
     return sql.SQL(
-        "WITH merged AS (UPDATE {state} t SET {values} FROM {source} WHERE t.ctid = excluded.at RETURNING {finished}), "
-        "finished AS (SELECT f.*, p.at FROM merged f "
-        "LEFT JOIN LATERAL (SELECT ctid AS at FROM {public} p WHERE {same} OFFSET 0) p ON true), "
-        "updated AS (UPDATE {public} t SET {replaced} FROM finished f WHERE t.ctid = f.at) "
-        "INSERT INTO {public} ({names}) SELECT {names} FROM finished WHERE at IS NULL"
+        "WITH merged AS (UPDATE {state} t SET {values} FROM {source} WHERE t.ctid = excluded.__at "
+        "RETURNING {finished}), "
+        "finished AS (SELECT f.*, p.__at FROM merged f "
+        "LEFT JOIN LATERAL (SELECT ctid AS __at FROM {public} p WHERE {same} OFFSET 0) p ON true), "
+        "updated AS (UPDATE {public} t SET {replaced} FROM finished f WHERE t.ctid = f.__at) "
+        "INSERT INTO {public} ({names}) SELECT {names} FROM finished WHERE __at IS NULL"
     ).format(
         state=layout.state,
         values=assigned(values),

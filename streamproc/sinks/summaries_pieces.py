@@ -5,7 +5,7 @@ pieces continue and the one that is locked for all of the key; the others are to
 :func:`numbered_by_start`. So a visitor who comes back costs one update and one row.
 
 What a key's first piece is to its newest session decides how all pieces of the key are merged
-(``how`` of the known rows):
+(``__how`` of the known rows):
 
 ========= ============================================================================================
 continues it is the only piece, and the session goes on with it
@@ -41,12 +41,12 @@ def lock_newest(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -
     key = layout.by[0]
     steps = [Column(f"{m.name}__steps", pl.Binary()) for m in layout.table.measures if m.kind == "funnel"]
     return sql.SQL(
-        "INSERT INTO {known} SELECT excluded.{row}, t.at, t.how "
+        "INSERT INTO {known} SELECT excluded.{row}, t.__at, t.__how "
         "FROM (SELECT {wanted_columns} FROM {staged} WHERE {first} = {row} ORDER BY {row} OFFSET 0) excluded "
-        "CROSS JOIN LATERAL (SELECT ctid AS at, CASE "
+        "CROSS JOIN LATERAL (SELECT ctid AS __at, CASE "
         "WHEN {joins} AND excluded.{last} THEN 'continues' "
         "WHEN {joins} AND excluded.session_end >= t.session_end THEN 'ends' "
-        "WHEN excluded.session_start > t.session_end + {gap} THEN 'after' ELSE 'apart' END AS how "
+        "WHEN excluded.session_start > t.session_end + {gap} THEN 'after' ELSE 'apart' END AS __how "
         "FROM {state} t WHERE {stored} = {wanted} AND t.n = 0 FOR UPDATE) t"
     ).format(
         known=known,
@@ -70,7 +70,7 @@ def insert_newest(layout: Layout, staged: sql.Identifier, known: sql.Identifier)
 
 def insert_next(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
     """Put the last pieces of the keys whose newest session has ended into the state."""
-    return _insert_last(layout, staged, known, sql.SQL("k.how IN ('after', 'ends')"))
+    return _insert_last(layout, staged, known, sql.SQL("k.__how IN ('after', 'ends')"))
 
 
 def _insert_last(
@@ -136,18 +136,18 @@ def _new(staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
     """SQL: the staged pieces that are sessions of their own (and the locks of unknown keys), to stand behind FROM."""
     return sql.SQL(
         "(SELECT s.* FROM {staged} s LEFT JOIN {known} k ON k.{row} = s.{first} "
-        "WHERE k.{row} IS NULL OR k.how = 'after' OR (k.how = 'ends' AND s.{row} <> s.{first})) d"
+        "WHERE k.{row} IS NULL OR k.__how = 'after' OR (k.__how = 'ends' AND s.{row} <> s.{first})) d"
     ).format(staged=staged, known=known, row=ROW.id, first=FIRST.id)
 
 
 def continue_newest(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
     """Merge the pieces that continue the newest session of their key; one that ends with its piece gets its number."""
-    number = sql.SQL("CASE excluded.how WHEN 'ends' THEN {} ELSE t.n END").format(
+    number = sql.SQL("CASE excluded.__how WHEN 'ends' THEN {} ELSE t.n END").format(
         numbered_by_start(sql.Identifier("t", "session_start"))
     )
     pieces = sql.SQL(
-        "(SELECT d.*, k.at, k.how FROM {staged} d JOIN {known} k USING ({row}) "
-        "WHERE k.how IN ('continues', 'ends')) AS excluded"
+        "(SELECT d.*, k.__at, k.__how FROM {staged} d JOIN {known} k USING ({row}) "
+        "WHERE k.__how IN ('continues', 'ends')) AS excluded"
     ).format(staged=staged, known=known, row=ROW.id)
     return update_both(layout, pieces, [*_merges(layout), ("n", number)])
 
@@ -155,13 +155,13 @@ def continue_newest(layout: Layout, staged: sql.Identifier, known: sql.Identifie
 def number_ended(layout: Layout, known: sql.Identifier) -> sql.Composed:
     """Give their numbers to the newest sessions that have ended before this delta."""
     return sql.SQL(
-        "UPDATE {state} t SET n = {number} FROM {known} k WHERE t.ctid = k.at AND k.how = 'after'"
+        "UPDATE {state} t SET n = {number} FROM {known} k WHERE t.ctid = k.__at AND k.__how = 'after'"
     ).format(state=layout.state, number=numbered_by_start(sql.Identifier("t", "session_start")), known=known)
 
 
 def rows_apart(known: sql.Identifier) -> sql.Composed:
     """The first pieces of the keys whose pieces have not been merged."""
-    return sql.SQL("SELECT {} FROM {} WHERE how = 'apart'").format(ROW.id, known)
+    return sql.SQL("SELECT {} FROM {} WHERE __how = 'apart'").format(ROW.id, known)
 
 
 def stored_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:

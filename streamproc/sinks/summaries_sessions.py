@@ -63,9 +63,9 @@ async def apply_sessions(
         return None
     rows = await copy_out(conn, public_sessions(layout, staged), layout.columns)
     # A piece that reaches the cap lies in several sessions.
-    spans = delta.rows.select(key.name, begin="session_start", end="session_end")
+    spans = delta.rows.select(key.name, __begin="session_start", __end="session_end")
     touched = rows.join(spans, on=key.name).filter(
-        (pl.col("session_start") <= pl.col("end")) & (pl.col("begin") <= pl.col("session_end"))
+        (pl.col("session_start") <= pl.col("__end")) & (pl.col("__begin") <= pl.col("session_end"))
     )
     return touched.select(rows.columns).unique(["session_start", key.name], maintain_order=True)
 
@@ -154,10 +154,10 @@ def _stitched(layout: Layout, delta: Delta, keys: pl.DataFrame, stored: pl.DataF
 async def _delete(conn: AsyncConnection[Any], layout: Layout, rows: pl.DataFrame, *, state: bool) -> None:
     key = layout.by[0]
     other = _N if state else layout.span[0]
-    value = sql.Identifier("gone", "at")
+    value = sql.Identifier("gone", "__at")
     await conn.execute(
         sql.SQL(
-            "DELETE FROM {table} t USING unnest(%s::{key_type}[], %s::bigint[]) AS gone ({key}, at) "
+            "DELETE FROM {table} t USING unnest(%s::{key_type}[], %s::bigint[]) AS gone ({key}, __at) "
             "WHERE {mine} = {theirs} AND {other} = {value}"
         ).format(
             table=layout.state if state else layout.public,

@@ -32,8 +32,8 @@ async def stage(conn: AsyncConnection[Any], layout: Layout, purpose: str) -> sql
 
 
 async def known_rows(conn: AsyncConnection[Any], layout: Layout) -> sql.Identifier:
-    """An empty temporary table for those staged rows whose key the table has: :data:`ROW`, and ``at`` which
-    ``ctid``; of a session table also ``how`` they are merged.
+    """An empty temporary table for those staged rows whose key the table has: :data:`ROW`, and ``__at`` which
+    ``ctid``; of a session table also ``__how`` they are merged. Two underscores: a page's columns have other names.
     """
     return await _empty(conn, layout, "known", known=True)
 
@@ -60,9 +60,9 @@ async def _empty(conn: AsyncConnection[Any], layout: Layout, purpose: str, *, kn
 
 def _columns(layout: Layout, *, known: bool) -> sql.Composable:
     columns = [ROW] if known else [*layout.incoming, ROW]
-    more: list[LiteralString] = ["at tid"] if known else []
+    more: list[LiteralString] = ["__at tid"] if known else []
     if layout.session:
-        more += ["how text"] if known else ["n bigint"]
+        more += ["__how text"] if known else ["n bigint"]
         columns += [] if known else [FIRST, LAST]
     typed = [sql.SQL("{} {}").format(column.id, stored_type(column.type)) for column in columns]
     return _COMMA.join([*typed, *map(sql.SQL, more)])

@@ -168,7 +168,7 @@ class TableFold:
         Pieces of sessions are made anew, of the events: a visit may have been read in several places.
         """
         if isinstance(self._fold, SessionFold):
-            events = [delta.events.drop("piece") for delta in deltas if delta.events is not None]
+            events = [delta.events.drop("__piece") for delta in deltas if delta.events is not None]
             return Delta(*self._fold.seal(pl.concat(events)))
         if len(deltas) == 1:
             return deltas[0]

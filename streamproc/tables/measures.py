@@ -147,21 +147,21 @@ class Aggregation:
         """The same where the groups are runs of the events sorted: then their order costs next to nothing.
 
         ``order``: the rows of ``events`` by run, ``__at`` and ``position``. ``runs``: in that order the number of
-        each event's ``run`` (0, 1, …), its ``__at`` and ``position``. One row for each run, in order, with the places
+        each event's ``__run`` (0, 1, …), its ``__at`` and ``position``. One row for each run, in order, with the places
         of its ``__first`` and ``__last`` event in ``order``.
         """
         aggregates = [state for measure in self.measures for state in self._unordered(measure)]
         of_order = {measure.name for measure in self.ordered}
         inputs = {input_ for name, input_ in self._input_of.items() if input_ and name not in of_order}
-        frame = runs.select(pl.col("run").set_sorted())  # sorted groups are found without hashing
+        frame = runs.select(pl.col("__run").set_sorted())  # sorted groups are found without hashing
         if inputs:
             frame = frame.hstack(events.select(sorted(inputs))[order])
-        states = frame.group_by("run", maintain_order=True).agg(pl.len().alias("__length"), *aggregates)
+        states = frame.group_by("__run", maintain_order=True).agg(pl.len().alias("__length"), *aggregates)
         last = states["__length"].cum_sum().cast(pl.Int64).to_numpy() - 1
         first = last - states["__length"].to_numpy() + 1
         states = states.drop("__length").with_columns(__first=pl.Series(first), __last=pl.Series(last))
         if _tied(runs):
-            return self._with_picked(states, events[order].with_columns(runs["run"]), ["run"])
+            return self._with_picked(states, events[order].with_columns(runs["__run"]), ["__run"])
         rows = [self._row_of_run(measure, events, order, (first, last)) for measure in self.ordered]
         return self._with_ordered(states, events, rows)
 

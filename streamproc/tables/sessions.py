@@ -94,7 +94,7 @@ class SessionFold:
         return (kept.filter(~pl.col("__late")) if late else kept).drop("__late"), late
 
     def seal(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The pieces and the events they came from with the number of their ``piece``."""
+        """The pieces and the events they came from with the number of their ``__piece``."""
         events = events.rechunk()  # to gather from several chunks takes longer
         keys, at, position = events[self.key], events["__at"].to_numpy(), events["position"].to_numpy()
         # Should keys share half a hash and be there at the same time their runs come apart, and stitching puts them
@@ -111,16 +111,16 @@ class SessionFold:
         at, position = at[order], position[order]
         new[1:] |= np.diff(at) > self.table.window.gap
         run = new.cumsum(dtype=np.uint32) - np.uint32(1)
-        runs = pl.DataFrame({"run": run, "__at": at, "position": position})
+        runs = pl.DataFrame({"__run": run, "__at": at, "position": position})
         piece = np.empty_like(run)
         piece[order] = run
         return (
-            self._aggregate(runs, events, order).rename({"run": "piece"}),
-            events.with_columns(pl.Series("piece", piece)),
+            self._aggregate(runs, events, order).rename({"__run": "__piece"}),
+            events.with_columns(pl.Series("__piece", piece)),
         )
 
     def _aggregate(self, runs: pl.DataFrame, events: pl.DataFrame, order: Order) -> pl.DataFrame:
-        """One row for each run (0, 1, …): key, SPAN, state, ``run``. See :meth:`Aggregation.fold_runs`."""
+        """One row for each run (0, 1, …): key, SPAN, state, ``__run``. See :meth:`Aggregation.fold_runs`."""
         states = self._aggregation.fold_runs(runs, events, order)
         first, last = states["__first"], states["__last"]
         states = states.hstack(
@@ -132,13 +132,13 @@ class SessionFold:
         )
         for measure in self._funnels:
             bits = f"__bits_{measure.name}"
-            steps = runs.rename({"run": "session"}).with_columns(events[bits].gather(order))
+            steps = runs.rename({"__run": "session"}).with_columns(events[bits].gather(order))
             long = funnels.long_form(steps, bits)
             states = states.hstack(funnels.finish(measure, long, len(states)))
             states = states.hstack([funnels.onward(measure, long, len(states))])
         for measure in self._sketched:
             states = states.with_columns(build(measure, states[f"{measure.name}__sketch"]))
-        return states.select(*self.columns, *self.onward, "run")
+        return states.select(*self.columns, *self.onward, "__run")
 
     @property
     def onward(self) -> list[str]:
@@ -161,15 +161,15 @@ class SessionFold:
         """
         window = self.table.window
         runs = _runs(self.key, window.gap, pl.concat([stored, pieces.select(self.columns)]))
-        span = pl.col("session_end").max().over("run") - pl.col("session_start").min().over("run")
+        span = pl.col("session_end").max().over("__run") - pl.col("session_start").min().over("__run")
         whole, long = runs.filter(span < window.cap), runs.filter(span >= window.cap)
-        sessions = self._merge(whole, "run")
+        sessions = self._merge(whole, "__run")
         if long.is_empty():
             return sessions
         keys = long.select(pl.col(self.key).unique())
         cut = self._cut(
             stored.join(keys, on=self.key, how="semi"),
-            events.join(pieces.join(keys, on=self.key, how="semi"), on="piece", how="semi"),
+            events.join(pieces.join(keys, on=self.key, how="semi"), on="__piece", how="semi"),
         )
         return pl.concat([sessions.join(keys, on=self.key, how="anti"), cut])
 
@@ -179,13 +179,13 @@ class SessionFold:
         items = pl.concat(
             [
                 stored.select(self.key, "session_start", "session_end")
-                .with_row_index("row")
-                .with_columns(old=True),
+                .with_row_index("__row")
+                .with_columns(__old=True),
                 events.select(self.key, session_start="__at", session_end="__at")
-                .with_row_index("row")
-                .with_columns(old=False),
+                .with_row_index("__row")
+                .with_columns(__old=False),
             ]
-        ).sort(self.key, "session_start", pl.col("old").not_(), "session_end")
+        ).sort(self.key, "session_start", pl.col("__old").not_(), "session_end")
         numbers: list[int] = []
         number, key, start, end = -1, None, 0, 0
         for item_key, item_start, item_end in items.select(
@@ -200,15 +200,15 @@ class SessionFold:
                 number, key, start, end = number + 1, item_key, item_start, item_end
             end = max(end, item_end)
             numbers.append(number)
-        items = items.with_columns(pl.Series("run", numbers, dtype=pl.UInt32)).sort("old", "row")
-        of_events = items.filter(~pl.col("old"))["run"]
-        of_stored = items.filter("old")["run"]
-        events = events.with_columns(of_events).sort("run", "__at", "position")
-        runs = events.select(pl.col("run").rank("dense") - 1, "__at", "position")
+        items = items.with_columns(pl.Series("__run", numbers, dtype=pl.UInt32)).sort("__old", "__row")
+        of_events = items.filter(~pl.col("__old"))["__run"]
+        of_stored = items.filter("__old")["__run"]
+        events = events.with_columns(of_events).sort("__run", "__at", "position")
+        runs = events.select(pl.col("__run").rank("dense") - 1, "__at", "position")
         pieces = self._aggregate(runs, events, np.arange(len(events)))
         present = of_events.unique().sort()
-        pieces = pieces.drop(self.onward).with_columns(present.gather(pieces["run"]))
-        return self._merge(pl.concat([stored.with_columns(of_stored), pieces]), "run")
+        pieces = pieces.drop(self.onward).with_columns(present.gather(pieces["__run"]))
+        return self._merge(pl.concat([stored.with_columns(of_stored), pieces]), "__run")
 
     def _merge(self, rows: pl.DataFrame, run: str) -> pl.DataFrame:
         alone = pl.len().over(run) == 1
@@ -247,8 +247,8 @@ def _changes(values: pl.Series) -> npt.NDArray[np.bool_]:
 
 
 def _runs(key: str, gap: int, rows: pl.DataFrame) -> pl.DataFrame:
-    """Number the gap-connected runs of each key: column ``run``."""
+    """Number the gap-connected runs of each key: column ``__run``."""
     rows = rows.sort(key, "session_start", "session_end")
     reached = pl.col("session_end").cum_max().over(key).shift()
     begins = (pl.col(key) != pl.col(key).shift()) | (pl.col("session_start") - reached > gap)
-    return rows.with_columns(begins.fill_null(True).cum_sum().cast(pl.UInt32).alias("run"))
+    return rows.with_columns(begins.fill_null(True).cum_sum().cast(pl.UInt32).alias("__run"))

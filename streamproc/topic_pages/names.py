@@ -36,6 +36,9 @@ WINDOW_COLUMNS = ("window_start", "window_end")
 SESSION_COLUMNS = ("session_start", "session_end")
 TABLE_COLUMNS = frozenset({*WINDOW_COLUMNS, *SESSION_COLUMNS})
 
+#: What tells the sessions of a key apart in the state of a session table, beside its key and measures.
+SESSION_NUMBER = "n"
+
 #: Columns an event frame has, or is given on its way: no field, enrichment or derived column may take them.
 EVENT_COLUMNS = frozenset({*SYSTEM_COLUMNS, "event_time", "watermark", *TABLE_COLUMNS})
 

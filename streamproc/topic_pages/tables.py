@@ -89,6 +89,8 @@ def _read_window(table: Reader, columns: Columns) -> Window:
             cap=sub.optional("cap", bounds, DAY),
         )
         _check_key(sub, "key", columns, key)
+        if key == names.SESSION_NUMBER:
+            sub.mistake("key", f"is {key!r}, a column every session table has", "Give the field another name")
         if window.gap > window.cap:
             sub.mistake("gap", "is longer than cap, the longest session", "Shorten gap or raise cap")
     else:
@@ -153,7 +155,7 @@ def _read_measures(
         table.mistake("measures", "is missing", 'Write at least measures.events = { kind = "count" }')
     found: list[Measure] = []
     complete = True
-    taken = set(keys)
+    taken = {*keys, names.SESSION_NUMBER} if window == "session" else set(keys)
     for name, sub in table.table("measures").tables():
         measure = read_measure(name, sub, columns, window)
         added = [name] if measure is None else stored_columns(measure)

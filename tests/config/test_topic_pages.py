@@ -404,6 +404,7 @@ WRONG: list[tuple[str, object, str, str, str]] = [
     ("tables/sales/window/size", "0s", "tables.sales.window.size", "out of range", "1s"),
     ("tables/visits/window/key", "visitorr", "tables.visits.window.key", "no column", "visitor"),
     ("tables/visits/window/key", "price", "tables.visits.window.key", "rounding", "Group by"),
+    ("tables/visits/window/key", "n", "tables.visits.window.key", "every session table has", "another name"),
     ("tables/visits/window/gap", "13h", "tables.visits.window.gap", "longer than cap", "raise cap"),
     ("tables/visits/by", ["url"], "tables.visits.by", "no meaning for sessions", "first"),
     ("tables/sales/by", ["sectoin"], "tables.sales.by", "no column 'sectoin'", "section"),
@@ -476,6 +477,13 @@ WRONG: list[tuple[str, object, str, str, str]] = [
         "tables.sales.measures.f.kind",
         "needs a session window",
         'kind = "session"',
+    ),
+    (
+        "tables/visits/measures/n",
+        {"kind": "count"},
+        "tables.visits.measures.n",
+        "has a column 'n' already",
+        "another name",
     ),
     (
         "tables/visits/measures/buying/steps",

@@ -72,14 +72,14 @@ def test_two_tasks_and_several_buckets_give_what_one_fold_gives(
         [whole] = together(FOLDS, unite(FOLDS, folded(name, frame(rows, 0), 1))).values()
         [united] = together(FOLDS, unite(FOLDS, pieces)).values()
         keys = ["visitor", "session_start"] if name == "sessions" else ["window_start", "path"]
-        values = [column for column in whole.rows.columns if column not in {"piece", "visitors__sketch"}]
+        values = [column for column in whole.rows.columns if column not in {"__piece", "visitors__sketch"}]
         assert united.rows.select(values).sort(keys).equals(whole.rows.select(values).sort(keys))
         if name == "hopping":
             assert united.rows[keys].equals(whole.rows[keys])  # in the order that the summaries want
         else:
             assert united.events is not None
-            behind = united.events.group_by("piece").len().sort("piece")
-            assert behind["piece"].to_list() == united.rows["piece"].sort().to_list()
+            behind = united.events.group_by("__piece").len().sort("__piece")
+            assert behind["__piece"].to_list() == united.rows["__piece"].sort().to_list()
             assert behind["len"].sum() == len(rows)
 
 

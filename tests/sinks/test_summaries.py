@@ -17,7 +17,7 @@ from psycopg import AsyncConnection, errors
 from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_expiry import STATE_GRACE
 from streamproc.tables.fold import TableFold
-from streamproc.topology import DAY, MINUTE
+from streamproc.topology import DAY, MINUTE, Measure
 from tests.tables import oracle
 from tests.tables.streams import (
     FUNNEL,
@@ -25,6 +25,7 @@ from tests.tables.streams import (
     START,
     cut,
     event,
+    frame,
     hopping,
     sealed,
     streams,
@@ -271,6 +272,44 @@ async def test_any_text_can_be_a_key_or_a_value(conn, shared_data):
     for half in (events[::2], events[1::2], events):
         await commit(conn, summaries, tables, [half])
     await assert_tables_equal_the_oracle(conn, summaries, tables, events + events)
+
+
+#: Names that a page may give, and that folds or statements could need for columns of their own.
+ORDINARY = ["at", "begin", "end", "how", "old", "piece", "row", "run"]
+
+
+async def test_measures_may_be_called_anything(conn):
+    measures = [Measure(name, "last", pl.String(), "page") for name in ORDINARY]
+    measures += [Measure(f"{name}s", "count", pl.Int64()) for name in ORDINARY]
+    tables = [
+        tumbling(measures),
+        visits(measures, gap=MINUTE, cap=3 * MINUTE),
+        replace(tumbling([Measure(name, "count", pl.Int64()) for name in ORDINARY]), name="additive"),
+    ]
+    summaries = Summaries(tables, fresh_schema())
+    await summaries.ensure(conn)
+    done = []
+    for batch in ([0], [1], [10, 20, 21, 22, 23], [5]):
+        done += (more := [event(at * MINUTE) for at in batch])
+        await commit(conn, summaries, tables, [more], changed=True)
+        await assert_tables_equal_the_oracle(conn, summaries, tables, done)
+
+
+async def test_the_key_of_sessions_may_be_called_anything(conn):
+    keys = [name for name in ORDINARY if name != "at"]  # of which the oracle thinks otherwise
+    plain = visits(IN_SERVER, gap=MINUTE, cap=3 * MINUTE)
+    tables = [replace(plain, name=f"by_{key}", window=replace(plain.window, key=key)) for key in keys]
+    summaries = Summaries(tables, fresh_schema())
+    await summaries.ensure(conn)
+    done = []
+    for batch in ([0], [1], [10, 20, 21, 22, 23], [5]):
+        done += (more := [event(at * MINUTE, **dict.fromkeys(keys, "a")) for at in batch])
+        events = frame(more).with_columns(pl.col("visitor").alias(key) for key in keys)
+        folds = {table.name: TableFold(table) for table in tables}
+        deltas = {name: fold.seal(fold.partial(events)[0]) for name, fold in folds.items()}
+        async with conn.transaction():
+            await summaries.apply(conn, deltas, changed=True)
+        await assert_tables_equal_the_oracle(conn, summaries, tables, done)
 
 
 async def test_changed_rows_are_returned_as_analysts_see_them(conn):

@@ -64,7 +64,7 @@ def together(folds: dict[str, TableFold], pieces: Iterable[Piece]) -> dict[str, 
         # Pieces are numbered in each bucket from 0.
         first, numbered, behind = 0, [], []
         for bucket, sessions in by_bucket.items():
-            shifted = (pl.col("piece") + first).cast(pl.UInt32)
+            shifted = (pl.col("__piece") + first).cast(pl.UInt32)
             numbered.append(sessions.with_columns(shifted))
             behind.append(events[name][bucket].with_columns(shifted))
             first += sessions.height
