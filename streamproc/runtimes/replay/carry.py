@@ -82,10 +82,14 @@ class Carrier:
         return rows
 
     async def _prepare(self) -> None:
-        """The sessions that reach into the region: where they began does not change any more."""
+        """The replay's tables as this version has them; the sessions that reach into the region, whose beginnings do
+        not change any more.
+        """
         regions = await self.regions()
         if self._starts or not regions:
             return
+        async with self._database.connection("extend the replay's tables") as conn:
+            await self._summaries.ensure(conn)
         self._oldest = min(found.events for found in regions.values())
         async with self._database.connection("look for sessions at the edge") as conn:
             for beside in self.tables:

@@ -1,0 +1,91 @@
+"""Live events outside a replay's range, carried into its tables: a real ledger, lake and tables."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from streamproc.ledger import Ledger
+from streamproc.ledger.replay_spans import Span
+from streamproc.ledger.replays import Replays
+from streamproc.runtimes.replay.carry import Carrier
+from streamproc.sinks.lake import Lake
+from streamproc.sinks.local import LocalStore
+from streamproc.sinks.summaries import Summaries
+from streamproc.tables.fold import TableFold
+from streamproc.topology import HOUR, Measure
+from tests.ledger.epochs import P0, advance, nothing, record
+from tests.sinks.topologies import topology
+from tests.tables.streams import SCHEMA, START, event, frame, visits
+
+COLUMNS = {name: type_ for name, type_ in SCHEMA.items() if name != "watermark"} | {
+    "source_partition": pl.String()
+}
+TABLE = visits([Measure("events", "count", pl.Int64())])
+PAGE = replace(topology(COLUMNS), tables=(TABLE,))
+
+
+@pytest.fixture
+async def ledger(postgres: str) -> AsyncIterator[Ledger]:
+    async with Ledger(postgres, "clicks", "w1") as ledger:
+        await ledger.migrate()
+        yield ledger
+
+
+def visit(*hours: int) -> pl.DataFrame:
+    """An event of one visitor at each of the hours, which is its position too."""
+    return frame([event(hour * HOUR, position=hour) for hour in hours]).with_columns(
+        source_partition=pl.lit("0")
+    )
+
+
+async def commit(ledger: Ledger, lake: Lake, events: pl.DataFrame) -> None:
+    """Commit the events to ledger and lake."""
+    claims = await ledger.claim([P0])
+    part = replace(
+        advance(claims[P0], int(events["position"].max())),  # type: ignore[arg-type]
+        clock_us=int(events["event_time"].to_physical().max()),  # type: ignore[arg-type]
+    )
+    files = lake.plan(lake.encode_events(events.drop("watermark")), part)
+    done = record(part, objects=tuple(await lake.write(files)))
+    await ledger.intend(done.id, [file.plan for file in files], claims)
+    await ledger.commit(done, nothing)
+
+
+async def sessions(ledger: Ledger, summaries: Summaries) -> Sequence[tuple[int, int]]:
+    """When each session began (hours), and its events."""
+    async with ledger.database.connection("look") as conn:
+        rows = await summaries.rows(conn, TABLE.name)
+    hour = (pl.col("session_start").to_physical() - START) // HOUR
+    return rows.select(hour, "events").rows()
+
+
+async def test_events_are_carried_into_tables_that_a_version_before_has_made(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path.as_uri(), durable=False)
+    await store.open()
+    lake = Lake(store, PAGE)
+    await commit(ledger, lake, visit(0, 1))
+    replay = await Replays(ledger.database, "clicks").create("fix", "f", "all", "me", {P0: Span(-1, 1)})
+    summaries, fold = Summaries([TABLE], replay.namespace), TableFold(TABLE)
+    async with ledger.database.connection("create the tables") as conn:
+        await summaries.ensure(conn)
+    async with ledger.database.transaction("process the range") as conn:
+        await summaries.apply(conn, {TABLE.name: fold.seal(fold.partial(visit(0, 1))[0])})
+        # Sessions of a key were numbered from the newest.
+        state, registry = f"{replay.namespace}.visits__state", f"{replay.namespace}.__tables"
+        await conn.execute(f"UPDATE {state} SET n = 1 WHERE n <> 0")
+        await conn.execute(f"ALTER TABLE {state} ALTER COLUMN n TYPE smallint")
+        await conn.execute(f"UPDATE {registry} SET definition = definition - 'sessions'")
+
+    await commit(ledger, lake, visit(2, 3))
+    carrier = Carrier(PAGE, replace(replay, since_us=START), ledger.database, lake)
+    assert await carrier.carry() == 2
+    assert await carrier.carry() == 0
+    assert await sessions(ledger, summaries) == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    await store.close()
