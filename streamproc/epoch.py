@@ -29,6 +29,7 @@ from streamproc.model import (
 )
 from streamproc.partition_epoch import Encoder, PartitionEpoch
 from streamproc.progress import Arrivals, PartitionProgress
+from streamproc.strings import apart
 from streamproc.tables.fold import Delta, Partial, TableFold
 from streamproc.tables.hyperloglog import with_coupons
 from streamproc.topology import Topology
@@ -47,6 +48,11 @@ _COMPACT_AT = 3
 #: partitions that fill evenly get files of 30,000 rows.
 FILE_ROWS = 60_000
 _MOST_HELD_ROWS = 120_000
+
+#: A slice keeps the whole frame that it is of. The rows held get a frame of their own when those frames have this many
+#: times their events, and :data:`_MOST_HELD_ROWS` besides: some partition then has few events, and no file for long.
+#: Where all have as many, frames go before.
+_MOST_KEPT = 3
 
 #: Files-to-be that the encoding thread may be behind: each is a copy of its rows.
 _MOST_BEHIND = 2
@@ -92,6 +98,7 @@ class Epoch:
         self._encoding = encoding
         self._behind: deque[Future[list[EncodedRows]]] = deque()
         self._held_rejects = 0
+        self._accepted = 0
         self._partials: dict[str, list[Partial]] = {name: [] for name in folds}
         self._unfolded: list[pl.DataFrame] = []
 
@@ -151,8 +158,10 @@ class Epoch:
             row = 0
             for share, rows in kept:
                 if rows:
+                    share.since = share.since if share.events else self._accepted
                     share.events.append(accepted.slice(row, rows))
                 row += rows
+            self._accepted += row
         if sum(rows.height for rows in self._unfolded) >= FOLD_AT:
             self._fold_tables()
         self.records += sum(map(len, batches))
@@ -213,10 +222,24 @@ class Epoch:
             share = self.partitions[partition]
             share.under_way.append(self._submit(encoder, share.take_events()))
             total -= held[partition]
+        self._let_go_of_frames(total)
         if self._held_rejects >= _MOST_HELD_REJECTS:
             for share in self.partitions.values():
                 share.encode_rejects(encoder)
             self._held_rejects = 0
+
+    def _let_go_of_frames(self, held: int) -> None:
+        """Copy the rows that are ``held``, all partitions' together, when they are few of those that they keep."""
+        shares = [share for share in self.partitions.values() if share.events]
+        kept = self._accepted - min((share.since for share in shares), default=self._accepted)
+        if kept < _MOST_HELD_ROWS + _MOST_KEPT * held:
+            return
+        rows = pl.concat([events for share in shares for events in share.events], rechunk=True)
+        rows = rows.with_columns(apart(pl.col(pl.String)))
+        row = 0
+        for share in shares:
+            share.events, share.since = [rows.slice(row, share.held_rows)], self._accepted - held
+            row += share.held_rows
 
     def _submit(self, encoder: Encoder, events: pl.DataFrame) -> Future[list[EncodedRows]]:
         def encode() -> list[EncodedRows]:

@@ -31,7 +31,10 @@ class PartitionEpoch:
     through: int
     clock_us: int | None
     counts: Counts = field(default_factory=Counts)
+    #: Rows that are in no file yet, as slices of frames that all partitions share; ``since``: how many events the epoch
+    #: had before the oldest of these frames.
     events: list[pl.DataFrame] = field(default_factory=list)
+    since: int = 0
     rejects: list[pl.DataFrame] = field(default_factory=list)
     files: list[EncodedRows] = field(default_factory=list)
     #: Files that are being made elsewhere; they come before what is made here at the end.

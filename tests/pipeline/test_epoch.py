@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -13,6 +14,8 @@ from streamproc import epoch as epochs
 from streamproc.epoch import Epoch
 from streamproc.model import Claim, Counts, Partition, RecordBatch, Transformed
 from streamproc.progress import PartitionProgress
+from streamproc.sinks.lake import Lake
+from streamproc.sinks.local import LocalStore
 from streamproc.tables.fold import TableFold
 from streamproc.topology import SECOND, Contract, EventTime, Field, Measure
 from tests.sinks.topologies import topology
@@ -107,3 +110,39 @@ def test_however_many_events_wait_to_be_folded_an_epoch_says_what_a_loop_over_th
     assert found == {key: (row["events"], row["visitors"]) for key, row in rows.items()}
     assert epoch.late == {TABLE.name: late}
     assert epoch.counts == Counts(len(seen), len(seen))
+
+
+def test_a_partition_with_few_events_does_not_keep_those_of_the_others(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(epochs, "FILE_ROWS", 60)
+    monkeypatch.setattr(epochs, "_MOST_HELD_ROWS", 120)
+    contract = Contract(fields=(Field("visitor", ("visitor",)),), event_time=EventTime("event_time"))
+    stream = replace(topology(COLUMNS), contract=contract)
+    busy, calm = PARTITION, Partition("clicks", "1")
+    progress = {
+        partition: PartitionProgress(Claim(partition, 1, "token", None, None), None, None)
+        for partition in (busy, calm)
+    }
+    epoch = Epoch(stream, {}, Lake(LocalStore(tmp_path.as_uri()), stream))
+    long = "x" * 1_000
+    for fold in range(40):
+        mine = [
+            {"visitor": f"{fold} {n} {long}", "site": "x", "at": START + fold, "position": 24 * fold + n}
+            for n in range(24)
+        ]
+        batch, out = transformed(mine)
+        theirs, few = transformed([{**mine[0], "position": fold}])
+        events = pl.concat([out.events, few.events.with_columns(source_partition=pl.lit("1"))], rechunk=True)
+        both = Transformed(events, pl.DataFrame(), {"0": Counts(24, 24), "1": Counts(1, 1)})
+        epoch.fold([batch, replace(theirs, partition=calm)], both, progress)
+
+    held = {partition: share.held_rows for partition, share in epoch.partitions.items()}
+    assert held[calm] == 40 and held[busy] < 60
+    kept = pl.concat(epoch.partitions[calm].events)["visitor"]
+    assert kept.to_list() == [f"{fold} 0 {long}" for fold in range(40)]
+    views = [
+        chunk.to_arrow(compat_level=pl.CompatLevel.newest()).buffers()[2:] for chunk in kept.get_chunks()
+    ]
+    assert sum(buffer.size for buffers in views for buffer in buffers) < 200 * len(long), "of 1,000 events"
+    epoch.encode()
+    rows = {p: sum(file.rows for file in share.files) for p, share in epoch.partitions.items()}
+    assert rows == {busy: 960, calm: 40}
