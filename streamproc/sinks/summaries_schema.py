@@ -68,6 +68,7 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
             now = _definition(layout.table)
             if before == now:
                 continue
+            await _lock(conn, layout)
             first_state = layout.has_state and await _missing(conn, layout.state)
             await _create(conn, layout)
             await _extend(conn, layout, before or {})
@@ -140,6 +141,15 @@ def _incompatible(layout: Layout, schema: str, before: dict[str, Any]) -> list[M
             if old[part] != value
         ]
     return mistakes
+
+
+async def _lock(conn: AsyncConnection[Any], layout: Layout) -> None:
+    """Wait for the commits under way, in their order. What follows asks for stronger and stronger locks: a commit that
+    has begun with the table would wait for the weaker one, and the stronger one for the commit.
+    """
+    for table in (layout.state, layout.public):
+        if not await _missing(conn, table):
+            await conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
 
 
 async def _create(conn: AsyncConnection[Any], layout: Layout) -> None:

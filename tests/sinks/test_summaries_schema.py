@@ -101,6 +101,32 @@ async def test_workers_that_start_at_once_create_the_tables_once(conn, postgres)
     assert set(await columns(conn, "visits")) >= {"visitor", "session_start", "shop_step"}
 
 
+async def test_a_worker_that_extends_a_table_waits_for_a_commit_that_has_begun_with_it(conn, postgres):
+    table = visits([EVENTS])
+    summaries = await ensured(conn, table)
+    await commit(conn, summaries, table, [event(0)])
+    newer = Summaries([visits([EVENTS, VISITORS])], "clicks")
+    async with await AsyncConnection.connect(postgres, autocommit=True) as other:
+        for each in (conn, other):
+            await each.execute("SET deadlock_timeout = '50ms'")
+        async with conn.transaction():
+            await conn.execute("SELECT FROM clicks.visits__state FOR UPDATE")  # as a commit begins
+            extending = asyncio.create_task(newer.ensure(other))
+            while not await blocked(conn, other):
+                assert not extending.done()
+                await asyncio.sleep(0)
+            delta = sealed(TableFold(table), [[event(1), event(2, visitor="b")]])[0]
+            await summaries.apply(conn, {table.name: delta})
+        await extending
+    assert "visitors" in await columns(conn, "visits")
+    assert (await summaries.rows(conn, "visits"))["events"].to_list() == [2, 1]
+
+
+async def blocked(conn, other):
+    found = await conn.execute("SELECT pg_blocking_pids(%s)", [other.info.backend_pid])
+    return (await found.fetchone())[0]
+
+
 @pytest.mark.parametrize("table", [tumbling([EVENTS]), visits([EVENTS])], ids=["tumbling", "session"])
 @pytest.mark.parametrize(
     "new",
