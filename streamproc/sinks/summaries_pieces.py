@@ -200,7 +200,7 @@ def public_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
     return sql.SQL(
         "SELECT {columns} FROM (SELECT DISTINCT {key} FROM {stage}) k CROSS JOIN LATERAL "
         "(SELECT session_start FROM {state} s WHERE {stored} = {wanted} OFFSET 0) s CROSS JOIN LATERAL "
-        "(SELECT * FROM {public} p WHERE p.session_start = {start} AND {published} = {wanted} OFFSET 0) p"
+        "(SELECT * FROM {public} p WHERE p.session_start = {start} AND {mine} = {published} OFFSET 0) p"
     ).format(
         columns=_COMMA.join(readable(column, "p") for column in layout.columns),
         key=key.id,
@@ -209,8 +209,9 @@ def public_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
         public=layout.public,
         start=published(layout.span[0], sql.Identifier("s", "session_start")),
         stored=layout.indexed(key, "s"),
-        published=layout.indexed(key, "p"),
         wanted=layout.indexed(key, "k"),
+        mine=layout.indexed(key, "p"),
+        published=published(key, layout.indexed(key, "k")),
     )
 
 

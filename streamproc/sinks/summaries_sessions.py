@@ -15,7 +15,7 @@ from psycopg import AsyncConnection, sql
 
 from streamproc.sinks.summaries_copy import copy_in, copy_out, worth_a_thread
 from streamproc.sinks.summaries_known import until_placed
-from streamproc.sinks.summaries_layout import Column, Layout, public_type, published
+from streamproc.sinks.summaries_layout import Column, Layout, public_type, published, stored_type
 from streamproc.sinks.summaries_pieces import (
     continue_newest,
     insert_newest,
@@ -63,7 +63,7 @@ async def apply_sessions(
         return None
     rows = await copy_out(conn, public_sessions(layout, staged), layout.columns)
     # A piece that reaches the cap lies in several sessions.
-    spans = delta.rows.select(key.name, __begin="session_start", __end="session_end")
+    spans = delta.rows.select(pl.col(key.name).to_physical(), __begin="session_start", __end="session_end")
     touched = rows.join(spans, on=key.name).filter(
         (pl.col("session_start") <= pl.col("__end")) & (pl.col("__begin") <= pl.col("session_end"))
     )
@@ -136,7 +136,7 @@ async def _stitch(conn: AsyncConnection[Any], layout: Layout, delta: Delta, keys
 
 
 def _stitched(layout: Layout, delta: Delta, keys: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:
-    """All sessions of the keys, with their numbers."""
+    """All sessions of the keys, with their numbers; keys that are times as integers, as in ``stored``."""
     assert delta.events is not None
     key = layout.by[0].name
     fold = SessionFold(layout.table)
@@ -148,23 +148,26 @@ def _stitched(layout: Layout, delta: Delta, keys: pl.DataFrame, stored: pl.DataF
     start = pl.col("session_start")
     by_start = start + (start >= 0).cast(pl.Int64)  # as summaries_pieces.numbered_by_start
     newest = start == start.max().over(key)
-    return sessions.with_columns(pl.when(newest).then(pl.lit(0, pl.Int64)).otherwise(by_start).alias(_N.name))
+    return sessions.with_columns(
+        pl.col(key).to_physical(),
+        pl.when(newest).then(pl.lit(0, pl.Int64)).otherwise(by_start).alias(_N.name),
+    )
 
 
 async def _delete(conn: AsyncConnection[Any], layout: Layout, rows: pl.DataFrame, *, state: bool) -> None:
     key = layout.by[0]
     other = _N if state else layout.span[0]
-    value = sql.Identifier("gone", "__at")
+    value, theirs = sql.Identifier("gone", "__at"), layout.indexed(key, "gone")
     await conn.execute(
         sql.SQL(
             "DELETE FROM {table} t USING unnest(%s::{key_type}[], %s::bigint[]) AS gone ({key}, __at) "
             "WHERE {mine} = {theirs} AND {other} = {value}"
         ).format(
             table=layout.state if state else layout.public,
-            key_type=public_type(key.type),
+            key_type=stored_type(key.type) if key.type.is_temporal() else public_type(key.type),
             key=key.id,
             mine=layout.indexed(key, "t"),
-            theirs=layout.indexed(key, "gone"),
+            theirs=theirs if state else published(key, theirs),
             other=sql.Identifier("t", other.name),
             value=value if state else published(other, value),
         ),

@@ -312,6 +312,31 @@ async def test_the_key_of_sessions_may_be_called_anything(conn):
         await assert_tables_equal_the_oracle(conn, summaries, tables, done)
 
 
+@pytest.mark.parametrize(
+    ("type_", "key"),
+    [(pl.Int32(), 7), (pl.Boolean(), True), (pl.Date(), 20_000), (pl.Datetime("us", "UTC"), START)],
+    ids=str,
+)
+async def test_sessions_may_be_of_anything_that_a_key_can_be(conn, type_, key):
+    table = replace(visits(IN_SERVER, gap=MINUTE, cap=3 * MINUTE), by=("visitor",), by_types=(type_,))
+    summaries, fold = Summaries([table], "clicks"), TableFold(table)
+    await summaries.ensure(conn)
+    value = pl.Series([key]).cast(type_)
+    done = []
+    for batch in ([0], [1], [10, 20, 21, 22, 23], [5], [9, 24]):
+        done += [event(at * MINUTE, visitor=value[0]) for at in batch]
+        events = frame([event(at * MINUTE) for at in batch]).with_columns(
+            visitor=value.new_from_index(0, len(batch))
+        )
+        async with conn.transaction():
+            changed = await summaries.apply(
+                conn, {table.name: fold.seal(fold.partial(events)[0])}, changed=True
+            )
+        rows = keyed(table, await summaries.rows(conn, table.name))
+        assert rows == expected(table, done)
+        assert keyed(table, changed[table.name]).items() <= rows.items()
+
+
 async def test_changed_rows_are_returned_as_analysts_see_them(conn):
     tables = every_kind_of_table()
     summaries = Summaries(tables, "clicks")
