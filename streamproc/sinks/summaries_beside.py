@@ -69,11 +69,11 @@ class Beside:
         return max(self.table.lateness, int(definition["lateness"]))
 
     async def session_starts(self, conn: AsyncConnection[Any], found: Region) -> pl.DataFrame:
-        """Key and ``start`` (µs) of live sessions that began before the region's events and reach into it."""
+        """Key and ``__start`` (µs) of live sessions that began before the region's events and reach into it."""
         key = self.live.by[0]
-        columns = [key, Column("start", self.live.span[0].type)]
+        columns = [key, Column("__start", self.live.span[0].type)]
         if not await exists(conn, self.live.public):
-            return pl.DataFrame(schema={key.name: key.type, "start": pl.Int64})
+            return pl.DataFrame(schema={key.name: key.type, "__start": pl.Int64})
         query = sql.SQL(
             "SELECT {key}, min({start}) FROM {public} t WHERE {within} AND t.session_start < {events} GROUP BY 1"
         ).format(
@@ -84,7 +84,7 @@ class Beside:
             events=published(self.live.span[0], sql.Literal(found.events)),
         )
         frame = await copy_out(conn, query, columns)
-        return frame.select(pl.col(key.name).cast(key.type), pl.col("start").cast(pl.Int64))
+        return frame.select(pl.col(key.name).cast(key.type), pl.col("__start").cast(pl.Int64))
 
     async def lock(self, conn: AsyncConnection[Any]) -> None:
         """Keep other writers out of the live table until the transaction ends; readers go on.

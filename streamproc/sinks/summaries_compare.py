@@ -56,8 +56,8 @@ class Comparison:
         joined = sql.SQL(
             "WITH l AS (SELECT *, {key_l} AS __key FROM {live} t WHERE {within}), "
             "r AS (SELECT *, {key_l} AS __key FROM {replay} t WHERE {within}), "
-            "j AS (SELECT l.__key IS NULL AS added, r.__key IS NULL AS missing, "
-            "l.__key IS NOT NULL AND r.__key IS NOT NULL AND ({differ}) AS changed, {keys} "
+            "j AS (SELECT l.__key IS NULL AS __added, r.__key IS NULL AS __missing, "
+            "l.__key IS NOT NULL AND r.__key IS NOT NULL AND ({differ}) AS __changed, {keys} "
             "FROM l FULL JOIN r ON l.__key = r.__key) "
         ).format(
             key_l=as_text(self._beside.live.key, "t"),
@@ -72,8 +72,8 @@ class Comparison:
         counted = await conn.execute(
             joined
             + sql.SQL(
-                "SELECT count(*), count(*) FILTER (WHERE missing), count(*) FILTER (WHERE added), "
-                "count(*) FILTER (WHERE changed) FROM j"
+                "SELECT count(*), count(*) FILTER (WHERE __missing), count(*) FILTER (WHERE __added), "
+                "count(*) FILTER (WHERE __changed) FROM j"
             )
         )
         row = await counted.fetchone()
@@ -84,8 +84,8 @@ class Comparison:
             cursor = await conn.execute(
                 joined
                 + sql.SQL(
-                    "SELECT CASE WHEN missing THEN 'missing' WHEN added THEN 'added' ELSE 'changed' END, {} "
-                    "FROM j WHERE missing OR added OR changed ORDER BY {} LIMIT {}"
+                    "SELECT CASE WHEN __missing THEN 'missing' WHEN __added THEN 'added' ELSE 'changed' END, {} "
+                    "FROM j WHERE __missing OR __added OR __changed ORDER BY {} LIMIT {}"
                 ).format(
                     _COMMA.join(column.id for column in self._beside.live.key),
                     _COMMA.join(column.id for column in self._beside.live.key),

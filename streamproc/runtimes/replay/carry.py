@@ -97,7 +97,7 @@ class Carrier:
                     starts = await beside.session_starts(conn, regions[beside.table.name])
                     self._starts[beside.table.name] = starts
                     if len(starts):
-                        self._oldest = min(self._oldest, int(starts["start"].min()))  # type: ignore[arg-type]
+                        self._oldest = min(self._oldest, int(starts["__start"].min()))  # type: ignore[arg-type]
 
     async def _carry(self, chunk: Sequence[Group]) -> None:
         """One partition's commits: read, fold, and merge with the note that it is done."""
@@ -131,9 +131,7 @@ class Carrier:
             return events.filter(at >= since)
         starts = self._starts[name]
         return (
-            events.join(
-                starts.rename({"start": "__start"}), on=table.window.key, how="left", maintain_order="left"
-            )
+            events.join(starts, on=table.window.key, how="left", maintain_order="left")
             .filter((at >= since) | (at >= pl.col("__start")))
             .drop("__start")
         )

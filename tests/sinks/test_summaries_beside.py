@@ -1,0 +1,121 @@
+"""A table that was rebuilt beside the live one, compared with it and put in its place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg import AsyncConnection
+
+from streamproc.sinks.summaries import Summaries
+from streamproc.sinks.summaries_beside import Beside, region
+from streamproc.sinks.summaries_compare import Comparison
+from streamproc.tables.fold import TableFold
+from streamproc.topology import MINUTE, Measure
+from tests.sinks.test_summaries import IN_SERVER, assert_tables_equal_the_oracle, commit, fresh_schema
+from tests.tables.streams import FUNNEL, START, event, frame, tumbling, visits
+
+GAP = 2 * MINUTE
+
+
+@pytest.fixture
+async def conn(postgres):
+    async with await AsyncConnection.connect(postgres, autocommit=True) as connection:
+        yield connection
+
+
+some_events = st.lists(
+    st.tuples(
+        st.integers(0, 60).map(lambda n: n * MINUTE // 2),
+        st.sampled_from("abc"),
+        st.sampled_from(["view", "cart", "buy"]),
+    ),
+    max_size=30,
+)
+
+
+def of(drawn, first):
+    """The events drawn, at positions from ``first`` on."""
+    return [
+        event(at, visitor=visitor, kind=kind, position=first + number)
+        for number, (at, visitor, kind) in enumerate(drawn)
+    ]
+
+
+@given(
+    before=some_events,
+    wrong=some_events,
+    right=some_events,
+    later=some_events,
+    since=st.integers(0, 30).map(lambda n: n * MINUTE),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_sessions_go_on_after_a_replay_took_their_place(conn, before, wrong, right, later, since):
+    table = visits([*IN_SERVER, FUNNEL], gap=GAP)
+    since += START
+    common = of(before, 0)
+    wrong = [each for each in of(wrong, 100) if each["at"] >= since]
+    right = [each for each in of(right, 200) if each["at"] >= since]
+    live, beside = fresh_schema(), fresh_schema()
+    lives, replays = Summaries([table], live), Summaries([table], beside)
+    for each in (lives, replays):
+        await each.ensure(conn)
+    for events in (common[::2], common[1::2] + wrong):
+        if events:
+            await commit(conn, lives, [table], [events])
+
+    both, found = Beside(table, live, beside), region(table, since, table.lateness)
+    starts = dict((await both.session_starts(conn, found)).iter_rows())
+    reach = [
+        each
+        for each in common + right
+        if each["at"] >= found.events or each["at"] >= starts.get(each["visitor"], each["at"] + 1)
+    ]
+    for events in (reach[1::2], reach[::2]):
+        if events:
+            await commit(conn, replays, [table], [events])
+    async with conn.transaction():
+        await both.lock(conn)
+        await both.swap(conn, found)
+    newest = (
+        "SELECT max(session_start), max(session_start) FILTER (WHERE n = 0), count(*) FILTER (WHERE n = 0)"
+    )
+    rows = await conn.execute(f"{newest} FROM {live}.visits__state GROUP BY visitor")
+    assert all(start == numbered and count == 1 for start, numbered, count in await rows.fetchall())
+    await assert_tables_equal_the_oracle(conn, lives, [table], common + right)
+    later = [each for each in of(later, 300) if each["at"] >= since]
+    for number in range(0, len(later), 3):
+        await commit(conn, lives, [table], [later[number : number + 3]])
+    await assert_tables_equal_the_oracle(conn, lives, [table], common + right + later)
+
+
+async def test_keys_may_be_called_anything(conn):
+    names = ("added", "changed", "missing")
+    events = Measure("events", "count", pl.Int64())
+    table = replace(tumbling([events]), by=names, by_types=(pl.String(),) * 3)
+    visit = replace(visits([events], gap=GAP), name="starts")
+    visit = replace(visit, window=replace(visit.window, key="start"))
+    live, beside = fresh_schema(), fresh_schema()
+    for schema, value in ((live, "a"), (beside, "b")):
+        summaries = Summaries([table, visit], schema)
+        await summaries.ensure(conn)
+        rows = frame([event(0, visitor="both"), event(1, visitor=value)])
+        rows = rows.with_columns(pl.col("visitor").alias(name) for name in (*names, "start"))
+        folds = {each.name: TableFold(each) for each in (table, visit)}
+        async with conn.transaction():
+            await summaries.apply(
+                conn, {name: fold.seal(fold.partial(rows)[0]) for name, fold in folds.items()}
+            )
+    found = region(table, START, 0)
+    difference = await Comparison(Beside(table, live, beside)).compare(conn, found, 10)
+    assert (difference.rows, difference.missing, difference.added, difference.changed) == (3, 1, 1, 0)
+    assert sorted((row["what"], row["missing"]) for row in difference.keys) == [
+        ("added", "b"),
+        ("missing", "a"),
+    ]
+    found = replace(region(visit, START, 0), events=START + 1)
+    starts = await Beside(visit, live, beside).session_starts(conn, found)
+    assert starts.rows() == [("both", START)]
