@@ -179,6 +179,20 @@ def stored_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
     )
 
 
+def number_stored(layout: Layout, stage: sql.Identifier) -> sql.Composed:
+    """Give their new numbers to those of the staged sessions that are there: a session keeps its row, as when it ends,
+    because this page may not know all columns of it.
+    """
+    key = layout.by[0]
+    return sql.SQL(
+        "UPDATE {state} t SET n = s.n FROM (SELECT d.n, s.__at FROM {stage} d CROSS JOIN LATERAL "
+        "(SELECT ctid AS __at FROM {state} s WHERE {stored} = {wanted} AND s.session_start = d.session_start "
+        "AND s.n <> d.n OFFSET 0) s) s WHERE t.ctid = s.__at"
+    ).format(
+        state=layout.state, stage=stage, stored=layout.indexed(key, "s"), wanted=layout.indexed(key, "d")
+    )
+
+
 def replace_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
     """Put the staged sessions, which have their numbers ``n``, in the place of what is there."""
     state = sql.SQL(

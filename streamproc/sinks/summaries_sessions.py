@@ -24,6 +24,7 @@ from streamproc.sinks.summaries_pieces import (
     insert_public,
     lock_newest,
     number_ended,
+    number_stored,
     public_sessions,
     replace_sessions,
     rows_apart,
@@ -124,14 +125,16 @@ async def _stitch(conn: AsyncConnection[Any], layout: Layout, delta: Delta, keys
     )
     sessions = await worth_a_thread(len(keys), _stitched, layout, delta, keys, stored)
 
-    numbers = stored.join(sessions, on=[key, "n"], how="anti")
-    if len(numbers):
-        await _delete(conn, layout, numbers, state=True)
-    moved = stored.join(sessions, on=[key, "session_start"], how="anti")
+    changed = stored.join(sessions, on=[key, "session_start", "n"], how="anti")
+    moved = changed.join(sessions, on=[key, "session_start"], how="anti")
     if len(moved):
+        await _delete(conn, layout, moved, state=True)
         await _delete(conn, layout, moved, state=False)
     target = await stage(conn, layout, "sessions")
     await copy_in(conn, target, [*layout.staged, _N], sessions)
+    if len(changed) > len(moved):
+        number = layout.rendered("number stored", lambda: number_stored(layout, target))
+        await conn.execute(number, prepare=False)
     await conn.execute(layout.rendered("replace", lambda: replace_sessions(layout, target)), prepare=False)
 
 

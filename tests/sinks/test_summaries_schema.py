@@ -176,15 +176,18 @@ async def test_a_measure_taken_away_stays_as_it_is_and_may_come_back(conn):
         await ensured(conn, changed)
 
 
-async def test_a_measure_taken_away_from_sessions_stays_with_the_session_it_was_counted_in(conn):
+@pytest.mark.parametrize("meanwhile", [[DAY], [1, DAY]], ids=["merged", "stitched"])
+async def test_a_measure_taken_away_from_sessions_stays_with_the_session_it_was_counted_in(conn, meanwhile):
     landing = Measure("landing", "first", pl.String(), "page")
     both, one = visits([EVENTS, landing]), visits([EVENTS])
-    await commit(conn, await ensured(conn, both), both, [event(0, page="/first")])
-    await commit(conn, await ensured(conn, one), one, [event(DAY, page="/second")])
+    await commit(conn, await ensured(conn, both), both, [event(0, page="/first"), event(2)])
+    await commit(conn, await ensured(conn, one), one, [event(at, page="/second") for at in meanwhile])
     summaries = await ensured(conn, both)
     await commit(conn, summaries, both, [event(DAY + 1, page="/third")])
     rows = (await summaries.rows(conn, "visits")).sort("session_start")
-    assert rows.select("events", "landing").rows() == [(1, "/first"), (2, "/third")]
+    assert rows.select("events", "landing").rows() == [(1 + len(meanwhile), "/first"), (2, "/third")]
+    states = await conn.execute("SELECT landing FROM clicks.visits__state ORDER BY session_start")
+    assert await states.fetchall() == [("/first",), ("/third",)]
 
 
 async def test_sessions_of_a_table_whose_state_numbers_them_from_the_newest_go_on(conn):
