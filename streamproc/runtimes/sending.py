@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from streamproc.errors import ConfigError, Mistake
+from streamproc.ops.logging import configure_logging
 from streamproc.settings import read_settings
 from streamproc.sources.opening import connection_of, producer
 
@@ -21,6 +22,7 @@ async def send(url: str, chunks: Iterable[Sequence[Keyed]]) -> int:
         fix = "Write kinesis://REGION/STREAM or kafka://HOST:PORT/TOPIC"
         raise ConfigError([Mistake("--to", "names no broker and topic", fix)])
     settings = read_settings(overrides={"broker": broker})
+    configure_logging(settings.log)
     sent = 0
     async with producer(connection_of(settings)) as out:
         for chunk in chunks:

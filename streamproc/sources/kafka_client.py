@@ -35,7 +35,7 @@ class KafkaConnection:
     against ``ca_file`` (PEM) or the system's authorities. ``cert_file`` and ``key_file``: this client's own
     certificate. ``sasl_mechanism``: ``PLAIN``, ``SCRAM-SHA-256``, ``SCRAM-SHA-512``, or ``AWS_MSK_IAM``
     with the cluster's ``aws_region`` and credentials as AWS's tools find them. ``embedded``: it is the
-    broker of :mod:`streamproc.embedded.broker`, which knows no idempotent producers and answers a group's
+    broker of :mod:`streamproc.embedded.broker`, which gives aiokafka's producers no ids and answers a group's
     join only after half the session timeout. ``incarnation``: names the life of a broker whose logs end with
     it (see :meth:`partition`); ``None`` for one that keeps them. Prints without the password.
     """

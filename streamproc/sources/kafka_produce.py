@@ -9,15 +9,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import structlog
 from aiokafka import AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
 
 from streamproc.errors import DependencyError
+from streamproc.model import EMBEDDED_CLUSTER
 from streamproc.sources.kafka_client import KafkaConnection
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from aiokafka.producer.message_accumulator import BatchBuilder
+
+log = structlog.get_logger(__name__)
 
 #: Bytes of records before compression. Brokers take a batch of 1 MiB (``message.max.bytes``) by default,
 #: and one that does not compress may grow a little.
@@ -157,11 +163,22 @@ class KafkaProducer:
 
 
 async def started(connection: KafkaConnection, compression: str | None) -> AIOKafkaProducer:
-    """A connected producer that waits for all replicas. Raises aiokafka's KafkaError when no broker answers."""
+    """A connected producer that waits for all replicas. Raises aiokafka's KafkaError when no broker answers.
+
+    It is idempotent, but on the embedded broker: that gives producer ids to version 3 of Kafka's InitProducerId
+    and later ones only, and aiokafka asks in version 0. Which one it is, an address alone does not tell
+    (``kafka://127.0.0.1:41217`` may be the broker of a demo): the broker is asked, and a warning says so.
+    Nothing else is ever taken for a reason to do without.
+    """
+    idempotent = not connection.embedded
+    if idempotent and await _is_embedded(connection):
+        why = "this is an embedded broker; records can be there twice when a connection is lost"
+        log.warning("not_idempotent", broker=connection.bootstrap, why=why)
+        idempotent = False
     producer = AIOKafkaProducer(
         **connection.client_options(),
         compression_type=compression,
-        enable_idempotence=not connection.embedded,
+        enable_idempotence=idempotent,
         acks="all",
         max_batch_size=BATCH_BYTES,
     )
@@ -171,6 +188,19 @@ async def started(connection: KafkaConnection, compression: str | None) -> AIOKa
         await producer.stop()
         raise
     return producer
+
+
+async def _is_embedded(connection: KafkaConnection) -> bool:
+    """Whether the broker is an embedded one, by its cluster id. Raises aiokafka's KafkaError if none answers."""
+    if connection.security_protocol != "PLAINTEXT":  # the embedded broker speaks nothing else
+        return False
+    client = AIOKafkaClient(**connection.client_options())
+    try:
+        await client.bootstrap()
+        answer = await client.send(client.get_random_node(), MetadataRequest([]))
+    finally:
+        await client.close()
+    return getattr(answer, "cluster_id", None) == EMBEDDED_CLUSTER  # Kafka before 0.10.1 has none
 
 
 def partitions_of_keys(keys: Sequence[bytes | None], count: int) -> npt.NDArray[np.int64]:

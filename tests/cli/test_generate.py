@@ -14,6 +14,7 @@ from streamproc.cli.demo import demo_command
 from streamproc.cli.generate import generate_command
 from streamproc.errors import ConfigError
 from streamproc.generator import Generator
+from tests.conftest import BROKER
 
 COMMAND = [sys.executable, "-m", "streamproc", "generate"]
 
@@ -86,3 +87,17 @@ def test_the_demo_sends_to_kinesis_only(tmp_path: Path) -> None:
     )
     assert isinstance(done.exception, ConfigError)
     assert "kinesis://REGION" in str(done.exception)
+
+
+def test_records_go_to_a_broker_by_its_address(broker: str, topic: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--events", "300", "--to", f"kafka://{broker}/{topic}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert f"300 records sent to kafka://{broker}/{topic}" in done.stderr
+    if BROKER == "embedded":
+        assert "not_idempotent" in done.stderr

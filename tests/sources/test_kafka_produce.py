@@ -5,17 +5,20 @@ from __future__ import annotations
 import random
 
 import pytest
+import structlog
 from aiokafka.partitioner import DefaultPartitioner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamproc.errors import DependencyError
 from streamproc.model import Partition
+from streamproc.sources import kafka_produce
 from streamproc.sources.kafka_admin import admin
 from streamproc.sources.kafka_client import KafkaConnection
-from streamproc.sources.kafka_produce import KafkaProducer, partitions_of_keys
+from streamproc.sources.kafka_produce import KafkaProducer, partitions_of_keys, started
+from tests.conftest import BROKER
 from tests.sources.consuming import Memory, by_partition, consuming, read_records
-from tests.support.apache_kafka import free_ports
+from tests.support.apache_kafka import ApacheKafka, free_ports
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,3 +91,36 @@ async def test_lengths_that_do_not_match_are_refused_before_anything_is_sent(
     async with KafkaProducer(kafka) as producer:
         with pytest.raises(ValueError, match="zip"):
             await producer.send(topic, [b"a", b"b"], partitions=[0])
+
+
+@pytest.mark.skipif(BROKER != "embedded", reason="about the embedded broker")
+class TestTheEmbeddedBrokerByItsAddress:
+    """An address alone does not say whose broker it is."""
+
+    async def test_it_is_sent_to_without_idempotence_and_that_is_said(self, broker: str, topic: str) -> None:
+        with structlog.testing.capture_logs() as logs:
+            async with KafkaProducer(KafkaConnection(broker)) as producer:
+                await producer.publish(topic, [b"a", b"b"], partitions=[1, 1])
+        (warning,) = [entry for entry in logs if entry["event"] == "not_idempotent"]
+        assert (warning["log_level"], warning["broker"]) == ("warning", broker)
+        async with consuming(KafkaConnection(broker, embedded=True), topic, Memory()) as source:
+            arrived = by_partition(await read_records(source, 2))
+        assert arrived == {Partition(topic, "1"): [(0, b"a"), (1, b"b")]}
+
+    async def test_another_broker_that_gives_no_producer_id_is_an_error(
+        self, broker: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kafka_produce, "EMBEDDED_CLUSTER", "another")
+        with pytest.raises(DependencyError, match="UnknownError"):
+            await KafkaProducer(KafkaConnection(broker)).start()
+
+
+@pytest.mark.kafka
+async def test_on_apache_kafka_producers_are_idempotent(apache_kafka: ApacheKafka) -> None:
+    with structlog.testing.capture_logs() as logs:
+        producer = await started(KafkaConnection(apache_kafka.bootstrap), "lz4")
+        try:
+            assert producer._txn_manager.has_pid()
+        finally:
+            await producer.stop()
+    assert logs == []
