@@ -90,7 +90,6 @@ def demo_command(  # noqa: PLR0917 - click hands every option over as an argumen
     from streamproc.runtimes.service import signals  # noqa: PLC0415 - keeps --help fast
     from streamproc.topic_pages import find_pages  # noqa: PLC0415 - keeps --help fast
 
-    directory = prepare(directory)
     if to is not None and not to.startswith("kinesis://"):
         raise ConfigError(
             [Mistake("--to", "is not kinesis://REGION", "Leave it out for the embedded broker")]
@@ -105,6 +104,7 @@ def demo_command(  # noqa: PLR0917 - click hands every option over as an argumen
             [Mistake("--stream", f"there is no page named {name}", f"Choose among {', '.join(pages)}")]
         )
     folder = find_pages(settings.topics)
+    directory = prepare(directory)  # last: a slip in another option is no reason to empty a former demo's
     feed = Feed(events, seed, bad_ratio, input_, LIVE_RATE if events is None and input_ is None else None)
     demo = Demo(
         settings, pages[name], feed, directory=directory, pages=folder if folder.is_dir() else folder.parent

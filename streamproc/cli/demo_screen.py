@@ -30,8 +30,8 @@ async def show(demo: Demo, running: asyncio.Task[dict[str, Any]], *, live: bool)
         return
     with Live(_starting(), console=console, refresh_per_second=8) as screen:
         while not running.done():
-            glance = await demo.glance()
-            screen.update(_starting() if glance is None else _screen(demo, glance))
+            if (glance := await demo.glance()) is not None:
+                screen.update(_screen(demo, glance))
             await asyncio.wait({running}, timeout=_REFRESH)
 
 

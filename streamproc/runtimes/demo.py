@@ -85,9 +85,18 @@ def demo_settings(settings: Settings, directory: Path) -> Settings:
 def prepare(directory: Path) -> Path:
     """An empty folder for the demo; a former demo's is emptied, anything else is left alone.
 
-    Raises :class:`ConfigError` when the folder holds something that no demo made.
+    Raises :class:`ConfigError` when the folder holds something that no demo made, or cannot be written.
     """
     directory = directory.expanduser().resolve()
+    try:
+        _empty(directory)
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror or type(error).__name__}"
+        raise ConfigError([Mistake(f"--dir {directory}", problem, "Give another folder")]) from error
+    return directory
+
+
+def _empty(directory: Path) -> None:
     if directory.exists() and any(directory.iterdir()):
         if not (directory / _MARKER).exists():
             problem = "is not empty and was not made by a demo"
@@ -99,7 +108,6 @@ def prepare(directory: Path) -> Path:
                 part.unlink()
     directory.mkdir(parents=True, exist_ok=True)
     (directory / _MARKER).touch()
-    return directory
 
 
 class Demo:
@@ -123,7 +131,10 @@ class Demo:
         self._endpoints: Endpoints | None = None
 
     async def run(self, stop: asyncio.Event) -> dict[str, Any]:
-        """Run until everything fed is committed, or ``stop``; returns the report."""
+        """Run until everything fed is committed, or ``stop``; returns the report.
+
+        Raises :class:`StreamprocError` when ``stop`` came before the first commit.
+        """
         async with Endpoints(self.settings) as endpoints:
             self._endpoints = endpoints
             assert endpoints.broker is not None
@@ -133,10 +144,15 @@ class Demo:
                     await topics.apply(self.topology.topic)
             self._worker = Worker(self.settings, self.topology, endpoints, pages=self._pages)
             ending = asyncio.Event()
-            async with asyncio.TaskGroup() as group:
-                work = group.create_task(self._worker.run(ending))
-                await self._feed_and_follow(stop, work)
-                ending.set()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    work = group.create_task(self._worker.run(ending))
+                    await self._feed_and_follow(stop, work)
+                    ending.set()
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from errors
+            if stop.is_set() and not self._worker.pipeline.stats.epochs:
+                raise StreamprocError("ended before anything was processed")  # there may be no tables yet
             await self._worker.upkeep.finish()
             return await self._report(endpoints)
 
@@ -151,14 +167,19 @@ class Demo:
             self.topology.topic.name,
             *self._feed.arguments(),
             stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a terminal's Ctrl-C is for this process; it tells the feeder
         )
         following = asyncio.create_task(self._follow(feeder))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({following, stopping, work}, return_when=asyncio.FIRST_COMPLETED)
-            if feeder.returncode is None:
+            told = feeder.returncode is None
+            if told:
                 feeder.send_signal(signal.SIGTERM)
             await following
+            # It may have been told before it listened.
+            if feeder.returncode and not (told and feeder.returncode == -signal.SIGTERM):
+                raise StreamprocError(f"the feeder ended with exit code {feeder.returncode}")
             await self._until_all_committed(work)
         finally:
             stopping.cancel()
@@ -172,8 +193,7 @@ class Demo:
         async for line in feeder.stdout:
             self.produced = json.loads(line)["produced"]
         self.feeding = False
-        if await feeder.wait():
-            raise StreamprocError(f"the feeder ended with exit code {feeder.returncode}")
+        await feeder.wait()
 
     async def _until_all_committed(self, work: asyncio.Task[None]) -> None:
         assert self._worker is not None

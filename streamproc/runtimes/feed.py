@@ -53,7 +53,6 @@ async def feed(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the whole group; the parent decides
     async with producer(connection) as out:
         for chunk in chunks:
             if stop.is_set():

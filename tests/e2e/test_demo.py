@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import duckdb
+import psutil
 import psycopg
 import pytest
 
 from streamproc.embedded.postgres import start_postgres
+from streamproc.errors import ConfigError
 from streamproc.generator import Generator
+from streamproc.runtimes.demo import prepare
 from tests.e2e import oracle
 from tests.e2e.harness import REPOSITORY, check_tables, settled_files
 from tests.e2e.log_totals import STATIC
@@ -101,6 +108,65 @@ def test_a_second_demo_replaces_the_first_and_nothing_else(ran, tmp_path):
     )  # fmt: skip
     assert refused.returncode == 2 and "not made by a demo" in refused.stderr
     assert (precious / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_slip_in_another_option_leaves_a_former_demo_as_it_is(ran):
+    directory, _ = ran
+    for slip in (["--stream", "misspelt"], ["--to", "kafka://localhost:9092"]):
+        refused = subprocess.run(
+            [sys.executable, "-m", "streamproc", "demo", "--headless", "--dir", str(directory), *slip],
+            cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert refused.returncode == 2, refused.stderr
+        assert (directory / "lake").is_dir() and (directory / "postgres").is_dir()
+
+
+def test_a_folder_that_cannot_be_made_is_a_mistake_of_the_option(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--dir .*cannot be written: Not a directory"):
+        prepare(tmp_path / "file" / "demo")
+
+
+def begin(directory: Path) -> subprocess.Popen[str]:
+    """An endless demo with a process group of its own, as a terminal gives it one."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "streamproc", "demo", "--events", "100000000", "--dir", str(directory)],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_ctrl_c_ends_a_demo_with_its_report(tmp_path):
+    with begin(tmp_path / "d") as running:
+        assert running.stdout is not None
+        assert "committed" in running.stdout.readline()
+        os.killpg(running.pid, signal.SIGINT)
+        out, err = running.communicate(timeout=90)
+    assert running.returncode == 0, err
+    assert "records produced" in out and "Look around" in out
+    assert "Traceback" not in err and "Aborted" not in err
+
+
+def test_ctrl_c_before_anything_is_processed_is_told_in_one_line(tmp_path):
+    with begin(tmp_path / "d") as running:
+        feeder_of(running.pid)
+        os.killpg(running.pid, signal.SIGINT)
+        out, err = running.communicate(timeout=90)
+    assert "Traceback" not in err
+    if running.returncode == 0:  # there is no telling how far it came
+        assert "records produced" in out
+    else:
+        assert err == "streamproc: ended before anything was processed\n"
+
+
+def feeder_of(pid: int) -> psutil.Process:
+    """The process that feeds the demo of ``pid``, as soon as there is one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process(pid).children():
+            with contextlib.suppress(psutil.Error):
+                if "streamproc.runtimes.feed" in child.cmdline():
+                    return child
+    raise AssertionError("no feeder within a minute")
 
 
 def test_real_access_log_lines_give_the_totals_of_plain_counting(shared_data, tmp_path):
