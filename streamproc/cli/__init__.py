@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from streamproc import __version__, allocators
+from streamproc.cli.options import Group
 from streamproc.errors import ConfigError, StreamprocError
 
 #: Verb → (module of this package, attribute, one-line help). The help stands here too, because polars and
@@ -40,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-class Verbs(click.Group):
+class Verbs(Group):
     """A group that imports a verb's module when the verb is used, and turns our errors into exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -73,10 +74,26 @@ class Verbs(click.Group):
                 click.echo(f"streamproc: {error}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
         except BrokenPipeError:
-            # The reader of our output has left (`streamproc … | head`): not our failure, but the
-            # interpreter would say so when it flushes stdout on its way out.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader of our output has left (`streamproc … | head`): not our failure.
+            _give_stdout_up()
             ctx.exit(0)
+        except OSError as error:  # a file or folder that cannot be used, a disk that is full
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            else:
+                where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+                what = error.strerror or str(error) or type(error).__name__
+                click.echo(f"streamproc: {where}{what} (--debug says where it happened)", err=True)
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _give_stdout_up()
+            ctx.exit(1)
+
+
+def _give_stdout_up() -> None:
+    """What is still buffered goes nowhere, or the interpreter would fail to write it on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from streamproc.cli.options import load_topics, settings_options
+from streamproc.cli.options import Group, load_topics, only_itself, settings_options
 from streamproc.cli.streams import named, opened_store, set_up_options
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EMBEDDED_ROLE = "streamproc_dashboard"
 
 
-@click.group(name="dashboard", invoke_without_command=True)
+@click.group(name="dashboard", cls=Group, invoke_without_command=True)
 @click.option(
     "--stream", "topic", metavar="STREAM", help="Only this stream. [default: all topic pages that ever ran]"
 )
@@ -29,18 +29,14 @@ EMBEDDED_ROLE = "streamproc_dashboard"
     "--bind", metavar="HOST:PORT", help="Where to listen. [default: dashboard.bind, 127.0.0.1:8090]"
 )
 @click.option("--open", "open_", is_flag=True, help="Open a browser.")
+@only_itself
 @partial(set_up_options, level="warning")
-@click.pass_context
-def dashboard_command(
-    ctx: click.Context, settings: Settings, topic: str | None, bind: str | None, open_: bool
-) -> None:
+def dashboard_command(settings: Settings, topic: str | None, bind: str | None, open_: bool) -> None:
     """Serve the pages: visitors, tables, the pipeline.
 
     It runs until SIGTERM and only reads, as the role of dashboard.database. Without a password or a proxy it
     listens on localhost only. docs/dashboard.md says how to let others look.
     """
-    if ctx.invoked_subcommand is not None:
-        return
     asyncio.run(_serve(settings, topic, bind, open_))
 
 

@@ -13,7 +13,7 @@ import click
 
 from streamproc.cli.backfill import page_of_logs, period_of
 from streamproc.cli.emr_submit import submit_command
-from streamproc.cli.options import json_option, load_settings, load_topics, settings_options
+from streamproc.cli.options import Group, json_option, load_settings, load_topics, settings_options
 from streamproc.errors import ConfigError, Mistake
 from streamproc.quantities import Invalid, parse_size
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _DATE = click.DateTime(["%Y-%m-%d"])
 
 
-@click.group(name="emr")
+@click.group(name="emr", cls=Group)
 def emr_command() -> None:
     """Read logs of the past by Spark, on EMR."""
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import click
 
 from streamproc.cli.lake_compact import compact_command
-from streamproc.cli.options import json_option
+from streamproc.cli.options import Group, json_option
 from streamproc.cli.rendering import Section, show
 from streamproc.cli.streams import (
     Time,
@@ -30,7 +30,7 @@ from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
 _TIME_COLUMN = {"events": "event_time", "rejects": "received_at"}
 
 
-@click.group(name="lake")
+@click.group(name="lake", cls=Group)
 def lake_command() -> None:
     """List the lake's objects, merge small ones, delete the abandoned."""
 

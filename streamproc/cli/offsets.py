@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import click
 
-from streamproc.cli.options import json_option
+from streamproc.cli.options import Group, json_option
 from streamproc.cli.rendering import Section, show
 from streamproc.cli.status import partition_dict
 from streamproc.cli.streams import (
@@ -36,7 +36,7 @@ from streamproc.sources.log_store import LogConnection
 from streamproc.sources.opening import Connection
 
 
-@click.group(name="offsets")
+@click.group(name="offsets", cls=Group)
 def offsets_command() -> None:
     """Show and set committed positions.
 

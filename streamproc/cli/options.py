@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from streamproc.settings import Settings
@@ -16,6 +19,45 @@ F = TypeVar("F", bound=Callable[..., object])
 
 _CONFIG_HELP = "Settings file. [default: streamproc.toml, if there is one]"
 _TOPICS_HELP = "Folder of topic pages, or one page. [default: ./topics, else those shipped with streamproc]"
+
+
+class Group(click.Group):
+    """Verbs below a verb. A misspelt one is told with the one that may have been meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises click's UsageError for a verb that there is not."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if near := difflib.get_close_matches(args[0], self.list_commands(ctx), n=1):
+                error.message += f" Did you mean {near[0]}?"
+            raise
+
+
+def only_itself(command: F) -> F:
+    """For a group that does something itself: do nothing, and read no settings, when a verb of it follows.
+
+    That verb has options of its own, and would not see those that stand before it: click's UsageError says so.
+    """
+
+    @wraps(command)
+    def unless_followed(**options: object) -> None:
+        context = click.get_current_context()
+        verb = context.invoked_subcommand
+        if verb is None:
+            command(**options)
+            return
+        given = [
+            parameter.opts[0]
+            for parameter in context.command.params
+            if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        ]
+        if given:
+            raise click.UsageError(f"{verb} would not see {', '.join(given)}: options stand behind {verb}.")
+
+    return unless_followed  # type: ignore[return-value]
 
 
 def settings_options(command: F) -> F:

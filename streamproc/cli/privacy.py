@@ -11,7 +11,7 @@ from typing import TextIO
 
 import click
 
-from streamproc.cli.options import json_option
+from streamproc.cli.options import Group, json_option
 from streamproc.cli.rendering import Section, show
 from streamproc.cli.streams import OpenedStream, opened_store, opened_stream, set_up_options
 from streamproc.runtimes.erasing import Eraser, ErasureReport, visitor
@@ -21,7 +21,7 @@ from streamproc.topic_pages import find_pages
 from streamproc.transform import Resources
 
 
-@click.group(name="privacy")
+@click.group(name="privacy", cls=Group)
 def privacy_command() -> None:
     """Forget a visitor."""
 

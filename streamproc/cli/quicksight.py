@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from streamproc.cli.options import json_option, load_settings, load_topics, settings_options
+from streamproc.cli.options import Group, json_option, load_settings, load_topics, settings_options
 from streamproc.cli.rendering import Section, show
 from streamproc.cli.streams import topic_argument
 from streamproc.errors import ConfigError, Mistake
@@ -32,7 +32,7 @@ _DONE = {
 }
 
 
-@click.group(name="quicksight")
+@click.group(name="quicksight", cls=Group)
 def quicksight_command() -> None:
     """Publish data sets and dashboards to QuickSight.
 

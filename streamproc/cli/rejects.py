@@ -13,7 +13,7 @@ from datetime import datetime
 import click
 import polars as pl
 
-from streamproc.cli.options import json_option
+from streamproc.cli.options import Group, json_option
 from streamproc.cli.rendering import Section, cell_text, printable_bytes, show
 from streamproc.cli.streams import (
     Time,
@@ -44,7 +44,7 @@ _since = click.option(
 )
 
 
-@click.group(name="rejects")
+@click.group(name="rejects", cls=Group)
 def rejects_command() -> None:
     """Look at rejected records and send them again.
 

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
-from typing import TypeVar
 
 import click
 
 from streamproc.cli import replay_verbs as verbs
-from streamproc.cli.options import json_option
+from streamproc.cli.options import Group, json_option, only_itself
 from streamproc.cli.rendering import Section, show
 from streamproc.cli.replay_progress import duration
 from streamproc.cli.streams import set_up_options
 from streamproc.errors import ConfigError, Mistake
 from streamproc.settings import Settings
 
-F = TypeVar("F", bound=Callable[..., None])
-
 _TOPIC = click.option("--topic", metavar="STREAM", help="The topic page, where there are several.")
 
 
-def _only_itself(command: F) -> F:
-    """Do nothing, and read no settings, when a verb of the group follows: it does both itself."""
-
-    @wraps(command)
-    def unless_followed(**options: object) -> None:
-        if click.get_current_context().invoked_subcommand is None:
-            command(**options)
-
-    return unless_followed  # type: ignore[return-value]
-
-
-@click.group(name="replay", invoke_without_command=True)
+@click.group(name="replay", cls=Group, invoke_without_command=True)
 @click.option("--from", "begin", metavar="earliest|OFFSETS|TIME", help="Where the range begins.")
 @click.option("--to", "end", metavar="OFFSETS|TIME", help="Where it ends. [default: what live has committed]")
 @click.option(
@@ -45,7 +29,7 @@ def _only_itself(command: F) -> F:
 @click.option("--exact", is_flag=True, help="Refuse a range that would have to be widened.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be processed.")
 @_TOPIC
-@_only_itself
+@only_itself
 @set_up_options
 @json_option
 def replay_command(*, settings: Settings, topic: str | None, as_json: bool, **request: object) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import click
 
-from streamproc.cli.options import json_option, load_settings, load_topics, settings_options
+from streamproc.cli.options import Group, json_option, load_settings, load_topics, settings_options
 from streamproc.embedded.broker import start_broker
 from streamproc.errors import ConfigError, Mistake
 from streamproc.quantities import show_duration
@@ -23,7 +23,7 @@ from streamproc.topology import Topic
 T = TypeVar("T")
 
 
-@click.group(name="topics")
+@click.group(name="topics", cls=Group)
 def topics_command() -> None:
     """List, compare and create the topics of the topic pages.
 

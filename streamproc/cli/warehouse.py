@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import click
 import structlog
 
-from streamproc.cli.options import json_option
+from streamproc.cli.options import Group, json_option
 from streamproc.cli.rendering import Section, show
 from streamproc.cli.streams import (
     OpenedStream,
@@ -37,7 +37,7 @@ from streamproc.sinks.warehouse import (
 _log = structlog.get_logger(__name__)
 
 
-@click.group(name="warehouse")
+@click.group(name="warehouse", cls=Group)
 def warehouse_command() -> None:
     """Set up, load and look at the warehouse."""
 

@@ -84,6 +84,48 @@ def test_an_unknown_verb_is_a_usage_error() -> None:
     assert call("fly").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "meant"), [(["sttus"], "status"), (["replay", "promte", "fix"], "promote"), (["zzz"], None)]
+)
+def test_a_misspelt_verb_is_told_with_the_one_that_was_meant(arguments: list[str], meant: str | None) -> None:
+    answer = call(*arguments)
+    assert answer.exit_code == 2
+    assert "No such command" in answer.stderr
+    assert ("Did you mean" in answer.stderr) == (meant is not None)
+    assert meant is None or f"Did you mean {meant}?" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["replay", "--data-dir", "demo-data", "status"], ["dashboard", "--bind", ":0", "grant", "reader"]],
+)
+def test_an_option_before_a_verb_that_would_not_see_it_is_refused(arguments: list[str]) -> None:
+    answer = call(*arguments)
+    assert answer.exit_code == 2
+    assert f"{arguments[3]} would not see {arguments[1]}" in answer.stderr
+
+
+def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    page = write_page(tmp_path / "pages") / "shop.toml"
+    rejects = tmp_path / "missing" / "rejects.ndjson"
+    answer = call("transform", str(page), "--rejects", str(rejects))
+    assert answer.exit_code == 1
+    assert answer.stderr.startswith(f"streamproc: {rejects}: No such file or directory")
+    assert "Traceback" not in answer.stderr
+    assert "Traceback" in call("--debug", "transform", str(page), "--rejects", str(rejects)).stderr
+
+
+def test_output_that_finds_no_room_is_told_in_one_line() -> None:
+    command = [sys.executable, "-m", "streamproc", "generate", "--events", "1000"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("streamproc: No space left on device")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_configuration_mistake_is_printed_without_a_traceback_and_exits_with_2() -> None:
     answer = call("topics", "list", START="soon")
     assert answer.exit_code == 2
