@@ -42,8 +42,8 @@ class _Instant(click.ParamType):
     "--start",
     type=_Instant(),
     default=DEFAULT_START,
-    show_default=DEFAULT_START.isoformat(),
-    help="Event time of the first events.",
+    show_default=False,
+    help=f"Event time of the first events. [default: {DEFAULT_START:%Y-%m-%dT%H:%M:%SZ}]",
 )
 @click.option(
     "--rate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from streamproc.errors import ConfigError, Mistake
 from streamproc.ops.logging import configure_logging
@@ -21,7 +22,10 @@ async def send(url: str, chunks: Iterable[Sequence[Keyed]]) -> int:
     if not topic or broker.partition("://")[0] not in {"kafka", "kinesis"} or broker.endswith(":/"):
         fix = "Write kinesis://REGION/STREAM or kafka://HOST:PORT/TOPIC"
         raise ConfigError([Mistake("--to", "names no broker and topic", fix)])
-    settings = read_settings(overrides={"broker": broker})
+    try:
+        settings = read_settings(overrides={"broker": broker})
+    except ConfigError as error:
+        raise ConfigError([_of_option(mistake) for mistake in error.mistakes]) from error
     configure_logging(settings.log)
     sent = 0
     async with producer(connection_of(settings)) as out:
@@ -30,3 +34,8 @@ async def send(url: str, chunks: Iterable[Sequence[Keyed]]) -> int:
             sent += len(chunk)
         await out.flush()
     return sent
+
+
+def _of_option(mistake: Mistake) -> Mistake:
+    """A mistake of the broker that ``--to`` names; those of other settings are what they are."""
+    return replace(mistake, where="--to") if mistake.where == "--broker" else mistake

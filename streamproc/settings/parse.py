@@ -142,13 +142,14 @@ def moment(value: object, folder: Path) -> int:
 def bind(value: object, folder: Path) -> Bind:
     """``host:port``, ``[::]:port`` or ``:port`` (all interfaces). Port 0 lets the system choose."""
     host, colon, port = text(value, folder).rpartition(":")
-    if not colon or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65_535:
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > _LAST_PORT:
         raise Invalid(f"{shown(value)} is not host:port", 'Write it like "0.0.0.0:8080"')
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise Invalid(f"{shown(value)} is not host:port", 'Put an IPv6 address in brackets: "[::1]:8080"')
     return Bind(host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port))  # noqa: S104 - asked for
 
 
+_LAST_PORT = 65_535
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", re.ASCII)
 
 
@@ -172,6 +173,8 @@ def broker(value: object, folder: Path) -> Url:
         servers = url.rest.rstrip("/").split(",")
         if not all(_SERVER.fullmatch(server) for server in servers):
             raise Invalid(f"{shown(str(url))} does not name each server as host:port", fix)
+        if over := [port for server in servers if int(port := server.rpartition(":")[2]) > _LAST_PORT]:
+            raise Invalid(f"{shown(str(url))}: there is no port {over[0]}", f"Ports go to {_LAST_PORT:,}")
         return Url("kafka://" + ",".join(servers))
     return url
 

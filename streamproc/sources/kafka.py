@@ -24,7 +24,7 @@ from streamproc.model import Partition, RecordBatch
 from streamproc.sources import Listener, kafka_fetch
 from streamproc.sources.kafka_admin import admin
 from streamproc.sources.kafka_claims import Bounds, Claims
-from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.sources.kafka_client import KafkaConnection, words
 from streamproc.sources.kafka_topic_id import topic_id
 
 log = structlog.get_logger(__name__)
@@ -337,7 +337,7 @@ class KafkaSource:
         except BaseException as error:
             await consumer.stop()
             if isinstance(error, KafkaError):
-                raise DependencyError(str(self._connection), repr(error)) from error
+                raise DependencyError(str(self._connection), words(error)) from error
             raise  # cancelled
         return consumer
 

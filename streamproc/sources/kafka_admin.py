@@ -20,7 +20,7 @@ from aiokafka.errors import (
 
 from streamproc.errors import ConfigError, DependencyError
 from streamproc.sources.administration import Difference, TopicState, retention_ms
-from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.sources.kafka_client import KafkaConnection, words
 from streamproc.topology import Topic
 
 #: ``config_source`` of an override that was set on the topic itself (DescribeConfigs, version 1 and later).
@@ -46,7 +46,7 @@ def _as_dependency_error(connection: KafkaConnection) -> Iterator[None]:
     try:
         yield
     except (KafkaError, TimeoutError) as error:
-        raise DependencyError(str(connection), str(error) or type(error).__name__) from error
+        raise DependencyError(str(connection), words(error)) from error
 
 
 class KafkaAdmin:

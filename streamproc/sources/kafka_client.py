@@ -132,6 +132,12 @@ class KafkaConnection:
         }
 
 
+def words(error: BaseException) -> str:
+    """A failure of aiokafka for a person: what it says, else its class."""
+    said = str(error)  # of brokers that do not answer it is Python's address families
+    return "no broker answers" if "Unable to bootstrap" in said else said or type(error).__name__
+
+
 class MskIamTokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships no types
     """IAM tokens for Amazon MSK, signed locally from the AWS credentials of the environment or the role."""
 

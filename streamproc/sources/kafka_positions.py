@@ -13,7 +13,7 @@ from streamproc.errors import DependencyError
 from streamproc.model import Partition
 from streamproc.sources import kafka_fetch
 from streamproc.sources.kafka_admin import admin
-from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.sources.kafka_client import KafkaConnection, words
 
 
 class Span(NamedTuple):
@@ -80,6 +80,6 @@ async def _reader(
         await consumer.start()
         yield consumer, [TopicPartition(topic, number) for number in range(state.partitions)]
     except KafkaError as error:
-        raise DependencyError(str(connection), str(error) or type(error).__name__) from error
+        raise DependencyError(str(connection), words(error)) from error
     finally:
         await consumer.stop()

@@ -17,7 +17,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from streamproc.errors import DependencyError
 from streamproc.model import EMBEDDED_CLUSTER
-from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.sources.kafka_client import KafkaConnection, words
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -50,7 +50,7 @@ class KafkaProducer:
         try:
             self._producer = await started(self._connection, self._compression)
         except KafkaError as error:
-            raise self._failed(error) from error
+            raise DependencyError(str(self._connection), words(error)) from error
 
     async def stop(self) -> None:
         """Send what is under way, then disconnect."""

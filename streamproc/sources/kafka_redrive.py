@@ -18,7 +18,7 @@ from aiokafka.errors import (
 )
 
 from streamproc.errors import DependencyError
-from streamproc.sources.kafka_client import KafkaConnection
+from streamproc.sources.kafka_client import KafkaConnection, words
 from streamproc.sources.kafka_produce import BATCH_BYTES, started
 
 #: Generous bounds of what the format adds to a record and to a batch
@@ -83,7 +83,7 @@ class RedriveProducer:
         try:
             self._producer = await started(self._connection, "lz4")
         except KafkaError as error:
-            raise DependencyError(str(self._connection), _words(error)) from error
+            raise DependencyError(str(self._connection), words(error)) from error
 
     async def _stop(self) -> None:
         producer, self._producer = self._producer, None
@@ -101,7 +101,7 @@ class RedriveProducer:
             numbers = await self._producer.partitions_for(self._topic)
             return frozenset(self._connection.partition(self._topic, number).id for number in numbers)
         except KafkaError as error:
-            raise DependencyError(str(self._connection), _words(error)) from error
+            raise DependencyError(str(self._connection), words(error)) from error
 
     async def send(self, records: Mapping[str, Sequence[Resend]]) -> dict[str, list[Outcome]]:
         """Send the records of each partition (by its id), in order; returns when the fate of all is decided.
@@ -135,9 +135,9 @@ class RedriveProducer:
             # follow; a new producer begins anew.
             await self._stop()
             await self._start()
-            return [Outcome(refused=True, problem=_words(error))] * len(batch)
+            return [Outcome(refused=True, problem=words(error))] * len(batch)
         except KafkaError as error:
-            return [Outcome(problem=_words(error))] * len(batch)
+            return [Outcome(problem=words(error))] * len(batch)
         return [
             Outcome(sent=True, position=base + place if base >= 0 else None) for place in range(len(batch))
         ]
@@ -157,7 +157,3 @@ def _batches(records: Sequence[Resend]) -> Iterator[list[Resend]]:
         size += bytes_
     if batch:
         yield batch
-
-
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__

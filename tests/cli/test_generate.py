@@ -75,6 +75,21 @@ def test_a_place_to_send_to_names_a_broker_and_a_topic(url: str) -> None:
     assert "kinesis://REGION/STREAM" in str(done.exception)
 
 
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("kafka://127.0.0.1/clicks", "does not name each server as host:port"),
+        ("kafka://127.0.0.1:99999/clicks", "there is no port 99999"),
+    ],
+)
+def test_a_broker_that_cannot_be_is_a_mistake_of_the_option(url: str, problem: str) -> None:
+    done = CliRunner().invoke(generate_command, ["--events", "1", "--to", url])
+    assert isinstance(done.exception, ConfigError)
+    (mistake,) = done.exception.mistakes
+    assert mistake.where == "--to"
+    assert problem in mistake.problem
+
+
 def test_a_region_that_is_none_is_a_mistake_of_the_settings() -> None:
     done = CliRunner().invoke(generate_command, ["--events", "1", "--to", "kinesis://somewhere/clicks"])
     assert isinstance(done.exception, ConfigError)

@@ -133,6 +133,7 @@ def test_secrets_never_show() -> None:
 WRONG = [
     ({"BROKER": "localhost:9092"}, "STREAMPROC_BROKER", "schemes", "kafka://host:9092"),
     ({"BROKER": "kafka://localhost"}, "STREAMPROC_BROKER", "host:port", "kafka://host:9092"),
+    ({"BROKER": "kafka://a:9092,b:65536"}, "STREAMPROC_BROKER", "no port 65536", "65,535"),
     ({"BROKER": f"kafka://u:{PASSWORD}@h:9092"}, "STREAMPROC_BROKER", "user or password", "kafka.username"),
     ({"BROKER": "kinesis://x"}, "STREAMPROC_BROKER", "names no AWS region", "kinesis://eu-central-1"),
     ({"BROKER": "kinesis://host:80"}, "STREAMPROC_BROKER", "names no AWS region", "kinesis://eu-central-1"),

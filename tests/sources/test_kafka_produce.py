@@ -81,7 +81,7 @@ async def test_a_topic_that_does_not_exist_is_an_error_at_once_and_is_not_made(
 
 async def test_a_broker_that_does_not_answer_is_an_error() -> None:
     (port,) = free_ports(1)
-    with pytest.raises(DependencyError, match=f"Kafka at 127.0.0.1:{port}"):
+    with pytest.raises(DependencyError, match=f"Kafka at 127.0.0.1:{port}: no broker answers"):
         await KafkaProducer(KafkaConnection(f"127.0.0.1:{port}")).start()
 
 
