@@ -132,12 +132,13 @@ class Enrichment:
     """One switched-on enrichment: ``kind`` names a module of :mod:`streamproc.transform.enrich`.
 
     ``options`` are what that module's ``OPTIONS`` describe, already checked and defaulted.
-    ``adds``: the columns it adds and their types, in order.
+    ``adds``: the columns it adds and their types, in order. ``name``: its own, where a page may have several.
     """
 
     kind: str
     options: Mapping[str, object]
     adds: Mapping[str, pl.DataType]
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ def check_command(ctx: click.Context, config: Path | None, topics: Path | None, 
     """Check settings, topic pages and endpoints.
 
     Everything is tried, whatever fails before it: the settings, the topic pages with the files and secrets
-    they name, then broker, ledger, lake and warehouse as the service will use them. Nothing is left behind.
+    they name, then broker, ledger, lake and warehouse as the service will use them, unless the settings have
+    mistakes and do not say where these are. Nothing is left behind.
 
     Exits with 2 for configuration mistakes, 1 for endpoints that do not work, 0 when all is well.
     """
@@ -41,6 +42,8 @@ def check_command(ctx: click.Context, config: Path | None, topics: Path | None, 
         click.echo(json.dumps(_as_json(findings, mistakes), indent=2))
     else:
         _print(findings, mistakes)
+        if settings is None:
+            click.echo("     Broker, ledger, lake and warehouse were not tried: mend the settings first.")
     if mistakes or any(finding.misconfigured for finding in findings):
         ctx.exit(2)
     ctx.exit(0 if all(finding.ok for finding in findings) else 1)
@@ -73,7 +76,7 @@ def _check_pages(topics: Path | None, settings: Settings | None) -> tuple[Findin
             try:
                 Transform(page, Resources(os.environ, folder if folder.is_dir() else folder.parent))
             except ConfigError as error:
-                mistakes += [Mistake(f"{page.name}: {m.where}", m.problem, m.fix) for m in error.mistakes]
+                mistakes += error.mistakes
         if settings is not None and not settings.broker.embedded:
             check_published(connection_of(settings), pages.values())
     except ConfigError as error:

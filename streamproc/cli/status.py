@@ -32,7 +32,13 @@ from streamproc.settings import Settings
     help="Again and again until Ctrl-C, which is what a terminal gets; or one look, which is what a pipe or "
     "--json gets. With --watch --json, one object a line.",
 )
-@click.option("--interval", default=2.0, show_default=True, help="Seconds between two looks of --watch.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks of --watch.",
+)
 def status_command(
     settings: Settings, topic: str | None, as_json: bool, watch: bool | None, interval: float
 ) -> None:

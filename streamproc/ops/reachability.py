@@ -147,7 +147,8 @@ async def _postgres(what: str, url: Url) -> str:
 async def _lake(settings: Settings) -> str:
     from streamproc.sinks.object_store import StoreSettings, open_store  # noqa: PLC0415 - see _broker
 
-    options = StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region)
+    # One retry: more of them outlast PATIENCE, and then why nothing answers is not known.
+    options = StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region, attempts=2)
     store = open_store(settings.lake.reveal(), options)
     key = f"_check-{uuid.uuid4()}"
     try:

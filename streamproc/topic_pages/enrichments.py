@@ -29,9 +29,9 @@ def read_enrichments(page: Reader, section: str, columns: Columns) -> tuple[Enri
             table.optional(kind, lambda value: value, None)
             continue
         sub = table.table(kind)
-        steps = [one for _, one in sub.tables()] if kind in SEVERAL else [sub]
-        for step in steps:
-            checked = _check(kind, step, columns)
+        steps = sub.tables() if kind in SEVERAL else [("", sub)]
+        for name, step in steps:
+            checked = _check(kind, name, step, columns)
             if checked is not None:
                 columns.types |= checked.adds
                 found.append(checked)
@@ -40,7 +40,7 @@ def read_enrichments(page: Reader, section: str, columns: Columns) -> tuple[Enri
     return tuple(found)
 
 
-def _check(kind: str, table: Reader, columns: Columns) -> Enrichment | None:
+def _check(kind: str, name: str, table: Reader, columns: Columns) -> Enrichment | None:
     before = len(table.mistakes.found)
     answer = SPECS[kind].check(table.raw, columns.types)
     if isinstance(answer, list):
@@ -49,14 +49,14 @@ def _check(kind: str, table: Reader, columns: Columns) -> Enrichment | None:
             if columns.complete or not mistake.problem.startswith("there is no column"):
                 table.mistakes.add(path, mistake.problem, mistake.fix)
         return None
-    for name in answer.adds:
+    for column in answer.adds:
         try:
-            names.identifier("column", names.EVENT_COLUMNS)(name)
+            names.identifier("column", names.EVENT_COLUMNS)(column)
         except Invalid as error:
             table.mistake("", error.problem, error.fix)
     if len(table.mistakes.found) > before:
         return None
-    return Enrichment(kind, answer.options, answer.adds)
+    return Enrichment(kind, answer.options, answer.adds, name)
 
 
 def _finish(table: Reader, section: str) -> None:

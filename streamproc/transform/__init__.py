@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 
 import polars as pl
 
@@ -55,7 +56,7 @@ class Transform:
         self._early, self._late = _filters(topology, decoded, self._shared.adds(self._enrich), mistakes)
         self._derive = _derived(topology, mistakes)
         if mistakes:
-            raise ConfigError(mistakes)
+            raise ConfigError([replace(each, where=f"{topology.name}: {each.where}") for each in mistakes])
 
     @property
     def wants_visitor_key(self) -> bool:
@@ -129,8 +130,15 @@ def _build(enrichments: Sequence[Enrichment], resources: Resources, mistakes: li
         try:
             steps.append(SPECS[enrichment.kind].build(enrichment.options, resources))
         except ConfigError as error:
-            mistakes.extend(error.mistakes)
+            mistakes += [_in_the_page(each, enrichment) for each in error.mistakes]
     return steps
+
+
+def _in_the_page(mistake: Mistake, enrichment: Enrichment) -> Mistake:
+    """What an enrichment says of itself (``lookup.file``) by its place: ``enrich.lookup.prices.file``."""
+    kind, _, option = mistake.where.partition(".")
+    section = "privacy" if enrichment.kind in PRIVACY else "enrich"
+    return replace(mistake, where=".".join(filter(None, (section, kind, enrichment.name, option))))
 
 
 def _derived(topology: Topology, mistakes: list[Mistake]) -> list[pl.Expr]:
