@@ -82,6 +82,8 @@ class Changes:
         self._number = 0
         self._kept: deque[tuple[int, Change]] = deque(maxlen=_KEPT)
         self._closed = False
+        #: Streams and tables of which there is something to tell: what nobody names here is not listened to in vain.
+        self.known: set[tuple[str, str]] = set()
         #: Clients that were too slow, since the start.
         self.dropped = 0
 
@@ -143,9 +145,13 @@ class Changes:
     async def _listen(self, request: web.Request) -> web.StreamResponse:
         if unknown := set(request.query) - {"stream", "table"}:
             return problem(400, f"there is no parameter {min(unknown)!r}: there are stream, table")
+        stream, table = request.query.get("stream"), request.query.get("table")
+        if self.known and not any(stream in {None, s} and table in {None, t} for s, t in self.known):
+            known = ", ".join(f"{s}.{t}" for s, t in sorted(self.known))
+            return problem(404, f"there is no such table. There are: {known}")
         if self._closed or len(self._clients) >= _CLIENTS:
             return problem(503, "nobody more can listen now", {"Retry-After": "5"})
-        client = _Client((request.query.get("stream"), request.query.get("table")))
+        client = _Client((stream, table))
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream",
@@ -220,6 +226,7 @@ class Watching:
     def __init__(self, topology: Topology, changes: Changes) -> None:
         self._topology = topology
         self._changes = changes
+        changes.known |= {(topology.name, table.name) for table in topology.tables}
 
     @property
     def wanted(self) -> bool:

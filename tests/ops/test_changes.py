@@ -190,6 +190,19 @@ async def test_more_than_some_clients_are_sent_away(monkeypatch):
             assert wrong.status == 400
 
 
+async def test_a_table_that_no_stream_has_is_refused_with_those_that_there_are():
+    changes = Changes()
+    Watching(PAGE, changes)
+    async with port(changes) as session:
+        for query in ("table=hist", "stream=store", "stream=store&table=hits"):
+            async with session.get(f"/api/v1/events?{query}") as wrong:
+                assert wrong.status == 404
+                assert "There are: shop.hits, shop.visits" in (await wrong.json())["error"]
+        async with session.get("/api/v1/events?table=hits") as response:
+            assert response.status == 200
+            await changes.close()
+
+
 @given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from("abc")), min_size=1, max_size=60, unique=True))
 def test_a_change_counts_the_rows_of_each_window(keys):
     rows = pl.DataFrame(
