@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import click
@@ -22,7 +22,7 @@ from streamproc.cli.streams import (
 )
 from streamproc.errors import ConfigError, DependencyError, Mistake
 from streamproc.leases import Mark
-from streamproc.ledger import Ledger, NewPosition, PositionChange
+from streamproc.ledger import NewPosition, PositionChange
 from streamproc.ledger.reading import Owner, owner
 from streamproc.model import Partition
 from streamproc.ops.status import StatusReader, StreamReport
@@ -118,7 +118,8 @@ def set_command(
     if as_json:
         click.echo(json.dumps(done, indent=2))
     else:
-        click.echo(f"{topic}/{partition}: committed through {done['position']}, was {done['before']}.")
+        before = "was never committed" if done["before"] is None else f"was {done['before']}"
+        click.echo(f"{topic}/{partition}: committed through {done['position']}, {before}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ async def _set(settings: Settings, topic: str, change: Change, *, yes: bool) -> 
             raise ConfigError([Mistake("broker", "is a place of logs, which are read once", fix)])
         partition = _partition(broker, page.topic.name, change.partition)
         _refuse_owned(partition, await owner(ledger.database, page.name, partition), force=change.force)
-        before = await _committed(ledger, partition)
+        committed = {status.partition: status.position for status in await ledger.status()}
+        before = committed.get(partition)
         mark: Mark | None = None
         if isinstance(broker, KinesisConnection):
             from streamproc.ops.shard_positions import place  # noqa: PLC0415 - imports Kinesis' client
@@ -161,6 +163,7 @@ async def _set(settings: Settings, topic: str, change: Change, *, yes: bool) -> 
         else:
             span = await _span(broker, partition)
             if span is None:
+                _refuse_unknown(partition, committed)
                 click.echo("The embedded broker is not running: the topic's positions are unknown.", err=True)
             position = await _position(change.where, partition, broker, span)
         _refuse_outside(partition, position, span)
@@ -224,10 +227,14 @@ async def _span(broker: KafkaConnection | None, partition: Partition) -> Span | 
     if broker is None:
         return None
     found = await spans(broker, partition.source)
-    if partition not in found:
-        numbers = ", ".join(each.id for each in found)
-        raise ConfigError([Mistake(str(partition), "there is no such partition", f"There are: {numbers}")])
+    _refuse_unknown(partition, found)
     return found[partition]
+
+
+def _refuse_unknown(partition: Partition, known: Iterable[Partition]) -> None:
+    if partition not in (known := list(known)):
+        there = ", ".join(each.id for each in known) or "none"
+        raise ConfigError([Mistake(str(partition), "there is no such partition", f"There are: {there}")])
 
 
 async def _position(
@@ -273,11 +280,6 @@ def _refuse_unaccepted(change: Change, skipped: int, repeated: int) -> None:
     if repeated and not change.accept_repeat:
         problem = f"{repeated} records would be read again and stand twice in lake, warehouse and tables"
         raise ConfigError([Mistake("offsets set", problem, "Add --accept-repeat to do it")])
-
-
-async def _committed(ledger: Ledger, partition: Partition) -> int | None:
-    statuses = {status.partition: status for status in await ledger.status()}
-    return statuses[partition].position if partition in statuses else None
 
 
 def _question(partition: Partition, before: int | None, position: int, skipped: int, repeated: int) -> str:

@@ -136,6 +136,15 @@ def test_a_partition_that_the_topic_does_not_have_is_refused(at_five: Shop) -> N
     assert "There are: 0, 1, 2, 3" in said
 
 
+def test_while_the_embedded_broker_is_at_rest_the_ledger_says_which_partitions_there_are(
+    at_five: Shop, tmp_path: Path
+) -> None:
+    at_five.settings |= {"STREAMPROC_BROKER": "embedded:", "STREAMPROC_DATA_DIR": str(tmp_path / "rest")}
+    said = at_five.call("offsets", "set", "shop", "99", "8", *WHY, "--accept-gap", code=2).stderr
+    assert "there is no such partition. There are: 0" in said
+    assert "was 5" in at_five.call(*SET, "8", *WHY, "--accept-gap").stdout
+
+
 def test_nonsense_for_a_position_is_a_usage_mistake(at_five: Shop) -> None:
     assert "'soon' is not a time" in at_five.call(*SET, "soon", *WHY, code=2).stderr
 
