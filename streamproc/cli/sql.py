@@ -48,6 +48,8 @@ def sql_command(settings: Settings, query: str, form: str | None) -> None:
     One statement, in a read-only transaction: nothing can be changed by accident. An answer of any size can
     be piped on as JSON or CSV; without either, the first 1000 rows are shown.
     """
+    if not query.strip(" \t\r\n;"):
+        raise click.UsageError("QUERY is empty.")
     asyncio.run(_run(settings, query, {"json": _write_json, "csv": _write_csv, None: _write_table}[form]))
 
 

@@ -34,7 +34,7 @@ from streamproc.settings import Settings
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=click.FloatRange(min=0.01),
     default=2.0,
     show_default=True,
     help="Seconds between two looks of --watch.",

@@ -211,6 +211,7 @@ class Worker:
             except DependencyError as error:
                 log.warning(
                     "waiting_for_endpoint",
+                    stream=self.topology.name,
                     endpoint=name,
                     on=error.what,
                     problem=error.problem,

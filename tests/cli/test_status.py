@@ -277,3 +277,8 @@ def test_a_folder_in_which_nothing_ran_is_a_mistake_and_stays_as_it_is(shop: Sho
     assert "nothing has run in" in said
     assert "--data-dir" in said
     assert not (tmp_path / "empty").exists()
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "soon"])
+def test_a_watch_without_a_pause_is_wrong_usage(shop: Shop, interval: str) -> None:
+    assert "--interval" in shop.call("status", "--watch", "--interval", interval, code=2).stderr
