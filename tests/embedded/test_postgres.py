@@ -147,7 +147,9 @@ def test_a_server_that_does_not_start_is_reported_with_its_log(tmp_path: Path, d
     good = settings.read_text()
     settings.write_text(good + "\nshared_buffers = nonsense\n")
     try:
-        with pytest.raises(DependencyError, match=r"did not start.*see .*/data/log"):
+        with pytest.raises(
+            DependencyError, match=r"did not start: pg_ctl ended with exit code 1 \(see .*/data/log"
+        ):
             start_postgres(directory)
     finally:
         settings.write_text(good)
