@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
+
+#: More columns than any terminal has, to see how many a table needs.
+_ANY_WIDTH = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +39,51 @@ def show(sections: Sequence[Section]) -> None:
 
 def drawn(sections: Sequence[Section]) -> RenderableType:
     """The sections as rich draws them."""
-    from rich import box  # noqa: PLC0415 - keeps --help fast
-    from rich.console import Group  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Group  # noqa: PLC0415 - keeps --help fast
 
-    tables = []
-    for section in sections:
+    return Group(*map(_Drawn, sections))
+
+
+class _Drawn:
+    """A section as a table, or, where the terminal is too narrow for one, row below row with a line for each column."""
+
+    def __init__(self, section: Section) -> None:
+        self._section = section
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self._across()
+        # Its minimum breaks between words only, as in the middle of a time; anything less would break words.
+        narrowest = console.measure(table, options=options.update(max_width=_ANY_WIDTH)).minimum
+        yield table if narrowest <= options.max_width else self._down()
+
+    def _across(self) -> Table:
+        from rich import box  # noqa: PLC0415 - keeps --help fast
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        section = self._section
         table = Table(title=Text(section.title), title_justify="left", box=box.SIMPLE_HEAD)
         for place, name in enumerate(section.header):
             numeric = any(_is_number(row[place]) for row in section.rows)
             table.add_column(name, justify="right" if numeric else "left", overflow="fold")
         for row in section.rows:
             table.add_row(*(Text(cell_text(cell)) for cell in row))
-        tables.append(table)
-    return Group(*tables)
+        return table
+
+    def _down(self) -> Table:
+        from rich import box  # noqa: PLC0415 - keeps --help fast
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        section = self._section
+        table = Table(title=Text(section.title), title_justify="left", box=box.SIMPLE, show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for row in section.rows:
+            for name, cell in zip(section.header, row, strict=True):
+                table.add_row(Text(name), Text(cell_text(cell)))
+            table.add_section()
+        return table
 
 
 def plain(sections: Sequence[Section]) -> Iterator[str]:
