@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from datetime import UTC, datetime
 
 import click
@@ -11,6 +12,9 @@ import click
 from streamproc.generator import DEFAULT_START, Generator
 
 _BATCH = 10_000
+
+#: Seconds between two words of how far it is, on a terminal and elsewhere.
+_TELL_TERMINAL, _TELL_EVERY = 0.5, 5.0
 
 
 class _Instant(click.ParamType):
@@ -26,6 +30,22 @@ class _Instant(click.ParamType):
         except ValueError:
             self.fail(f"{value!r} is not an ISO 8601 time, like 2025-01-06T09:00:00Z", param, ctx)
         return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+class _Progress:
+    """Says how many are sent: in one line of a terminal, every few seconds elsewhere."""
+
+    def __init__(self, events: int) -> None:
+        self._events = events
+        self._told = time.monotonic()
+
+    def __call__(self, sent: int) -> None:
+        terminal, now = sys.stderr.isatty(), time.monotonic()
+        if now - self._told < (_TELL_TERMINAL if terminal else _TELL_EVERY):
+            return
+        self._told = now
+        line = f"{sent:,} of {self._events:,} ({sent / self._events:.0%})"
+        click.echo(f"\r{line}\x1b[K\r" if terminal else line, err=True, nl=not terminal)
 
 
 @click.command(name="generate")
@@ -72,7 +92,7 @@ def generate_command(  # noqa: PLR0917 - click hands every option over as an arg
         from streamproc.runtimes.sending import send  # noqa: PLC0415 - only for this case
 
         generator = Generator(seed, events, bad_ratio=bad_ratio, start=start, rate=rate)
-        sent = asyncio.run(send(to, generator.batches(_BATCH)))
+        sent = asyncio.run(send(to, generator.batches(_BATCH), _Progress(events)))
         click.echo(f"{sent} records sent to {to}", err=True)
         return
     generator = Generator(seed, events, bad_ratio=bad_ratio, start=start, rate=rate, one_line=True)

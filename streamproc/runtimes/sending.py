@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from streamproc.errors import ConfigError, Mistake
@@ -13,8 +13,10 @@ from streamproc.sources.opening import connection_of, producer
 Keyed = tuple[bytes | None, bytes | None]
 
 
-async def send(url: str, chunks: Iterable[Sequence[Keyed]]) -> int:
+async def send(url: str, chunks: Iterable[Sequence[Keyed]], told: Callable[[int], None]) -> int:
     """Send all keyed values to ``kinesis://REGION/STREAM`` or ``kafka://HOST:PORT/TOPIC``; returns how many.
+
+    ``told`` gets the number of those that are on their way, again and again.
 
     Raises :class:`ConfigError` for another URL, :class:`DependencyError` when the records are not taken.
     """
@@ -32,6 +34,7 @@ async def send(url: str, chunks: Iterable[Sequence[Keyed]]) -> int:
         for chunk in chunks:
             await out.send(topic, [value for _, value in chunk], [key for key, _ in chunk])
             sent += len(chunk)
+            told(sent)
         await out.flush()
     return sent
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from streamproc.cli import generate
 from streamproc.cli.demo import demo_command
 from streamproc.cli.generate import generate_command
 from streamproc.errors import ConfigError
@@ -116,3 +117,17 @@ def test_records_go_to_a_broker_by_its_address(broker: str, topic: str) -> None:
     assert f"300 records sent to kafka://{broker}/{topic}" in done.stderr
     if BROKER == "embedded":
         assert "not_idempotent" in done.stderr
+
+
+def test_how_far_sending_is_comes_in_lines_and_in_one_line_of_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "_TELL_EVERY", 0.0)
+    monkeypatch.setattr(generate, "_TELL_TERMINAL", 0.0)
+    told = generate._Progress(40_000)
+    told(10_000)
+    told(20_000)
+    assert capsys.readouterr().err == "10,000 of 40,000 (25%)\n20,000 of 40,000 (50%)\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    told(30_000)
+    assert capsys.readouterr().err == "\r30,000 of 40,000 (75%)\x1b[K\r"
