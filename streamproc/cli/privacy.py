@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from typing import TextIO
@@ -14,6 +15,7 @@ import click
 from streamproc.cli.options import Group, json_option
 from streamproc.cli.rendering import Section, show
 from streamproc.cli.streams import OpenedStream, opened_store, opened_stream, set_up_options
+from streamproc.errors import ConfigError, Mistake
 from streamproc.runtimes.erasing import Eraser, ErasureReport, visitor
 from streamproc.settings import Settings
 from streamproc.sinks.warehouse import layout_of, open_warehouse
@@ -32,6 +34,7 @@ def privacy_command() -> None:
 @set_up_options
 @click.option("--file", type=click.File("r"), help="Read ids from a file, one a line; - is standard input.")
 @click.option("--dry-run", is_flag=True, help="Only count what would be erased.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before erasing.")
 @json_option
 def erase_command(
     *,
@@ -40,6 +43,7 @@ def erase_command(
     visitors: tuple[str, ...],
     file: TextIO | None,
     dry_run: bool,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Erase everything of these visitors' past: lake, warehouse, sessions, rejects, and what is read again later.
@@ -50,11 +54,13 @@ def erase_command(
     Killed at any moment, the same command does the rest. Replaced objects are deleted from the store a day later.
     docs/privacy.md says what cannot be erased.
     """
+    if file is not None and file.name == sys.stdin.name and not (yes or dry_run):
+        raise ConfigError([Mistake("--file -", "leaves no stdin to answer on", "Add --yes or --dry-run")])
     ids = [*visitors, *(line.strip() for line in file or ())]
     ids = [each for each in dict.fromkeys(ids) if each]
     if not ids:
         raise click.UsageError("Name a visitor, or a --file with ids.")
-    report, stream = asyncio.run(_erase(settings, topic, ids, dry=dry_run))
+    report, stream = asyncio.run(_erase(settings, topic, ids, dry=dry_run, ask=not (yes or dry_run)))
     if as_json:
         click.echo(json.dumps({"stream": stream, "visitors": len(ids), **asdict(report)}, indent=2))
         return
@@ -65,7 +71,9 @@ def erase_command(
     show([Section(title, ["where", f"rows {verb}"], rows)])
 
 
-async def _erase(settings: Settings, topic: str, ids: list[str], *, dry: bool) -> tuple[ErasureReport, str]:
+async def _erase(
+    settings: Settings, topic: str, ids: list[str], *, dry: bool, ask: bool
+) -> tuple[ErasureReport, str]:
     async with AsyncExitStack() as stack:
         stream: OpenedStream = await stack.enter_async_context(opened_stream(settings, topic))
         page = stream.page
@@ -76,6 +84,9 @@ async def _erase(settings: Settings, topic: str, ids: list[str], *, dry: bool) -
         eraser = Eraser(page, stream.ledger, store, warehouse)
         resources = Resources(os.environ, find_pages(settings.topics))
         visitors = [visitor(each, page, resources) for each in ids]
+        if ask:
+            who = "this visitor" if len(ids) == 1 else f"these {len(ids):,} visitors"
+            click.confirm(f"Erase the past of {who} from {page.name}, for good?", abort=True, err=True)
         if warehouse is not None:
             stack.push_async_callback(warehouse.close)
             await warehouse.open()

@@ -25,17 +25,34 @@ def test_without_an_id_nothing_is_done(shop: Shop) -> None:
     assert "Name a visitor" in shop.call("privacy", "erase", "shop", code=2).stderr
 
 
+def test_it_asks_first_and_leaves_all_as_it_is_when_that_is_not_answered_with_yes(shop: Shop) -> None:
+    file = shop.pages / "shop.toml"
+    file.write_text(file.read_text() + '\n[erasure]\ncolumns = ["kind"]\n')
+    shop.commit(0, [0, 1])
+    before = shop.lines("lake", "manifest")
+    asked = shop.call("privacy", "erase", "shop", "view", code=1, stdin="n\n")
+    assert "Erase the past of this visitor from shop, for good?" in asked.stderr
+    assert shop.lines("lake", "manifest") == before
+    assert "erased" in shop.call("privacy", "erase", "shop", "view", stdin="y\n").stdout
+    assert shop.lines("lake", "manifest") == []
+
+
+def test_ids_from_standard_input_leave_nothing_to_answer_on(shop: Shop) -> None:
+    refused = shop.call("privacy", "erase", "shop", "--file", "-", code=2, stdin="view\n")
+    assert "Add --yes or --dry-run" in refused.stderr
+
+
 def test_a_visitor_of_whom_there_is_nothing_is_forgotten_all_the_same(shop: Shop) -> None:
     file = shop.pages / "shop.toml"
     file.write_text(file.read_text() + '\n[erasure]\ncolumns = ["kind"]\n')
     shop.commit(0, [0, 1])
-    answer = shop.json("privacy", "erase", "shop", "nobody")
+    answer = shop.json("privacy", "erase", "shop", "nobody", "--yes")
     assert (answer["lake_rows"], answer["objects"], answer["tables"]) == (0, 0, {"kinds": 0})
     shop.call("warehouse", "load")
-    erased = shop.json("privacy", "erase", "shop", "view")
+    erased = shop.json("privacy", "erase", "shop", "view", "--yes")
     assert (erased["lake_rows"], erased["warehouse_rows"], erased["objects"]) == (2, 2, 1)
     assert shop.lines("lake", "manifest") == []
-    again = shop.json("privacy", "erase", "shop", "view")
+    again = shop.json("privacy", "erase", "shop", "view", "--yes")
     assert (again["lake_rows"], again["warehouse_rows"]) == (0, 0)
 
 

@@ -125,8 +125,8 @@ def test_a_visitor_is_erased_there_too(shop: Shop, api: FakeDataApi, postgres: s
     file.write_text(file.read_text() + '\n[erasure]\ncolumns = ["kind"]\n')
     shop.commit(0, [0, 1])
     shop.call("warehouse", "load")
-    assert shop.json("privacy", "erase", "shop", "nobody")["warehouse_rows"] == 0
-    erased = shop.json("privacy", "erase", "shop", "view")
+    assert shop.json("privacy", "erase", "shop", "nobody", "--yes")["warehouse_rows"] == 0
+    erased = shop.json("privacy", "erase", "shop", "view", "--yes")
     assert (erased["lake_rows"], erased["warehouse_rows"]) == (2, 2)
     assert query(postgres, "SELECT count(*) FROM warehouse.shop") == [(0,)]
     assert shop.json("warehouse", "load")["loaded"][0]["rows"] == 0

@@ -72,7 +72,7 @@ def in_warehouse(site: Site, visitor: str) -> int:
 
 def erase(site: Site, visitor: str, *options: str, check: bool = True, **more: str) -> Any:
     site.extra |= more
-    done = site.run("privacy", "erase", "clickstream", visitor, *options, "--json", check=False)
+    done = site.run("privacy", "erase", "clickstream", visitor, *options, "--yes", "--json", check=False)
     for name in more:
         del site.extra[name]
     if not check:
