@@ -36,6 +36,12 @@ EMBEDDED_SESSION_TIMEOUT = 6.0
 
 _COPY_TIMEOUT = 5.0
 
+#: Bytes that a fetch's answer has to have, and the milliseconds after which it comes with less. aiokafka has one fetch
+#: under way with each broker. Answered whenever there is a record, as by default, records that trickle in cost a round
+#: trip for every few of them; and with half a second to wait, also the default, a partition that has much stands still
+#: while the others have nothing. The embedded broker is asked as by default.
+_FETCH = {"fetch_min_bytes": 64 * 1024, "fetch_max_wait_ms": 100}
+
 #: Milliseconds between two looks at how many partitions the topic has. aiokafka's own default is five minutes.
 _LOOK_FOR_PARTITIONS = 60_000
 
@@ -331,6 +337,7 @@ class KafkaSource:
             max_poll_interval_ms=int(options.max_poll_interval * 1000),
             rebalance_timeout_ms=int(options.rebalance_timeout * 1000),
             max_partition_fetch_bytes=options.max_partition_fetch,
+            **({} if self._connection.embedded else _FETCH),
         )
         try:
             await consumer.start()
