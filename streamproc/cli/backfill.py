@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamproc.cli.options import json_option, load_settings, load_topics, settings_options
+from streamproc.cli.rendering import in_place
 from streamproc.errors import ConfigError, Mistake
 
 if TYPE_CHECKING:
@@ -111,12 +112,10 @@ class _Progress:
         self._told = datetime.min.replace(tzinfo=UTC)
 
     def __call__(self, report: BackfillReport) -> None:
-        terminal = sys.stderr.isatty()
-        if not terminal and datetime.now(UTC) - self._told < timedelta(seconds=5):
+        if not sys.stderr.isatty() and datetime.now(UTC) - self._told < timedelta(seconds=5):
             return
         self._told = datetime.now(UTC)
-        line = _sentence(report)
-        click.echo(f"\r{line}\x1b[K" if terminal else line, err=True, nl=not terminal)
+        in_place(_sentence(report))
 
 
 def _sentence(report: BackfillReport) -> str:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import click
 
+from streamproc.cli.rendering import in_place
 from streamproc.generator import DEFAULT_START, Generator
 
 _BATCH = 10_000
@@ -40,12 +41,11 @@ class _Progress:
         self._told = time.monotonic()
 
     def __call__(self, sent: int) -> None:
-        terminal, now = sys.stderr.isatty(), time.monotonic()
-        if now - self._told < (_TELL_TERMINAL if terminal else _TELL_EVERY):
+        now = time.monotonic()
+        if now - self._told < (_TELL_TERMINAL if sys.stderr.isatty() else _TELL_EVERY):
             return
         self._told = now
-        line = f"{sent:,} of {self._events:,} ({sent / self._events:.0%})"
-        click.echo(f"\r{line}\x1b[K\r" if terminal else line, err=True, nl=not terminal)
+        in_place(f"{sent:,} of {self._events:,} ({sent / self._events:.0%})", end="\r")
 
 
 @click.command(name="generate")

@@ -37,6 +37,14 @@ def show(sections: Sequence[Section]) -> None:
         click.echo("\n".join(plain(sections)))
 
 
+def in_place(line: str, *, last: bool = False, end: str = "") -> None:
+    """Say on stderr how far something is: over the line before on a terminal (``last``: nothing more comes over this
+    one; ``end``: what the terminal gets behind it), in lines elsewhere.
+    """
+    terminal = sys.stderr.isatty()
+    click.echo(f"\r{line}\x1b[K{end}" if terminal else line, err=True, nl=last or not terminal)
+
+
 def drawn(sections: Sequence[Section]) -> RenderableType:
     """The sections as rich draws them."""
     from rich.console import Group  # noqa: PLC0415 - keeps --help fast

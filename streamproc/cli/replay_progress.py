@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-import click
+from streamproc.cli.rendering import in_place
 
 if TYPE_CHECKING:
     from streamproc.runtimes.replay.run import ProgressReport
@@ -23,15 +23,13 @@ class Progress:
 
     def __call__(self, now: ProgressReport) -> None:
         """Tell, if it is time."""
-        terminal = sys.stderr.isatty()
         done = now.done == now.positions
-        if not terminal and not done and datetime.now(UTC) - self._told < _TELL_EVERY:
+        if not sys.stderr.isatty() and not done and datetime.now(UTC) - self._told < _TELL_EVERY:
             return
         self._told = datetime.now(UTC)
         left = "-" if now.seconds_left is None else duration(now.seconds_left)
         done_of = f"{now.done:,} of {now.positions:,} ({now.done / now.positions:.0%})"
-        line = f"{done_of}, {now.rate:,.0f} a second, {left} left"
-        click.echo(f"\r{line}\x1b[K" if terminal else line, err=True, nl=done or not terminal)
+        in_place(f"{done_of}, {now.rate:,.0f} a second, {left} left", last=done)
 
 
 def duration(seconds: float) -> str:
