@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from streamproc.cli import generate
 from streamproc.cli.demo import demo_command
@@ -20,10 +21,13 @@ from tests.conftest import BROKER
 COMMAND = [sys.executable, "-m", "streamproc", "generate"]
 
 
+def invoke(arguments: list[str], command: click.Command = generate_command) -> Result:
+    """The verb alone, with the help option it has below ``main``: a command keeps that of its first call."""
+    return CliRunner().invoke(command, arguments, help_option_names=["-h", "--help"])
+
+
 def test_events_are_lines_and_the_same_for_the_same_seed() -> None:
-    first, second = (
-        CliRunner().invoke(generate_command, ["--events", "300", "--seed", "4"]) for _ in range(2)
-    )
+    first, second = (invoke(["--events", "300", "--seed", "4"]) for _ in range(2))
     assert first.exit_code == 0
     assert first.stdout_bytes == second.stdout_bytes
     lines = first.stdout_bytes.split(b"\n")
@@ -32,13 +36,13 @@ def test_events_are_lines_and_the_same_for_the_same_seed() -> None:
 
 
 def test_bad_records_are_a_line_each_too() -> None:
-    result = CliRunner().invoke(generate_command, ["--events", "500", "--bad-ratio", "0.5"])
+    result = invoke(["--events", "500", "--bad-ratio", "0.5"])
     assert result.stdout_bytes.count(b"\n") == 500
 
 
 def test_start_and_rate_set_the_event_time() -> None:
     arguments = ["--events", "200", "--start", "2020-02-29T12:00:00+01:00", "--rate", "10"]
-    result = CliRunner().invoke(generate_command, arguments)
+    result = invoke(arguments)
     times = [json.loads(line)["event_time"] / 1000 for line in result.stdout_bytes.splitlines()]
     assert sorted(times)[100] == pytest.approx(1_582_974_000 + 8, abs=8)
 
@@ -54,7 +58,7 @@ def test_start_and_rate_set_the_event_time() -> None:
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
-    assert CliRunner().invoke(generate_command, arguments).exit_code == 2
+    assert invoke(arguments).exit_code == 2
 
 
 def test_a_reader_that_leaves_early_is_no_failure() -> None:
@@ -70,7 +74,7 @@ def test_a_reader_that_leaves_early_is_no_failure() -> None:
 
 @pytest.mark.parametrize("url", ["kinesis://eu-central-1", "sqs://eu-central-1/clicks", "clicks", "kafka://"])
 def test_a_place_to_send_to_names_a_broker_and_a_topic(url: str) -> None:
-    done = CliRunner().invoke(generate_command, ["--events", "1", "--to", url])
+    done = invoke(["--events", "1", "--to", url])
     assert done.exit_code != 0
     assert isinstance(done.exception, ConfigError)
     assert "kinesis://REGION/STREAM" in str(done.exception)
@@ -84,7 +88,7 @@ def test_a_place_to_send_to_names_a_broker_and_a_topic(url: str) -> None:
     ],
 )
 def test_a_broker_that_cannot_be_is_a_mistake_of_the_option(url: str, problem: str) -> None:
-    done = CliRunner().invoke(generate_command, ["--events", "1", "--to", url])
+    done = invoke(["--events", "1", "--to", url])
     assert isinstance(done.exception, ConfigError)
     (mistake,) = done.exception.mistakes
     assert mistake.where == "--to"
@@ -92,15 +96,13 @@ def test_a_broker_that_cannot_be_is_a_mistake_of_the_option(url: str, problem: s
 
 
 def test_a_region_that_is_none_is_a_mistake_of_the_settings() -> None:
-    done = CliRunner().invoke(generate_command, ["--events", "1", "--to", "kinesis://somewhere/clicks"])
+    done = invoke(["--events", "1", "--to", "kinesis://somewhere/clicks"])
     assert isinstance(done.exception, ConfigError)
     assert "names no AWS region" in str(done.exception)
 
 
 def test_the_demo_sends_to_kinesis_only(tmp_path: Path) -> None:
-    done = CliRunner().invoke(
-        demo_command, ["--to", "kafka://localhost:9092", "--dir", str(tmp_path / "demo")]
-    )
+    done = invoke(["--to", "kafka://localhost:9092", "--dir", str(tmp_path / "demo")], demo_command)
     assert isinstance(done.exception, ConfigError)
     assert "kinesis://REGION" in str(done.exception)
 
