@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import click
 
 from streamproc.cli.lake_compact import compact_command
-from streamproc.cli.options import Group, json_option
+from streamproc.cli.options import Group, form_option, json_option
 from streamproc.cli.rendering import Section, show
 from streamproc.cli.streams import (
     Time,
@@ -50,8 +50,8 @@ lake_command.add_command(compact_command)
     show_default=True,
     help="Rejects go by the time they were received.",
 )
-@click.option("--json", "form", flag_value="json", help="One JSON object a line, one for each object.")
-@click.option("--sql", "form", flag_value="sql", help="A DuckDB query over exactly these objects.")
+@form_option("json", "One JSON object a line, one for each object.")
+@form_option("sql", "A DuckDB query over exactly these objects.")
 def manifest_command(
     *,
     settings: Settings,

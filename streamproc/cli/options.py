@@ -72,6 +72,22 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")(command)
 
 
+def form_option(word: str, text: str) -> Callable[[F], F]:
+    """Adds ``--word``, one of the forms that an answer can have, as the argument ``form``: its word, or ``None``.
+
+    Two of them together are a mistake: click's UsageError.
+    """
+
+    def choose(context: click.Context, _: click.Parameter, given: bool) -> None:  # noqa: FBT001 - click's
+        other = context.params.setdefault("form", None)
+        if given and other is not None:
+            raise click.UsageError(f"--{other} and --{word} are two forms of one answer: leave one out.")
+        if given:
+            context.params["form"] = word
+
+    return click.option(f"--{word}", is_flag=True, expose_value=False, callback=choose, help=text)
+
+
 def load_settings(
     config: Path | None, topics: Path | None = None, overrides: Mapping[str, object] | None = None
 ) -> Settings:

@@ -17,6 +17,7 @@ import click
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, IsolationLevel
 
+from streamproc.cli.options import form_option
 from streamproc.cli.rendering import Section, printable, show
 from streamproc.cli.streams import set_up_options
 from streamproc.database import Database
@@ -33,8 +34,8 @@ _SHOWN = 1000
 @click.command(name="sql")
 @click.argument("query")
 @set_up_options
-@click.option("--json", "form", flag_value="json", help="One JSON object a line, one for each row.")
-@click.option("--csv", "form", flag_value="csv", help="CSV with a header (RFC 4180); null is an empty field.")
+@form_option("json", "One JSON object a line, one for each row.")
+@form_option("csv", "CSV with a header (RFC 4180); null is an empty field.")
 def sql_command(settings: Settings, query: str, form: str | None) -> None:
     """Run a read-only query in the ledger's database.
 

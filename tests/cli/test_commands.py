@@ -105,6 +105,15 @@ def test_an_option_before_a_verb_that_would_not_see_it_is_refused(arguments: lis
     assert f"{arguments[3]} would not see {arguments[1]}" in answer.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments", [["sql", "--csv", "--json", "SELECT 1"], ["lake", "manifest", "--sql", "--json"]]
+)
+def test_an_answer_has_one_form(arguments: list[str]) -> None:
+    answer = call(*arguments)
+    assert answer.exit_code == 2
+    assert "are two forms of one answer" in answer.stderr
+
+
 def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
     page = write_page(tmp_path / "pages") / "shop.toml"
     rejects = tmp_path / "missing" / "rejects.ndjson"
