@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from streamproc.cli.options import json_option, settings_options
+from streamproc.dashboard.access import access
 from streamproc.errors import ConfigError, Mistake
 from streamproc.ops.reachability import Finding, check_endpoints
 from streamproc.settings import Settings, read_settings, unknown_variables
@@ -57,6 +58,9 @@ def _check_settings(
     settings, mistakes = None, []
     try:
         settings = read_settings(config, overrides={"topics": str(topics) if topics else None})
+        # As if on localhost: whether others have to log in is for the process that serves the pages, which may be
+        # given a password that this one is not.
+        access(settings.dashboard, "localhost")
     except ConfigError as error:
         mistakes = list(error.mistakes)
     doubts = "; ".join(f"{name} is not read: {near}?" for name, near in unknown_variables(os.environ).items())

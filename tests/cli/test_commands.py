@@ -226,6 +226,16 @@ class TestCheck:
         ]
         assert all(mistake["problem"] and mistake["fix"] for mistake in report["mistakes"])
 
+    def test_who_may_look_at_the_dashboard_is_part_of_the_settings(self) -> None:
+        answer = call("check", "--json", DASHBOARD_USER_HEADER="X-Email", DASHBOARD_PROXIES="10.0.0.0/33")
+        report = json.loads(answer.stdout)
+        assert answer.exit_code == 2
+        assert [mistake["where"] for mistake in report["mistakes"]] == ["dashboard.proxies"]
+        assert [check["what"] for check in report["checks"] if not check["ok"]] == ["settings"]
+
+    def test_a_login_that_only_the_dashboard_is_given_is_not_missed(self) -> None:
+        assert call("check", DASHBOARD_BIND="0.0.0.0:8090").exit_code == 0
+
     def test_files_and_secrets_that_a_page_names_must_be_there(self, tmp_path: Path) -> None:
         pages = write_page(tmp_path / "pages")
         extra = '[privacy.pseudonym]\nfields = ["who"]\nkey_env = "SHOP_KEY"\n[enrich.lookup.plans]\n'
