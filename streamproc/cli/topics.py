@@ -11,7 +11,7 @@ from typing import TypeVar
 import click
 
 from streamproc.cli.options import Group, json_option, load_settings, load_topics, settings_options
-from streamproc.embedded.broker import start_broker
+from streamproc.embedded.broker import join_broker, start_broker
 from streamproc.errors import ConfigError, Mistake
 from streamproc.quantities import show_duration
 from streamproc.settings import Settings
@@ -75,7 +75,8 @@ def diff_command(ctx: click.Context, config: Path | None, topics: Path | None, a
 def apply_command(config: Path | None, topics: Path | None, as_json: bool, yes: bool) -> None:
     """Create missing topics, add partitions, set retention: the broker's topics become as the pages say.
 
-    Nothing is ever shrunk or deleted. More partitions send a visitor's later events to another partition
+    Nothing is ever shrunk or deleted. An embedded broker has topics for as long as it runs, and the service makes
+    its own there. More partitions send a visitor's later events to another partition
     than the earlier ones: sessions that are open at that moment are cut in two.
     """
     settings = load_settings(config, topics)
@@ -113,7 +114,11 @@ def _with_admin(settings: Settings, action: Callable[[Admin], Awaitable[T]]) -> 
     if not settings.broker.embedded:
         return asyncio.run(connected(connection_of(settings)))
     # The broker of a service that runs on the same data folder, or one that lives as long as this command.
-    with start_broker(settings.data_dir / "broker") as embedded:
+    folder = settings.data_dir / "broker"
+    joined = join_broker(folder)
+    if joined is None:
+        click.echo(f"No embedded broker runs in {settings.data_dir}: this one ends with the command.", err=True)
+    with joined or start_broker(folder) as embedded:
         return asyncio.run(connected(KafkaConnection(embedded.bootstrap, embedded=True)))
 
 

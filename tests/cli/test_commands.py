@@ -320,4 +320,7 @@ class TestTopics:
 
     def test_an_embedded_broker_is_asked_too(self, topic: str, tmp_path: Path) -> None:
         pages = str(write_page(tmp_path / "pages", topic))
-        assert call("topics", "apply", "--yes", "--topics", pages).exit_code == 0
+        answer = call("topics", "apply", "--yes", "--topics", pages)
+        assert answer.exit_code == 0
+        assert "No embedded broker runs in" in answer.stderr
+        assert "ends with the command" in answer.stderr
