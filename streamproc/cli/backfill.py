@@ -25,7 +25,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @click.command(name="backfill")
 @click.argument("place")
-@click.option("--stream", metavar="NAME", help="The topic page. [default: the only one that reads logs]")
+@click.option("--stream", metavar="STREAM", help="The topic page. [default: the only one that reads logs]")
 @click.option("--from", "begin", metavar="TIME", help="Only logs that were last changed then or later.")
 @click.option("--to", "end", metavar="TIME", help="Only logs that were last changed before that.")
 @json_option

@@ -53,7 +53,11 @@ LIVE_RATE = 2_000.0
     type=click.Path(path_type=Path),
     help="Folder of topic pages. [default: ./topics, else those shipped]",
 )
-@click.option("--stream", help="The page to run. [default: clickstream; weblogs for --input of log lines]")
+@click.option(
+    "--stream",
+    metavar="STREAM",
+    help="The page to run. [default: clickstream; weblogs for --input of log lines]",
+)
 @click.option(
     "--to",
     metavar="URL",

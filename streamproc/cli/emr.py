@@ -34,7 +34,7 @@ emr_command.add_command(submit_command)
 
 @emr_command.command(name="job")
 @click.argument("place")
-@click.option("--stream", metavar="NAME", help="The topic page. [default: the only one that reads logs]")
+@click.option("--stream", metavar="STREAM", help="The topic page. [default: the only one that reads logs]")
 @click.option("--from", "begin", metavar="TIME", help="Only logs that were last changed then or later.")
 @click.option("--to", "end", metavar="TIME", help="Only logs that were last changed before that.")
 @click.option("--lake", metavar="URL", help="Where Parquet goes. [default: the setting]")

@@ -36,7 +36,7 @@ def _pairs(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -
 @click.option("--cluster", metavar="CLUSTER", help="Id of an EMR cluster on EC2.")
 @click.option("--role", metavar="ARN", help="The job's role. Serverless needs one.")
 @click.option("--code", metavar="URL", required=True, help="s3:// folder with what `make emr-package` made.")
-@click.option("--stream", metavar="NAME", required=True, help="The topic page, of those in the package.")
+@click.option("--stream", metavar="STREAM", required=True, help="The topic page, of those in the package.")
 @click.option("--rebuild", "tables", multiple=True, metavar="TABLE", help="No logs: compute this table anew.")
 @click.option(
     "--from", "begin", metavar="TIME", help="Only logs that were last changed then; the first date."

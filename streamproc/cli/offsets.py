@@ -78,7 +78,7 @@ def show_command(settings: Settings, topic: str | None, as_json: bool) -> None:
 
 # Otherwise -1 would be taken for an option.
 @offsets_command.command(name="set", context_settings={"ignore_unknown_options": True})
-@click.argument("topic")
+@click.argument("topic", metavar="STREAM")
 @click.argument("partition")
 @click.argument("where", metavar="POSITION|earliest|latest|TIME")
 @set_up_options

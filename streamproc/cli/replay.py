@@ -16,7 +16,9 @@ from streamproc.cli.streams import set_up_options
 from streamproc.errors import ConfigError, Mistake
 from streamproc.settings import Settings
 
-_TOPIC = click.option("--topic", metavar="STREAM", help="The topic page, where there are several.")
+_STREAM = click.option(
+    "--stream", "topic", metavar="STREAM", help="The topic page, where there are several."
+)
 
 
 @click.group(name="replay", cls=Group, invoke_without_command=True)
@@ -28,7 +30,7 @@ _TOPIC = click.option("--topic", metavar="STREAM", help="The topic page, where t
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
 @click.option("--exact", is_flag=True, help="Refuse a range that would have to be widened.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be processed.")
-@_TOPIC
+@_STREAM
 @only_itself
 @set_up_options
 @json_option
@@ -60,7 +62,7 @@ def replay_command(*, settings: Settings, topic: str | None, as_json: bool, **re
 
 @replay_command.command(name="status")
 @click.argument("name", required=False)
-@_TOPIC
+@_STREAM
 @set_up_options
 @json_option
 def status_command(settings: Settings, name: str | None, topic: str | None, as_json: bool) -> None:
@@ -94,7 +96,7 @@ def status_command(settings: Settings, name: str | None, topic: str | None, as_j
 @click.option(
     "--rows", type=click.IntRange(0), default=0, metavar="N", help="Also name N rows of each table."
 )
-@_TOPIC
+@_STREAM
 @set_up_options
 @json_option
 def diff_command(settings: Settings, name: str, rows: int, topic: str | None, as_json: bool) -> None:
@@ -132,7 +134,7 @@ def diff_command(settings: Settings, name: str, rows: int, topic: str | None, as
 
 @replay_command.command(name="promote")
 @click.argument("name")
-@_TOPIC
+@_STREAM
 @set_up_options
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before changing.")
 @json_option
@@ -157,7 +159,7 @@ def promote_command(settings: Settings, name: str, topic: str | None, yes: bool,
 
 @replay_command.command(name="discard")
 @click.argument("name")
-@_TOPIC
+@_STREAM
 @set_up_options
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before changing.")
 def discard_command(settings: Settings, name: str, topic: str | None, yes: bool) -> None:

@@ -49,7 +49,7 @@ def status_command(
     became of all records, the tables with their late events, the lake's objects, the warehouse, and the
     newest epochs with their seconds by stage.
 
-    TOPIC names a topic page; without it, all streams that ever ran are shown. Embedded servers are joined,
+    STREAM names a topic page; without it, all streams that ever ran are shown. Embedded servers are joined,
     and PostgreSQL is started when it is at rest. An embedded broker that does not run has no records, so
     there is no lag.
     """
@@ -171,7 +171,7 @@ def as_dict(report: StreamReport) -> dict[str, object]:
             "rows": warehouse.rows,
             "objects": warehouse.objects,
             "loaded_at": _iso(warehouse.loaded_at),
-            "rows_behind_lake": report.lake_rows - warehouse.rows,
+            "rows_behind_lake": report.rows_behind,
         },
         "epochs": [
             {

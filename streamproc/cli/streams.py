@@ -57,8 +57,8 @@ def set_up_options(command: Callable[..., None], level: str = "error") -> Callab
 
 
 def topic_argument(command: F) -> F:
-    """Adds an optional ``TOPIC`` as ``topic``, see :func:`opened_streams`."""
-    return click.argument("topic", required=False)(command)
+    """Adds an optional ``STREAM`` as ``topic``, see :func:`opened_streams`."""
+    return click.argument("topic", metavar="[STREAM]", required=False)(command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ async def opened_stream(settings: Settings, topic: str | None) -> AsyncIterator[
     async with opened_streams(settings, topic) as opened:
         if len(opened) != 1:
             names = ", ".join(each.page.name for each in opened)
-            raise ConfigError([Mistake("TOPIC", "there are several streams", f"Name one of {names}")])
+            raise ConfigError([Mistake("STREAM", "there are several streams", f"Name one of {names}")])
         yield opened[0]
 
 
@@ -112,7 +112,7 @@ def named(pages: Mapping[str, Topology], topic: str | None) -> list[Topology]:
     found = found or [page for page in pages.values() if topic == page.topic.name]
     if not found:
         there = ", ".join(pages) or "none"
-        raise ConfigError([Mistake(topic or "TOPIC", "there is no such topic page", f"There are: {there}")])
+        raise ConfigError([Mistake(topic or "STREAM", "there is no such topic page", f"There are: {there}")])
     return found
 
 

@@ -139,7 +139,7 @@ def _loaded(site: Site) -> int:
         return db.execute("select count(*) from warehouse.clickstream").fetchone()[0]
 
 
-REPLAY = ("replay", "--topic", "clickstream", "--from", "earliest")
+REPLAY = ("replay", "--stream", "clickstream", "--from", "earliest")
 REDRIVE = ("rejects", "redrive", "clickstream")
 PUBLISH = "topics are published only with Kafka"
 
