@@ -119,7 +119,7 @@ test: $(VENV)/.installed-dev ## Fast suite on the embedded broker and database, 
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-dev ## The tests that take minutes: large inputs, crashes under load
-	$(PYTEST) -m "slow and not kafka" $(ARGS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "slow and not kafka" $(ARGS)
 
 .PHONY: soak
 soak: $(VENV)/.installed-dev ## Two hours of steady load at twelve times event time: nothing may grow (SECONDS=7200)
@@ -156,7 +156,7 @@ kinesis-local: $(VENV)/.installed-dev ## Install the local Kinesis for the tests
 
 .PHONY: test-kafka
 test-kafka: $(VENV)/.installed-dev ## The broker's tests on a real Apache Kafka (Java 17 and Maven)
-	STREAMPROC_TEST_BROKER=kafka $(PYTEST) -m "kafka or broker" $(ARGS)
+	STREAMPROC_TEST_BROKER=kafka $(PYTEST) -n $(WORKERS) --dist loadfile -m "kafka or broker" $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff, mypy --strict and the import contracts
