@@ -20,6 +20,7 @@ from streamproc.ledger.replays import Replay, Replays
 from streamproc.quantities import Invalid
 from streamproc.runtimes.attach import running_broker
 from streamproc.runtimes.replay.promote import opened as promoting
+from streamproc.runtimes.replay.promote import refuse_unknown_warehouse
 from streamproc.runtimes.replay.ranges import Bound, Plan, offsets, plan
 from streamproc.settings import Settings
 from streamproc.sinks.summaries_compare import TableDifference
@@ -51,6 +52,8 @@ async def run(settings: Settings, topic: str | None, wanted: Request, *, json_an
         if not page.sinks.lake:
             fix = "Without the lake nobody knows what live accepted outside the range"
             raise ConfigError([Mistake(f"{page.name}: sinks.lake", "is false", fix)])
+        # Now, because the page it begins with cannot be changed any more when it is to be promoted.
+        refuse_unknown_warehouse(page, known=stream.endpoints.warehouse is not None)
         replays = Replays(ledger.database, page.name)
         replay = None if wanted.name is None else await replays.get(wanted.name)
         if replay is None:

@@ -74,7 +74,8 @@ class Visitor:
 class Eraser:
     """Erases visitors of one stream.
 
-    Raises :class:`ConfigError` when the page names no column to find them by, or the warehouse cannot delete.
+    Raises :class:`ConfigError` when the page names no column to find them by, the warehouse cannot delete, or the page
+    has one that is not known here: it would keep the visitor, and its loader would load what is left of objects again.
     """
 
     def __init__(
@@ -86,6 +87,13 @@ class Eraser:
             mistakes.append(
                 Mistake(f"{page.name}: erasure.columns", "names no column to find visitors by", fix)
             )
+        if warehouse is None and page.sinks.warehouse:
+            problem = (
+                f"{page.name} is loaded into a warehouse, and none is set here: it would keep the visitor, and load the "
+                "rows of others again"
+            )
+            fix = "Erase where the loader runs; without a warehouse write sinks.warehouse = false in the topic page"
+            mistakes.append(Mistake("warehouse", problem, fix))
         if warehouse is not None and not isinstance(warehouse, Erases):
             mistakes.append(
                 Mistake("warehouse", "cannot delete a visitor's rows", "Use one in PostgreSQL or Redshift")

@@ -37,6 +37,20 @@ def test_it_asks_first_and_leaves_all_as_it_is_when_that_is_not_answered_with_ye
     assert shop.lines("lake", "manifest") == []
 
 
+def test_a_warehouse_that_is_not_known_here_is_not_left_with_the_visitor(shop: Shop) -> None:
+    file = shop.pages / "shop.toml"
+    file.write_text(file.read_text() + '\n[erasure]\ncolumns = ["kind"]\n')
+    shop.commit(0, [0, 1])
+    shop.call("warehouse", "load")
+    before = shop.lines("lake", "manifest")
+    shop.settings["STREAMPROC_WAREHOUSE"] = "none"  # its loader is elsewhere
+    for how in ("--yes", "--dry-run"):
+        assert "none is set here" in shop.call("privacy", "erase", "shop", "view", how, code=2).stderr
+    assert shop.lines("lake", "manifest") == before
+    file.write_text(file.read_text() + "\n[sinks]\nwarehouse = false\n")
+    assert shop.json("privacy", "erase", "shop", "view", "--yes")["lake_rows"] == 2
+
+
 def test_ids_from_standard_input_leave_nothing_to_answer_on(shop: Shop) -> None:
     refused = shop.call("privacy", "erase", "shop", "--file", "-", code=2, stdin="view\n")
     assert "Add --yes or --dry-run" in refused.stderr

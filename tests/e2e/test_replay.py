@@ -183,6 +183,12 @@ async def test_a_range_in_the_middle_leaves_tables_and_lake_in_agreement(site, s
     expected = expected_differences(site, "middle", difference["as_of"])
     assert named_differences(difference) == expected
     assert expected["sessions"] and expected["checkout_funnel"]
+    site.extra["STREAMPROC_WAREHOUSE"] = "none"  # a loader elsewhere would load the range again
+    verbs = ("promote", "middle", "--yes"), ("discard", "middle", "--yes"), ("--from=earliest", "--into=other")
+    for arguments in verbs:
+        refused = site.run("replay", *arguments, check=False)
+        assert refused.returncode == 2 and "none is set here" in refused.stderr
+    del site.extra["STREAMPROC_WAREHOUSE"]
     assert (await command(site, "promote", "middle", "--yes"))["promoted"]
     sent += await produce(site.broker, site.topic, itertools.islice(source, 800))
     await until(lambda: committed_records(site.ledger) == sent, "committed", 90, [live])

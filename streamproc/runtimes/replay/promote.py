@@ -110,10 +110,12 @@ class Promoter:
     async def promote(self, operator: str) -> bool:
         """Put the replay in the place of what live has; false when that was done before.
 
-        Raises :class:`LedgerError` when it cannot be done any more, before anything was changed.
+        Raises :class:`LedgerError` when it cannot be done any more, before anything was changed, and
+        :class:`ConfigError` when the page has a warehouse that is not known here: its loader would load the range again.
         """
         if self.replay.state == "promoted":
             return False
+        refuse_unknown_warehouse(self._page, known=self._live is not None)
         self._refuse_unfinished()
         await self._refuse_ambiguous()
         carrier = self._carrier()
@@ -128,7 +130,12 @@ class Promoter:
         return True
 
     async def discard(self) -> None:
-        """Drop everything the replay has made. Raises :class:`LedgerError` when it is promoted or at work."""
+        """Drop everything the replay has made.
+
+        Raises :class:`LedgerError` when it is promoted or at work, and :class:`ConfigError` when the page has a warehouse
+        that is not known here: the replay's table there would be found by the next replay of that name.
+        """
+        refuse_unknown_warehouse(self._page, known=self._live is not None)
         for partition in self.replay.ranges:
             found = await owner(self._database, self.replay.namespace, partition)
             if found.name is not None and found.connected:
@@ -226,6 +233,17 @@ class Promoter:
         return Carrier(self._page, self.replay, self._database, self._lake)
 
 
+def refuse_unknown_warehouse(page: Topology, *, known: bool) -> None:
+    """Raises :class:`ConfigError` when the page has a warehouse and this process has none."""
+    if page.sinks.warehouse and not known:
+        problem = (
+            f"{page.name} is loaded into a warehouse, and none is set here: what a replay has loaded there would stay "
+            "as it is, and a loader elsewhere load the range again"
+        )
+        fix = "Replay where the loader runs; without a warehouse write sinks.warehouse = false in the topic page"
+        raise ConfigError([Mistake("warehouse", problem, fix)])
+
+
 @asynccontextmanager
 async def opened(
     settings: Settings, page: Topology, replay: Replay, ledger: Ledger, endpoints: Endpoints
@@ -250,7 +268,7 @@ async def opened(
                     continue
                 if not isinstance(warehouse, Swaps):
                     problem = "cannot put a replay's rows in the place of others"
-                    raise ConfigError([Mistake("warehouse", problem, "Use one in PostgreSQL")])
+                    raise ConfigError([Mistake("warehouse", problem, "Use one in PostgreSQL or Redshift")])
                 stack.push_async_callback(warehouse.close)
                 await warehouse.open()
                 warehouses[name] = warehouse
