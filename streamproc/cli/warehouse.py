@@ -21,7 +21,8 @@ from streamproc.cli.streams import (
     topic_argument,
 )
 from streamproc.errors import ConfigError, Mistake
-from streamproc.ledger import Ledger
+from streamproc.ledger.retention import expire_objects
+from streamproc.runtimes import clocks
 from streamproc.settings import Settings
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.warehouse import (
@@ -64,7 +65,8 @@ def load_command(settings: Settings, topic: str | None, retry_quarantined: bool,
     """Load every committed object that is not loaded yet.
 
     The workers do the same every few seconds; this is for a warehouse that was switched on or restored
-    later. Any number of loaders may run: each object is loaded once.
+    later, and for one that the workers do not know. Any number of loaders may run: each object is loaded once.
+    Then objects go that the page keeps no longer ([retention] events), and that are loaded.
     """
     loaded = asyncio.run(_load(settings, topic, retry_quarantined))
     if as_json:
@@ -96,16 +98,13 @@ def status_command(settings: Settings, topic: str | None, as_json: bool) -> None
 
 @dataclass(frozen=True)
 class _Found:
-    """What the warehouse has of a stream, and how many rows the lake has."""
+    """What the warehouse has of a stream, how many rows the lake has, and how many of these the warehouse lacks."""
 
     stream: str
     status: WarehouseStatus
     quarantined: list[Quarantined]
     lake_rows: int
-
-    @property
-    def rows_behind(self) -> int:
-        return self.lake_rows - self.status.rows
+    rows_behind: int
 
 
 async def _init(settings: Settings, topic: str | None) -> list[str]:
@@ -123,6 +122,7 @@ async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tupl
             if retry and isinstance(warehouse, Quarantines):
                 await warehouse.release()
             report = await Loader(stream.ledger, warehouse, store).run_once()
+            await _expire(stream, warehouse)
             # An alarm waits for this line: observability.yaml counts it, as upkeep tells workers' metrics.
             _log.info(
                 "warehouse_up_to_date", stream=stream.page.name, objects=report.objects, rows=report.rows
@@ -131,17 +131,34 @@ async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tupl
     return loaded
 
 
+async def _expire(stream: OpenedStream, warehouse: Warehouse) -> None:
+    """Let go of the objects that the page keeps no longer: workers that know no warehouse leave it to its loader."""
+    page, kept = stream.page, stream.page.retention.events
+    clock = None if kept is None else await clocks.without_broker(stream.ledger, page)
+    if kept is not None and clock is not None:
+        before = clock - page.contract.event_time.disorder - kept
+        expired = await expire_objects(
+            stream.ledger.database, page.name, "events", before, warehouse.missing
+        )
+        _log.debug("retained", stream=page.name, expired_events=expired)
+
+
 async def _status(settings: Settings, topic: str | None) -> list[_Found]:
     async with _opened(settings, topic) as opened:
-        return [
-            _Found(
-                stream.page.name,
-                await warehouse.status(),
-                await warehouse.quarantined() if isinstance(warehouse, Quarantines) else [],
-                await _lake_rows(stream.ledger),
-            )
-            for stream, warehouse in opened
-        ]
+        return [await _found(stream, warehouse) for stream, warehouse in opened]
+
+
+async def _found(stream: OpenedStream, warehouse: Warehouse) -> _Found:
+    """By its objects: of sums nobody knows which rows the lake has let go of since they were loaded."""
+    status = await warehouse.status()
+    aside = await warehouse.quarantined() if isinstance(warehouse, Quarantines) else []
+    lake = behind = 0
+    async for page in stream.ledger.committed("events"):
+        rows = {each.plan.key: each.plan.rows for each in page}
+        lacking = await warehouse.missing(list(rows)) | {each.key for each in aside}
+        lake += sum(rows.values())
+        behind += sum(count for key, count in rows.items() if key in lacking)
+    return _Found(stream.page.name, status, aside, lake, behind)
 
 
 @asynccontextmanager
@@ -170,11 +187,6 @@ async def _opened(
         if not opened:
             raise ConfigError([Mistake("sinks.warehouse", "is false in the topic page", "Set it to true")])
         yield opened
-
-
-async def _lake_rows(ledger: Ledger) -> int:
-    totals = await ledger.object_totals()
-    return sum(each.rows for each in totals if (each.kind, each.state) == ("events", "committed"))
 
 
 def _as_dict(found: _Found) -> dict[str, object]:

@@ -18,6 +18,7 @@ _EXPIRED = """
     SELECT key FROM streamproc.objects
     WHERE stream = %(stream)s AND kind = %(kind)s AND state = 'committed'
       AND COALESCE(max_time_us, -1) BETWEEN 0 AND %(before)s AND key > %(last)s
+      AND (%(kind)s <> 'rejects' OR committed_at < to_timestamp(%(before)s / 1e6))
     ORDER BY key LIMIT %(page)s
 """
 
@@ -50,6 +51,9 @@ async def expire_objects(
     needed: Callable[[Sequence[str]], Awaitable[set[str]]] | None = None,
 ) -> int:
     """Supersede the objects of ``kind`` whose newest row is older than ``before_us``; returns how many.
+
+    Rejects also have to have been committed before: those of a log were received when it was last changed, which
+    may be years before anybody read it.
 
     ``needed``: which of some keys somebody still wants (the warehouse has not loaded them).
     """

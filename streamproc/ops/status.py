@@ -79,7 +79,10 @@ class TableReport:
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
-    """One stream. ``warehouse`` is ``None`` where there is none. ``notes``: what could not be found out."""
+    """One stream. ``warehouse`` is ``None`` where there is none. ``notes``: what could not be found out.
+
+    ``expires``: the lake lets go of events in time, and the warehouse keeps them.
+    """
 
     stream: str
     topic: str
@@ -89,6 +92,7 @@ class StreamReport:
     epochs: Sequence[EpochSummary]
     warehouse: WarehouseStatus | None
     notes: Sequence[str]
+    expires: bool = False
 
     @property
     def totals(self) -> Counts:
@@ -103,6 +107,11 @@ class StreamReport:
     def lake_rows(self) -> int:
         """Rows in committed ``events`` objects: what the warehouse should come to hold."""
         return sum(t.rows for t in self.objects if (t.kind, t.state) == ("events", "committed"))
+
+    @property
+    def rows_behind(self) -> int | None:
+        """Rows of the lake that the warehouse lacks; ``None`` without a warehouse, and where sums do not tell."""
+        return None if self.warehouse is None or self.expires else self.lake_rows - self.warehouse.rows
 
 
 class StatusReader:
@@ -148,6 +157,7 @@ class StatusReader:
             await self._ledger.epochs(limit=epochs),
             await self._warehouse_status(notes),
             notes + [note for partition in partitions for note in _warnings(partition)],
+            expires=topology.retention.events is not None,
         )
 
     def _watermark(self, status: PartitionStatus | None) -> datetime | None:

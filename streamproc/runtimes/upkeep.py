@@ -18,6 +18,7 @@ from streamproc.errors import StreamprocError
 from streamproc.ledger import Ledger
 from streamproc.ledger.retention import expire_objects, forget_redrives, forget_swept
 from streamproc.model import Partition
+from streamproc.runtimes import clocks
 from streamproc.runtimes.compaction import Compactor
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.sinks.loader import Loader
@@ -89,6 +90,8 @@ class Upkeep:
                 group.create_task(self._every(SWEEP_EVERY, "sweep", self.sweep))
             if self._compacts():
                 group.create_task(self._every(self._settings.compact_every, "compact", self.compact))
+            if self._elsewhere and self._topology.retention.events is not None:
+                log.info("not_expiring", why="the page has a warehouse and this worker knows none: its loader does")
             group.create_task(self._every(RETAIN_EVERY, "retain", self.retain))
             if self._loader is not None:
                 group.create_task(self._every(LOAD_EVERY, "load", self.load))
@@ -128,10 +131,13 @@ class Upkeep:
             log.info("compacted", objects=report.objects_before, into=report.objects_after, rows=report.rows)
 
     async def retain(self) -> None:
-        """Let go of the lake's objects and the ledger's history that the page keeps no longer."""
+        """Let go of the lake's objects and the ledger's history that the page keeps no longer.
+
+        Not of events' objects where somebody else loads a warehouse: only its loader knows what it still needs.
+        """
         database, stream, kept = self._ledger.database, self._topology.name, self._topology.retention
         events = rejects = 0
-        watermark = None if kept.events is None else await self._watermark()
+        watermark = None if kept.events is None or self._elsewhere else await self._watermark()
         if kept.events is not None and watermark is not None:
             needed = self._warehouse.missing if self._warehouse is not None else None
             events = await expire_objects(database, stream, "events", watermark - kept.events, needed)
@@ -163,36 +169,23 @@ class Upkeep:
         """Whether the page wants it, and nobody loads a warehouse that this worker does not know."""
         if self._store is None or not self._topology.sinks.compact:
             return False
-        elsewhere = self._topology.sinks.warehouse and self._warehouse is None
-        if elsewhere:
+        if self._elsewhere:
             log.info("not_compacting", why="the page has a warehouse and this worker knows none")
-        return not elsewhere
+        return not self._elsewhere
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether the page has a warehouse that this worker does not know."""
+        return self._topology.sinks.warehouse and self._warehouse is None
 
     async def _watermark(self) -> int | None:
         """Unix microseconds; ``None`` before the first event."""
-        clocks = await self._log_clocks() if self._logs else await self._clocks()
-        if not clocks:
-            return None
-        return (max(clocks) if self._logs else min(clocks)) - self._topology.contract.event_time.disorder
-
-    async def _log_clocks(self) -> list[int]:
-        source = str(self._broker)
-        found = await self._ledger.status()
-        return [
-            each.clock_us for each in found if each.clock_us is not None and each.partition.source == source
-        ]
-
-    async def _clocks(self) -> list[int]:
-        """Those of the partitions that can get events."""
-        shards = await self._ledger.shards()
-        over = {partition for partition, shard in shards.items() if shard.followed}
-        return [
-            status.clock_us
-            for status in await self._ledger.status()
-            if status.clock_us is not None
-            and status.partition not in over
-            and self._goes_on(status.partition)
-        ]
+        if self._logs:
+            place = str(self._broker)
+            clock = await clocks.newest(self._ledger, lambda partition: partition.source == place)
+        else:
+            clock = await clocks.slowest(self._ledger, self._goes_on)
+        return None if clock is None else clock - self._topology.contract.event_time.disorder
 
     def _goes_on(self, partition: Partition) -> bool:
         """Whether the partition can get events: its clock would otherwise hold back everything for ever."""

@@ -31,6 +31,26 @@ def test_status_says_how_far_it_is_behind_the_lake(shop: Shop) -> None:
     assert after["loaded_at"] is not None
 
 
+def test_the_loader_lets_go_of_what_the_page_keeps_no_longer_once_it_is_loaded(shop: Shop) -> None:
+    """Workers that do not know the warehouse cannot."""
+    file = shop.pages / "shop.toml"
+    file.write_text(file.read_text() + '\n[retention]\nevents = "1h"\n')
+    shop.commit(0, [0])
+    shop.commit(0, [100])  # minutes later; events may come half a minute late
+    shop.commit(1, [100])
+    assert shop.json("warehouse", "load")["loaded"] == [{"stream": "shop", "objects": 3, "rows": 3}]
+    kept = [(each["partition"], each["through"]) for each in shop.lines("lake", "manifest")]
+    assert sorted(kept) == [("0", 100), ("1", 100)]
+    with psycopg.connect(shop.ledger) as connection:
+        assert connection.execute("SELECT count(*) FROM warehouse.shop").fetchone() == (3,)
+    (status,) = shop.json("warehouse", "status")["streams"]
+    assert (status["rows"], status["lake_rows"], status["rows_behind_lake"]) == (3, 2, 0)
+    shop.commit(1, [101])
+    (status,) = shop.json("warehouse", "status")["streams"]
+    assert (status["rows"], status["lake_rows"], status["rows_behind_lake"]) == (3, 3, 1)
+    assert shop.json("status")["streams"][0]["warehouse"]["rows_behind_lake"] is None
+
+
 def counted(said: str, stack: Stack) -> int:
     """Lines that the filter of CloudWatch's alarm counts: JSON with the values that its pattern has."""
     pattern = stack.resources("AWS::Logs::MetricFilter")["LoadedFilter"]["FilterPattern"]
