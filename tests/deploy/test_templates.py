@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -142,6 +143,15 @@ def test_functions_have_only_variables_that_are_settings(variant: str) -> None:
     for function in all_resources(variant, "AWS::Lambda::Function").values():
         given = function["Environment"]["Variables"]
         assert {key for key in given if key.startswith("STREAMPROC_")} <= KNOWN
+
+
+def test_a_function_s_zip_is_built_with_every_file_that_its_settings_name() -> None:
+    functions = all_resources("kinesis", "AWS::Lambda::Function").values()
+    settings = [value for each in functions for value in each["Environment"]["Variables"].values()]
+    named = {name for value in settings for name in re.findall(r"/var/task/([\w.-]+)", value)}
+    told = (FOLDER.parents[1] / "docs" / "lambda.md").read_text()
+    assert named == {"rds-ca.pem", "topics"}
+    assert named == {Path(each).name for each in re.findall(r"--include ([\w./-]+)", told)}
 
 
 @pytest.mark.parametrize(
