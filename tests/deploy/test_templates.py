@@ -313,6 +313,45 @@ def test_no_assumed_role_trusts_another_account(variant: str) -> None:
             assert statement["Principal"].keys() == {"Service"}, name
 
 
+def test_who_sends_records_again_may_do_so_once_each() -> None:
+    """Write on one topic is not enough for an idempotent producer, on MSK:
+    https://docs.aws.amazon.com/msk/latest/developerguide/create-iam-access-control-policies.html
+    """
+    writing = []
+    for name, policy in all_resources("msk", "AWS::IAM").items():
+        allowed = {action: each.get("Resource") for each in statements(policy) for action in actions(each)}
+        if "kafka-cluster:WriteData" in allowed:
+            writing.append(name)
+            assert allowed["kafka-cluster:WriteDataIdempotently"] == allowed["kafka-cluster:Connect"]
+    assert writing == ["roles.OperatorSeesKafka"]
+
+
+def test_lambda_s_mapping_of_msk_reaches_the_brokers_from_their_own_group() -> None:
+    """It has the cluster's groups, not the function's:
+    https://docs.aws.amazon.com/lambda/latest/dg/msk-esm-create.html
+    """
+    network = STACKS["msk"]["network"]
+    brokers = network.outputs()["streamproc-broker-group"]
+    (cluster,) = STACKS["msk"]["data"].resources("AWS::MSK::Cluster").values()
+    assert cluster["BrokerNodeGroupInfo"]["SecurityGroups"] == [brokers]
+    out = network.resources("AWS::EC2::SecurityGroupEgress").values()
+    into = network.resources("AWS::EC2::SecurityGroupIngress").values()
+    to_itself = [e["FromPort"] for e in out if e["GroupId"] == e["DestinationSecurityGroupId"] == brokers]
+    from_itself = [e["FromPort"] for e in into if e["GroupId"] == e["SourceSecurityGroupId"] == brokers]
+    assert to_itself == from_itself == [9098]
+    group = network.resources("AWS::EC2::SecurityGroup")["BrokerGroup"]
+    assert [e["FromPort"] for e in group["SecurityGroupEgress"]] == [443]
+
+
+def test_every_way_between_two_groups_is_opened_at_both_ends() -> None:
+    network = STACKS["msk"]["network"]
+    out = network.resources("AWS::EC2::SecurityGroupEgress").values()
+    into = network.resources("AWS::EC2::SecurityGroupIngress").values()
+    assert {(e["GroupId"], e["DestinationSecurityGroupId"], e["FromPort"], e["ToPort"]) for e in out} == {
+        (e["SourceSecurityGroupId"], e["GroupId"], e["FromPort"], e["ToPort"]) for e in into
+    }
+
+
 # -- data --------------------------------------------------------------------------------------------------
 
 
