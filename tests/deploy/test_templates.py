@@ -209,6 +209,27 @@ def test_our_containers_may_do_nothing_but_their_work(variant: str) -> None:
         assert not any(re.search("PASSWORD|SECRET|TOKEN", name) for name in environment(container))
 
 
+@pytest.mark.parametrize("workers", ["1", "2", "3"])
+def test_there_is_room_for_a_new_worker_before_an_old_one_goes(workers: str) -> None:
+    """ECS rounds the most down and the least up:
+    https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_DeploymentConfiguration.html
+    """
+    service = deployed(**VARIANTS["least"], MinWorkers=workers)["service"]
+    (worker,) = service.resources("AWS::ECS::Service").values()
+    rolling, wanted = worker["DeploymentConfiguration"], int(worker["DesiredCount"])
+    most = wanted * int(rolling["MaximumPercent"]) // 100
+    least = -(-wanted * int(rolling["MinimumHealthyPercent"]) // 100)
+    assert (wanted, least) == (int(workers), int(workers))
+    assert most > least
+
+
+def test_the_agent_may_come_from_the_image_s_repository_where_the_public_one_is_out_of_reach() -> None:
+    parameter = read("service")["Parameters"]["AgentImage"]
+    for image in (parameter["Default"], "123456789012.dkr.ecr.us-east-1.amazonaws.com/streamproc:agent"):
+        assert re.fullmatch(parameter["AllowedPattern"], image)
+    assert not re.fullmatch(parameter["AllowedPattern"], "docker.io/amazon/cloudwatch-agent:latest")
+
+
 def test_only_the_sweeper_and_the_operator_may_delete_from_the_lake() -> None:
     def may_delete(properties: Any) -> bool:
         return any(
