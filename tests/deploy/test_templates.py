@@ -396,6 +396,27 @@ def test_what_holds_data_outlives_its_stack() -> None:
 
 
 @each_variant
+def test_the_database_s_storage_grows_by_itself(variant: str) -> None:
+    """By a tenth at least, or RDS refuses it:
+    https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_PIOPS.Autoscaling.html
+    """
+    (database,) = all_resources(variant, "AWS::RDS::DBInstance").values()
+    assert int(database["MaxAllocatedStorage"]) >= 1.1 * int(database["AllocatedStorage"])
+
+
+def test_what_jobs_are_made_of_stays_and_what_they_say_and_manifests_go() -> None:
+    rules = all_resources("kinesis", "AWS::S3::Bucket")["storage.Lake"]["LifecycleConfiguration"]["Rules"]
+    expiring = tuple(rule["Prefix"] for rule in rules if "ExpirationInDays" in rule)
+    told = (FOLDER.parents[1] / "docs" / "aws.md").read_text()
+    (code,) = re.findall(r"--code s3://LAKE/(\S+)", told)
+    (logs,) = re.findall(r"--log-uri s3://LAKE/([\w/]+)", told)
+    assert code.startswith("work/") and not code.startswith(expiring)
+    assert logs.startswith(expiring)
+    assert "events/manifests/" in expiring
+    assert not "events/lake/".startswith(expiring)
+
+
+@each_variant
 def test_everything_at_rest_is_encrypted(variant: str) -> None:
     key = next(value for name, value in STACKS[variant]["storage"].outputs().items() if name.endswith("-key"))
     where = {
