@@ -7,6 +7,9 @@
 Which packages: the project's dependencies minus :data:`NOT_NEEDED`, and what those need, by the lock's own ``# via``
 comments. They are downloaded as wheels for the function's platform, whatever this machine is, and checked against
 the lock's hashes. The zip is the same byte for byte when it is made again of the same files by the same Python.
+
+What a deployment has of its own, topic pages and the authorities of the database's certificate, lies beside them in
+``/var/task`` when it is named by ``--include``.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,6 +179,18 @@ def complete(folder: Path) -> None:
             path.write_bytes(loaded(path.read_bytes()))
 
 
+def include(paths: Sequence[Path], folder: Path) -> None:
+    """Put a deployment's own files and folders beside the packages. Raises SystemExit when a name is taken."""
+    for path in paths:
+        to = folder / path.absolute().name
+        if to.exists():
+            raise SystemExit(f"--include {path}: the zip has a {to.name} of its own; give it another name")
+        if path.is_dir():
+            shutil.copytree(path, to, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, to)
+
+
 def compile_all(folder: Path, python: str) -> bool:
     """Compile the modules, if there is a Python of the function's version; whether there is.
 
@@ -233,14 +248,18 @@ def write_zip(folder: Path, to: Path) -> int:
     return size
 
 
-def build(target: Target, output: Path) -> Path:
-    """Build one zip and, beside it, the folder of what is in it. Raises SystemExit when it is too large for Lambda."""
+def build(target: Target, output: Path, included: Sequence[Path] = ()) -> Path:
+    """Build one zip and, beside it, the folder of what is in it. Raises SystemExit when it is too large for Lambda.
+
+    ``included``: see :func:`include`.
+    """
     output.mkdir(parents=True, exist_ok=True)
     name = f"streamproc-lambda-{target.architecture}-python{target.python}"
     folder, to = output / name, output / f"{name}.zip"
     shutil.rmtree(folder, ignore_errors=True)
     install(needed(list(read_lock((ROOT / "requirements.lock").read_text())), target), target, folder)
     complete(folder)
+    include(included, folder)
     compiled = compile_all(folder, target.python)
     size = write_zip(folder, to)
     print(
@@ -263,9 +282,19 @@ def main() -> None:
     parser.add_argument("--architecture", choices=sorted(_MACHINES), action="append")
     parser.add_argument("--python", default="3.12", help="the function's runtime [default: 3.12]")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "lambda")
+    parser.add_argument(
+        "--include",
+        type=Path,
+        action="append",
+        default=[],
+        help="file or folder to lie in /var/task, such as topic pages; again for more",
+    )
     options = parser.parse_args()
+    for path in options.include:
+        if not path.exists():
+            parser.error(f"--include {path}: there is no such file or folder")
     for architecture in options.architecture or sorted(_MACHINES):
-        build(Target(architecture, options.python), options.output)
+        build(Target(architecture, options.python), options.output, options.include)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def check_command(ctx: click.Context, config: Path | None, topics: Path | None, 
 
     Everything is tried, whatever fails before it: the settings, the topic pages with the files and secrets
     they name, then broker, ledger, lake and warehouse as the service will use them, unless the settings have
-    mistakes and do not say where these are. Nothing is left behind.
+    mistakes and do not say where these are. Nothing is left behind, but for a small object in the lake where
+    sweep is off.
 
     Exits with 2 for configuration mistakes, 1 for endpoints that do not work, 0 when all is well.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections import deque
@@ -13,6 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from streamproc.model import Partition
+
+#: The variable by which ``streamproc run --workers N`` tells each of its processes how many they are.
+PROCESSES = "_STREAMPROC_PROCESSES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +230,8 @@ class Machine(Collector):
         if limit is not None:
             yield GaugeMetricFamily(
                 "streamproc_memory_limit_bytes",
-                "Bytes the process may use: its cgroup's, else the machine's.",
-                limit,
+                "Bytes the process may use: its cgroup's, else the machine's; of several workers in one its share.",
+                limit // int(os.environ.get(PROCESSES, "1")),
             )
 
 

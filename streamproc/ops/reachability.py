@@ -1,7 +1,7 @@
 """Tries each endpoint the way the service will use it, and says what to look at when that fails.
 
-Nothing is left behind but the folder of a local lake: embedded servers are started in a temporary folder
-and stopped, the object put into the lake is deleted again.
+Nothing is left behind but the folders of a local lake: embedded servers are started in a temporary folder
+and stopped, the object put into the lake is deleted again, unless ``sweep`` is off: then it stays.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,10 @@ OLDEST_POSTGRES = 150_000
 
 #: Seconds an endpoint has to answer.
 PATIENCE = 20.0
+
+#: What is put into the lake, and as which object: under the prefix that a worker's role may be bound to. Always the
+#: same, so that no more than one stays where workers may not delete. Readers skip names with such a beginning.
+_TRIED = ("lake/_check", b"streamproc check")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +153,11 @@ async def _lake(settings: Settings) -> str:
     # One retry: more of them outlast PATIENCE, and then why nothing answers is not known.
     options = StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region, attempts=2)
     store = open_store(settings.lake.reveal(), options)
-    key = f"_check-{uuid.uuid4()}"
     try:
         await store.open()
-        await store.put(key, b"streamproc check")
-        await store.delete(key)
+        stored = await store.put(*_TRIED)
+        if settings.sweep == "on":
+            await store.delete(stored.key)
     finally:
         await store.close()
     return "can be written"

@@ -21,6 +21,10 @@ log = structlog.get_logger(__name__)
 #: polars starts so many threads a process; of several processes each gets its share of the cores.
 _POLARS_THREADS = "POLARS_MAX_THREADS"
 
+#: How many they are: each tells its share of the memory (:data:`streamproc.ops.metrics_now.PROCESSES`, which is not
+#: imported here, since it would bring polars along).
+_PROCESSES = "_STREAMPROC_PROCESSES"
+
 #: Beyond the drain deadline, for what comes before and after draining. Seconds.
 _GRACE = 15.0
 
@@ -65,7 +69,7 @@ async def run_processes(settings: Settings, count: int, arguments: Sequence[str]
 
 
 def environment(settings: Settings, count: int, number: int) -> Mapping[str, str]:
-    """Of one process: a name and a port of its own, and its share of the cores."""
+    """Of one process: a name and a port of its own, its share of the cores, and of how many it is one."""
     health = settings.health
     port = health.port + number if health.port else 0
     host = f"[{health.host}]" if ":" in health.host else health.host
@@ -75,4 +79,5 @@ def environment(settings: Settings, count: int, number: int) -> Mapping[str, str
         **os.environ,
         "STREAMPROC_WORKER": f"{settings.worker}-{number}",
         "STREAMPROC_HEALTH": f"{host}:{port}",
+        _PROCESSES: str(count),
     }

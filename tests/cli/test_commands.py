@@ -9,11 +9,13 @@ import sys
 import uuid
 from pathlib import Path
 
+import boto3
 import pytest
 from click.testing import CliRunner, Result
 
 from streamproc import __version__
 from streamproc.cli import COMMANDS, main
+from tests.conftest import S3Server
 
 PAGE = """
 [stream]
@@ -184,6 +186,24 @@ class TestCheck:
         answer = call("check", LAKE=lake.as_uri())
         assert answer.exit_code == 0, answer.output
         assert [path for path in lake.rglob("*") if path.is_file()] == []
+
+    def test_a_role_that_may_only_write_objects_of_the_lake_is_enough(
+        self, bucket: str, s3_server: S3Server, postgres: str, broker: str, tmp_path: Path
+    ) -> None:
+        """As the workers of deploy/cloudformation are: they may not delete, and not write anywhere else."""
+        everything = {"BROKER": f"kafka://{broker}", "LEDGER": postgres, "LAKE": f"s3://{bucket}/events"}
+        check = ("check", "--topics", str(write_page(tmp_path / "pages")))
+        client = boto3.client("s3", endpoint_url=s3_server.endpoint_url, region_name=s3_server.region)
+        try:
+            for _ in range(2):
+                answer = call(*check, SWEEP="off", WAREHOUSE="none", **everything)
+                assert answer.exit_code == 0, answer.output
+                found = [each["Key"] for each in client.list_objects_v2(Bucket=bucket)["Contents"]]
+                assert found == ["events/lake/_check"], "not one more each time"
+            assert call(*check, WAREHOUSE="none", **everything).exit_code == 0
+            assert client.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+        finally:
+            client.close()
 
     def test_every_unreachable_endpoint_is_listed_and_passwords_are_not(self, tmp_path: Path) -> None:
         port = free_port()

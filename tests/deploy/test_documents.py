@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import runpy
+from pathlib import Path
 from typing import Any
 
 import botocore.session
 import pytest
 from botocore import xform_name
 
-from tests.deploy.stacks import FOLDER, ORDER, read
+from tests.deploy.stacks import FOLDER, ORDER, read, statements
 from tests.deploy.test_templates import ALARMS, STACKS, declarations
 from tests.house.documents import ROOT, Command, commands
 
@@ -36,8 +37,14 @@ def test_a_command_of_amazon_s_client_is_an_operation_with_its_options(command: 
     if (service, verb) in OWN:
         assert options <= OWN[service, verb]
         return
-    model = botocore.session.get_session().get_service_model(service)
-    (operation,) = [name for name in model.operation_names if xform_name(name, "-") == verb]
+    session = botocore.session.get_session()
+    model = session.get_service_model(service)
+    if verb == "wait":
+        waiters = session.get_waiter_model(service)
+        (waiter,) = [name for name in waiters.waiter_names if xform_name(name, "-") == rest[0]]
+        operation = waiters.get_waiter(waiter).operation
+    else:
+        (operation,) = [name for name in model.operation_names if xform_name(name, "-") == verb]
     members = model.operation_model(operation).input_shape.members
     known = {f"--{xform_name(name, '-')}" for name in members}
     known |= {f"--no-{xform_name(n, '-')}" for n, shape in members.items() if shape.type_name == "boolean"}
@@ -81,6 +88,41 @@ def test_stacks_with_roles_are_given_the_leave_to_make_them() -> None:
 def test_stacks_are_taken_down_in_the_opposite_order() -> None:
     gone = [c.words[-1] for c in AWS if c.words[1:3] == ("cloudformation", "delete-stack")]
     assert [f"streamproc-{name}" for name, _ in deployments()] == gone[::-1]
+
+
+def test_a_stack_is_gone_before_one_is_deleted_that_it_imports_from() -> None:
+    """Deleting returns at once, and is refused while another stack imports an export."""
+    ours = [c.words for c in AWS if c.page == PAGE and c.words[1] == "cloudformation"]
+    steps = [(words[2], words[-1]) for words in ours if words[2] in {"delete-stack", "wait"}]
+    gone = [stack for verb, stack in steps if verb == "delete-stack"]
+    assert steps == [step for stack in gone for step in (("delete-stack", stack), ("wait", stack))][:-1]
+
+
+def test_whoever_signs_in_to_redshift_by_a_role_is_made_a_user_of_its_database() -> None:
+    roles = STACKS["kinesis"]["roles"]
+    made = roles.resources("AWS::IAM::Role")
+    names = {f"{logical.lower()}-ref": role["RoleName"] for logical, role in made.items()}
+    asking = {
+        names[role]
+        for policy in roles.resources("AWS::IAM::Policy").values()
+        for statement in statements(policy)
+        if "redshift-serverless:GetCredentials" in statement["Action"]
+        for role in policy["Roles"]
+    }
+    assert asking == {"streamproc-loader", "streamproc-operator"}
+    assert asking == set(re.findall(r'CREATE USER "IAMR:([\w-]+)"', PAGE.read_text()))
+    database = read("warehouse")["Parameters"]["Database"]["Default"]
+    assert f'GRANT TEMP ON DATABASE {database} TO "IAMR:streamproc-loader"' in PAGE.read_text()
+
+
+@pytest.mark.parametrize("page", [PAGE, PAGE.with_name("redshift.md")], ids=lambda page: page.name)
+def test_a_superuser_of_redshift_is_made_with_a_password(page: Path) -> None:
+    """https://docs.aws.amazon.com/redshift/latest/mgmt/generating-iam-credentials-user-and-groups.html: it cannot be
+    disabled for one.
+    """
+    made = [each for each in re.findall(r"CREATE USER [^;`]+", page.read_text()) if "CREATEUSER" in each]
+    assert made
+    assert not [each for each in made if "DISABLE" in each]
 
 
 def test_every_template_has_its_row() -> None:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -144,6 +145,15 @@ def test_functions_have_only_variables_that_are_settings(variant: str) -> None:
         assert {key for key in given if key.startswith("STREAMPROC_")} <= KNOWN
 
 
+def test_a_function_s_zip_is_built_with_every_file_that_its_settings_name() -> None:
+    functions = all_resources("kinesis", "AWS::Lambda::Function").values()
+    settings = [value for each in functions for value in each["Environment"]["Variables"].values()]
+    named = {name for value in settings for name in re.findall(r"/var/task/([\w.-]+)", value)}
+    told = (FOLDER.parents[1] / "docs" / "lambda.md").read_text()
+    assert named == {"rds-ca.pem", "topics"}
+    assert named == {Path(each).name for each in re.findall(r"--include ([\w./-]+)", told)}
+
+
 @pytest.mark.parametrize(
     ("variant", "broker"),
     [
@@ -197,6 +207,27 @@ def test_our_containers_may_do_nothing_but_their_work(variant: str) -> None:
         assert container["LinuxParameters"]["Capabilities"] == {"Drop": ["ALL"]}
         assert [each["Name"] for each in container["Secrets"]] == ["PGPASSWORD"]
         assert not any(re.search("PASSWORD|SECRET|TOKEN", name) for name in environment(container))
+
+
+@pytest.mark.parametrize("workers", ["1", "2", "3"])
+def test_there_is_room_for_a_new_worker_before_an_old_one_goes(workers: str) -> None:
+    """ECS rounds the most down and the least up:
+    https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_DeploymentConfiguration.html
+    """
+    service = deployed(**VARIANTS["least"], MinWorkers=workers)["service"]
+    (worker,) = service.resources("AWS::ECS::Service").values()
+    rolling, wanted = worker["DeploymentConfiguration"], int(worker["DesiredCount"])
+    most = wanted * int(rolling["MaximumPercent"]) // 100
+    least = -(-wanted * int(rolling["MinimumHealthyPercent"]) // 100)
+    assert (wanted, least) == (int(workers), int(workers))
+    assert most > least
+
+
+def test_the_agent_may_come_from_the_image_s_repository_where_the_public_one_is_out_of_reach() -> None:
+    parameter = read("service")["Parameters"]["AgentImage"]
+    for image in (parameter["Default"], "123456789012.dkr.ecr.us-east-1.amazonaws.com/streamproc:agent"):
+        assert re.fullmatch(parameter["AllowedPattern"], image)
+    assert not re.fullmatch(parameter["AllowedPattern"], "docker.io/amazon/cloudwatch-agent:latest")
 
 
 def test_only_the_sweeper_and_the_operator_may_delete_from_the_lake() -> None:
@@ -303,6 +334,45 @@ def test_no_assumed_role_trusts_another_account(variant: str) -> None:
             assert statement["Principal"].keys() == {"Service"}, name
 
 
+def test_who_sends_records_again_may_do_so_once_each() -> None:
+    """Write on one topic is not enough for an idempotent producer, on MSK:
+    https://docs.aws.amazon.com/msk/latest/developerguide/create-iam-access-control-policies.html
+    """
+    writing = []
+    for name, policy in all_resources("msk", "AWS::IAM").items():
+        allowed = {action: each.get("Resource") for each in statements(policy) for action in actions(each)}
+        if "kafka-cluster:WriteData" in allowed:
+            writing.append(name)
+            assert allowed["kafka-cluster:WriteDataIdempotently"] == allowed["kafka-cluster:Connect"]
+    assert writing == ["roles.OperatorSeesKafka"]
+
+
+def test_lambda_s_mapping_of_msk_reaches_the_brokers_from_their_own_group() -> None:
+    """It has the cluster's groups, not the function's:
+    https://docs.aws.amazon.com/lambda/latest/dg/msk-esm-create.html
+    """
+    network = STACKS["msk"]["network"]
+    brokers = network.outputs()["streamproc-broker-group"]
+    (cluster,) = STACKS["msk"]["data"].resources("AWS::MSK::Cluster").values()
+    assert cluster["BrokerNodeGroupInfo"]["SecurityGroups"] == [brokers]
+    out = network.resources("AWS::EC2::SecurityGroupEgress").values()
+    into = network.resources("AWS::EC2::SecurityGroupIngress").values()
+    to_itself = [e["FromPort"] for e in out if e["GroupId"] == e["DestinationSecurityGroupId"] == brokers]
+    from_itself = [e["FromPort"] for e in into if e["GroupId"] == e["SourceSecurityGroupId"] == brokers]
+    assert to_itself == from_itself == [9098]
+    group = network.resources("AWS::EC2::SecurityGroup")["BrokerGroup"]
+    assert [e["FromPort"] for e in group["SecurityGroupEgress"]] == [443]
+
+
+def test_every_way_between_two_groups_is_opened_at_both_ends() -> None:
+    network = STACKS["msk"]["network"]
+    out = network.resources("AWS::EC2::SecurityGroupEgress").values()
+    into = network.resources("AWS::EC2::SecurityGroupIngress").values()
+    assert {(e["GroupId"], e["DestinationSecurityGroupId"], e["FromPort"], e["ToPort"]) for e in out} == {
+        (e["SourceSecurityGroupId"], e["GroupId"], e["FromPort"], e["ToPort"]) for e in into
+    }
+
+
 # -- data --------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +393,27 @@ def test_what_holds_data_outlives_its_stack() -> None:
                 kept = resource.get("DeletionPolicy"), resource.get("UpdateReplacePolicy")
                 assert kept == (keeps[resource["Type"]],) * 2, f"{name}.{logical}"
     assert found == set(keeps)
+
+
+@each_variant
+def test_the_database_s_storage_grows_by_itself(variant: str) -> None:
+    """By a tenth at least, or RDS refuses it:
+    https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_PIOPS.Autoscaling.html
+    """
+    (database,) = all_resources(variant, "AWS::RDS::DBInstance").values()
+    assert int(database["MaxAllocatedStorage"]) >= 1.1 * int(database["AllocatedStorage"])
+
+
+def test_what_jobs_are_made_of_stays_and_what_they_say_and_manifests_go() -> None:
+    rules = all_resources("kinesis", "AWS::S3::Bucket")["storage.Lake"]["LifecycleConfiguration"]["Rules"]
+    expiring = tuple(rule["Prefix"] for rule in rules if "ExpirationInDays" in rule)
+    told = (FOLDER.parents[1] / "docs" / "aws.md").read_text()
+    (code,) = re.findall(r"--code s3://LAKE/(\S+)", told)
+    (logs,) = re.findall(r"--log-uri s3://LAKE/([\w/]+)", told)
+    assert code.startswith("work/") and not code.startswith(expiring)
+    assert logs.startswith(expiring)
+    assert "events/manifests/" in expiring
+    assert not "events/lake/".startswith(expiring)
 
 
 @each_variant

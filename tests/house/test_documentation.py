@@ -14,7 +14,7 @@ from streamproc.settings import declared, variable
 from tests.house.documents import PAGES, ROOT, Block, Command, anchors, blocks, commands
 
 #: Programs that the pages may name and that are not ours.
-FOREIGN = {"aws", "docker", "duckdb", "git", "kubectl", "pip", "psql"}
+FOREIGN = {"aws", "curl", "docker", "duckdb", "git", "kubectl", "pip", "psql"}
 MAKE_TARGETS = set(re.findall(r"^([a-z.][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 COMMAND_LINES = list(commands())
 

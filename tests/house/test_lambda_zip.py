@@ -87,6 +87,37 @@ def test_the_same_files_give_the_same_zip(tmp_path: Path) -> None:
     assert zipfile.ZipFile(tmp_path / "one.zip").namelist() == ["a.py", "inside/b.py"]
 
 
+def test_what_a_deployment_has_of_its_own_lies_beside_the_packages(tmp_path: Path) -> None:
+    """Whatever its name: only the packages are made smaller."""
+    task, pages = tmp_path / "task", tmp_path / "topics"
+    (task / "streamproc").mkdir(parents=True)
+    (pages / "tests" / "__pycache__").mkdir(parents=True)
+    (pages / "clicks.toml").write_text("[stream]\n")
+    (pages / "tests" / "own.py").write_text("OWN = 1\n")
+    (pages / "tests" / "__pycache__" / "own.cpython-312.pyc").write_bytes(b"")
+    (tmp_path / "rds-ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    build_zip.include([tmp_path / "rds-ca.pem", pages], task)
+    found = {str(path.relative_to(task)) for path in task.rglob("*") if path.is_file()}
+    assert found == {"rds-ca.pem", "topics/clicks.toml", "topics/tests/own.py"}
+    assert (task / "rds-ca.pem").read_bytes() == (tmp_path / "rds-ca.pem").read_bytes()
+
+
+def test_a_package_is_not_covered_by_what_a_deployment_brings(tmp_path: Path) -> None:
+    (tmp_path / "task" / "streamproc").mkdir(parents=True)
+    (tmp_path / "streamproc").mkdir()
+    with pytest.raises(SystemExit, match="give it another name"):
+        build_zip.include([tmp_path / "streamproc"], tmp_path / "task")
+
+
+def test_what_is_to_be_included_is_looked_for_before_anything_is_downloaded(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "deploy" / "lambda" / "build_zip.py", "--output", tmp_path / "built"]
+    command += ["--include", "rds-ca.pme"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--include rds-ca.pme: there is no such file or folder" in done.stderr
+    assert not (tmp_path / "built").exists()
+
+
 def test_the_image_is_made_of_the_zips_files_and_calls_the_handler() -> None:
     final = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
     (command,) = re.findall(r"^CMD (.+)$", final, re.MULTILINE)

@@ -16,9 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from streamproc.epoch import Epoch
 from streamproc.model import REJECT_SCHEMA, Claim, Counts, Partition, RecordBatch, Transformed
 from streamproc.ops.metrics import Metrics, PartitionState, WorkerState
-from streamproc.ops.metrics_now import Worst, memory_limit
+from streamproc.ops.metrics_now import PROCESSES, Worst, memory_limit
 from streamproc.partition_epoch import PartitionEpoch
 from streamproc.progress import PartitionProgress
+from streamproc.runtimes.processes import environment
+from streamproc.settings import read_settings
 from streamproc.topic_pages import load_page
 
 P0, P1 = Partition("clicks", "0"), Partition("clicks", "1")
@@ -207,3 +209,11 @@ def test_the_memory_limit_is_the_smallest_that_anybody_sets(tmp_path, files, lim
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert memory_limit(tmp_path) == limit
+
+
+def test_of_several_workers_in_a_container_each_may_use_its_share(monkeypatch):
+    """Else none of them would come near the limit before all of them together are beyond it."""
+    alone = samples(Metrics(list))[of("streamproc_memory_limit_bytes")]
+    assert alone == memory_limit()
+    monkeypatch.setenv(PROCESSES, environment(read_settings(environ={}), 4, 1)[PROCESSES])
+    assert samples(Metrics(list))[of("streamproc_memory_limit_bytes")] == alone // 4

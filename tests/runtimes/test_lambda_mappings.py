@@ -13,7 +13,7 @@ import boto3
 import psycopg
 import pytest
 
-from streamproc.errors import ConfigError, DependencyError, Gap, UnexpectedPosition
+from streamproc.errors import ConfigError, DependencyError, Fenced, Gap, UnexpectedPosition
 from streamproc.ledger import Ledger as ServiceLedger
 from streamproc.ledger.erasures import Erasures
 from streamproc.runtimes.aws_lambda import engine
@@ -257,6 +257,21 @@ async def test_a_worker_goes_on_where_the_function_ended_and_the_other_way_round
     )
 
 
+def test_the_first_record_not_done_is_named_where_a_part_was_done_before(made: Any, stream: Stream) -> None:
+    stream.put(click(0), click(1), click(2))
+    instance: Any = kinesis(made, stream)
+    assert instance(stream.event(slice(0, 2)), Context()) == DONE
+
+    async def fails(batches: Any) -> None:
+        raise DependencyError("the lake", "does not answer")
+
+    instance._engine.commit = fails
+    first_new, _ = stream.records()[2]
+    assert instance(stream.event(slice(1, 3)), Context()) == {
+        "batchItemFailures": [{"itemIdentifier": first_new}]
+    }
+
+
 def test_an_event_of_another_stream_is_refused(made: Any, stream: Stream) -> None:
     with pytest.raises(ConfigError, match="mapping's stream is 'other'"):
         kinesis(made, stream)(kinesis_event("other", [("1", b"{}")]), Context())
@@ -304,9 +319,8 @@ def test_an_invocation_that_lost_its_claim_commits_nothing(made: Any, ledger: Le
 
     answers: list[Any] = []
     slow._engine.commit = after_the_other
-    assert slow(event, Context()) == {
-        "batchItemFailures": [{"itemIdentifier": {"partition": "clicks-0", "offset": 1}}]
-    }
+    with pytest.raises(Fenced, match="claimed again"):
+        slow(event, Context())
     assert answers == [DONE]
     slow._engine.commit = committing
     assert slow(event, Context()) == DONE
@@ -380,17 +394,34 @@ def test_a_partition_with_missing_offsets_is_named_and_the_others_go_on(made: An
         instance(kafka_event("clicks", {0: [(1, click(2)), (3, click(4))]}), Context())
 
 
-def test_the_first_record_not_done_is_named_where_a_part_was_done_before(made: Any, ledger: Ledger) -> None:
+ONLY_PARTLY_NEW = {
+    "of one partition": {0: [(1, click(1)), (2, click(2))]},
+    "one of two partitions": {0: [(2, click(2))], 1: [(0, click(9))]},
+    "beside one that cannot go on": {0: [(2, click(2))], 1: [(5, click(9))]},
+}
+
+
+@pytest.mark.parametrize("some", list(ONLY_PARTLY_NEW.values()), ids=list(ONLY_PARTLY_NEW))
+def test_a_commit_that_fails_is_raised_whatever_was_done_before(
+    made: Any, ledger: Ledger, some: dict[int, list[tuple[int, bytes]]]
+) -> None:
+    """A mapping without ReportBatchItemFailures takes every answer for success, and would go past the rest."""
     instance = made()
-    assert instance(kafka_event("clicks", {0: [(0, click(0)), (1, click(1))]}), Context()) == DONE
+    before = {0: [(0, click(0)), (1, click(1))], 1: [(0, click(9))]}
+    assert instance(kafka_event("clicks", before), Context()) == DONE
+    committing = instance._engine.commit
 
     async def fails(batches: Any) -> None:
         raise DependencyError("the lake", "does not answer")
 
     instance._engine.commit = fails
-    assert instance(kafka_event("clicks", {0: [(1, click(1)), (2, click(2))]}), Context()) == {
-        "batchItemFailures": [{"itemIdentifier": {"partition": "clicks-0", "offset": 2}}]
-    }
+    with pytest.raises(DependencyError, match="does not answer"):
+        instance(kafka_event("clicks", some), Context())
+    assert ledger.position("0") == 1
+    instance._engine.commit = committing
+    instance(kafka_event("clicks", some), Context())
+    assert ledger.position("0") == 2
+    assert ledger.counts() == {"view": 4}
 
 
 def test_a_redriven_record_names_its_reject(made: Any, ledger: Ledger) -> None:

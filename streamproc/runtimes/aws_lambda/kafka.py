@@ -35,8 +35,8 @@ class KafkaTrigger:
     ) -> None:
         """Commit records by the mapping's names of partitions, ``topic-number``, all in one epoch.
 
-        A partition that cannot go on keeps none of the others from it. Raises what kept all from it; what is done is
-        noted in ``unfinished``.
+        A partition that cannot go on keeps none of the others from it, and is noted in ``unfinished`` as what is done
+        is. Raises what kept the rest from being committed: that goes for all of it.
         """
         for some in records.values():
             if some[0]["topic"] != self._topic:
@@ -59,8 +59,6 @@ class KafkaTrigger:
             if not mine:
                 unfinished.done(name)
                 continue
-            if positions[partition] is not None and mine[0].positions[0] > records[name][0]["offset"]:
-                unfinished.done_before(name, item(name, mine[0].positions[0]))
             batches += mine
             begun.append(name)
         if batches:
