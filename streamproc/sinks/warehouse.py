@@ -91,8 +91,8 @@ class Warehouse(Protocol):
 
         It locks the loads table first, so that of two loaders with the same objects the second finds them
         loaded. Raises :class:`Inconsistent` when an object cannot be loaded or does not hold the rows the ledger
-        says, and :class:`DependencyError`. Nothing was kept then; where the latter leaves in doubt whether the
-        transaction was committed, :meth:`missing` says so.
+        says, :class:`MissingObject` when the store has one no more, and :class:`DependencyError`. Nothing was kept
+        then; where the latter leaves in doubt whether the transaction was committed, :meth:`missing` says so.
 
         A backend that bounds transactions may need several for many objects; each of them holds whole objects
         and their notes, so that what was kept is never loaded again.
