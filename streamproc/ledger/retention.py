@@ -51,7 +51,7 @@ async def expire_objects(
 ) -> int:
     """Supersede the objects of ``kind`` whose newest row is older than ``before_us``; returns how many.
 
-    ``needed``: which of some keys somebody still wants (the warehouse has not loaded them).
+    ``needed``: which of some keys somebody still wants (the warehouse has not loaded them, or has put them aside).
     """
     names: dict[str, object] = {"stream": stream, "kind": kind, "before": before_us - 1, "page": _PAGE}
     last, expired = "", 0
