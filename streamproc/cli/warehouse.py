@@ -32,6 +32,7 @@ from streamproc.sinks.warehouse import (
     Warehouse,
     WarehouseStatus,
     layout_of,
+    needed_by,
     open_warehouse,
 )
 
@@ -137,9 +138,8 @@ async def _expire(stream: OpenedStream, warehouse: Warehouse) -> None:
     clock = None if kept is None else await clocks.without_broker(stream.ledger, page)
     if kept is not None and clock is not None:
         before = clock - page.contract.event_time.disorder - kept
-        expired = await expire_objects(
-            stream.ledger.database, page.name, "events", before, warehouse.missing
-        )
+        needed = needed_by(warehouse)
+        expired = await expire_objects(stream.ledger.database, page.name, "events", before, needed)
         _log.debug("retained", stream=page.name, expired_events=expired)
 
 

@@ -52,10 +52,10 @@ async def expire_objects(
 ) -> int:
     """Supersede the objects of ``kind`` whose newest row is older than ``before_us``; returns how many.
 
-    Rejects also have to have been committed before: those of a log were received when it was last changed, which
+Rejects also have to have been committed before: those of a log were received when it was last changed, which
     may be years before anybody read it.
 
-    ``needed``: which of some keys somebody still wants (the warehouse has not loaded them).
+    ``needed``: which of some keys somebody still wants (the warehouse has not loaded them, or has put them aside).
     """
     names: dict[str, object] = {"stream": stream, "kind": kind, "before": before_us - 1, "page": _PAGE}
     last, expired = "", 0

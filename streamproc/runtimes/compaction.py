@@ -12,7 +12,7 @@ import hashlib
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import polars as pl
 import structlog
 
 from streamproc.concurrency import each
-from streamproc.errors import ConfigError, Inconsistent, Mistake
+from streamproc.errors import ConfigError, DependencyError, Inconsistent, MissingObject, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger, compaction
 from streamproc.ledger.compaction import Moved, Source
@@ -126,16 +126,17 @@ class Compactor:
                 aside = {each.key for each in await self._warehouse.quarantined()}
                 if not aside.isdisjoint(events):
                     return "the warehouse has put an object of it aside"
-        with tempfile.TemporaryDirectory(
-            prefix="streamproc-compact-",
-            ignore_cleanup_errors=True,  # cancelled, a thread may still write there
-        ) as scratch:
-            files = await self._fetch(found, Path(scratch))
+        with _scratch(run, self._limits.bytes) as scratch:
+            try:
+                files = await self._fetch(found, scratch)
+            except MissingObject as error:
+                log.info("not_compacted", run=str(run), why=str(error))
+                return "an object of it is not in the lake any more"
             mergeable = await asyncio.to_thread(_alike, found, files)
             if len({each.committed.plan.through for each in mergeable}) < 2:
                 return "its columns have changed their types"
             try:
-                written = await self._write(mergeable, files, Path(scratch))
+                written = await self._write(mergeable, files, scratch)
             except Moved as moved:
                 log.info("not_compacted", run=str(run), why=str(moved))
                 return "it has changed meanwhile"
@@ -208,6 +209,22 @@ class Compactor:
             finally:
                 if row and row[0] and not conn.closed:
                     await conn.execute(_UNLOCK, names)
+
+
+@contextmanager
+def _scratch(run: Run, most: int) -> Iterator[Path]:
+    """A folder for the files of one run. Raises :class:`DependencyError` when it is full, or cannot be written to."""
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix="streamproc-compact-",
+            ignore_cleanup_errors=True,  # cancelled, a thread may still write there
+        ) as folder:
+            yield Path(folder)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        place = str(tempfile.tempdir or "temporary folder")  # none, when none of the usual ones can be used
+        hint = f"merging takes up to {2 * most >> 20} MiB there: make room, or name another folder in TMPDIR"
+        what = f"compact {run.partition} ({run.after}, {run.through}]: {error}"
+        raise DependencyError(place, what, hint) from error
 
 
 def _alike(found: Sequence[Source], files: dict[str, Path]) -> list[Source]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 import structlog
 
-from streamproc.errors import ConfigError, DependencyError, LedgerError, Mistake
+from streamproc.errors import ConfigError, DependencyError, LedgerError, MissingObject, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger, compaction
 from streamproc.ledger.compaction import Moved, Source
@@ -43,12 +43,15 @@ _ATTEMPTS = 5
 
 @dataclass(slots=True)
 class ErasureReport:
-    """Rows that were (``dry``: would be) erased. ``objects``: of the lake that were written anew without them."""
+    """Rows that were (``dry``: would be) erased. ``objects``: of the lake that were written anew without them;
+    ``missing``: that somebody has deleted from it, with all that they had.
+    """
 
     dry: bool = False
     lake_rows: int = 0
     reject_rows: int = 0
     objects: int = 0
+    missing: int = 0
     warehouse_rows: int = 0
     tables: dict[str, int] = field(default_factory=dict)
 
@@ -142,31 +145,67 @@ class Eraser:
         tell: Callable[[str], None],
     ) -> None:
         """Look at every object; an object that is replaced meanwhile (a compaction) is looked for again."""
-        assert self._store is not None
+        lost: set[str] = set()
         for _ in range(_ATTEMPTS):
-            moved = False
+            there, moved = 0, False
             async for source in self._sources(kind):
-                tell(source.committed.plan.key)
-                body = await self._store.get(source.committed.plan.key)
-                kept = await asyncio.to_thread(self._kept, kind, body, visitors, values)
-                if kept is None:
-                    continue
-                gone = source.committed.plan.rows - kept.height
+                key = source.committed.plan.key
+                tell(key)
                 try:
-                    if not report.dry:
-                        await self._replace(source, kept)
+                    if await self._erase_object(source, visitors, values, report):
+                        there += 1
+                    else:
+                        lost.add(key)
                 except Moved as error:
-                    log.info("erased_later", key=source.committed.plan.key, why=str(error))
+                    log.info("erased_later", key=key, why=str(error))
                     moved = True
-                    continue
-                report.objects += 1
-                if kind == "events":
-                    report.lake_rows += gone
-                else:
-                    report.reject_rows += gone
-            if not moved:
-                return
-        raise DependencyError("lake", "objects are being replaced all the time", "run the command again")
+            if not moved or report.dry:  # a second look would count twice
+                break
+        else:
+            raise DependencyError("lake", "objects are being replaced all the time", "run the command again")
+        if lost and not there and kind == "events":  # rejects alone are often deleted
+            hint = "is it the stream's? What was deleted on purpose, retention.events takes off the list"
+            raise DependencyError("lake", f"has none of the {len(lost)} objects that the ledger lists", hint)
+        if lost:
+            log.warning("not_in_the_lake_any_more", kind=kind, objects=len(lost), first=min(lost))
+        report.missing += len(lost)
+
+    async def _erase_object(
+        self, source: Source, visitors: Sequence[Visitor], values: Sequence[str], report: ErasureReport
+    ) -> bool:
+        """Write the object anew if it has rows of theirs; false when somebody has deleted it from the store.
+
+        Raises :class:`Moved` when something has taken its place meanwhile.
+        """
+        plan = source.committed.plan
+        body = await self._body(source)
+        if body is None:
+            return False  # nothing of it is left to erase
+        kept = await asyncio.to_thread(self._kept, plan.kind, body, visitors, values)
+        if kept is None:
+            return True
+        if not report.dry:
+            await self._replace(source, kept)
+        report.objects += 1
+        if plan.kind == "events":
+            report.lake_rows += plan.rows - kept.height
+        else:
+            report.reject_rows += plan.rows - kept.height
+        return True
+
+    async def _body(self, source: Source) -> bytes | None:
+        """The object's bytes; ``None`` when the ledger lists it and the store has it no more."""
+        assert self._store is not None
+        plan = source.committed.plan
+        try:
+            return await self._store.get(plan.key)
+        except MissingObject as error:
+            listed = await compaction.sources(
+                self._ledger.database, self._ledger.stream, plan.partition, plan.after, plan.through
+            )
+            if all(each.committed.plan.key != plan.key for each in listed):
+                raise Moved(f"{plan.key}: was replaced, and deleted a day later") from error
+            return None
 
     async def _sources(self, kind: str) -> AsyncIterator[Source]:
         """Every committed object of the kind, as the ledger has it at the beginning."""
@@ -240,7 +279,11 @@ class Eraser:
         if self._warehouse is None or not await self._warehouse.missing([key]):
             return
         assert self._store is not None
-        await Loader(self._ledger, self._warehouse, self._store).run_once()
+        try:
+            await Loader(self._ledger, self._warehouse, self._store).run_once()
+        except MissingObject:  # another one: this one was read just now, and whatever can be loaded is
+            if await self._warehouse.missing([key]):
+                raise
 
     async def _put_aside(self, key: str) -> bool:
         """Whether the warehouse has none of the object's rows, so that the new one is to be loaded in its place."""
@@ -295,6 +338,7 @@ def _figures(report: ErasureReport) -> dict[str, object]:
         "lake_rows": report.lake_rows,
         "reject_rows": report.reject_rows,
         "objects": report.objects,
+        "missing": report.missing,
         "warehouse_rows": report.warehouse_rows,
         "tables": report.tables,
     }

@@ -24,7 +24,7 @@ from streamproc.runtimes.endpoints import Endpoints
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.summaries import Summaries
-from streamproc.sinks.warehouse import Warehouse, layout_of, open_warehouse
+from streamproc.sinks.warehouse import Warehouse, layout_of, needed_by, open_warehouse
 from streamproc.sources.log_store import LogConnection
 from streamproc.topology import Topology
 
@@ -139,7 +139,7 @@ class Upkeep:
         events = rejects = 0
         watermark = None if kept.events is None or self._elsewhere else await self._watermark()
         if kept.events is not None and watermark is not None:
-            needed = self._warehouse.missing if self._warehouse is not None else None
+            needed = needed_by(self._warehouse) if self._warehouse is not None else None
             events = await expire_objects(database, stream, "events", watermark - kept.events, needed)
         if kept.rejects is not None:
             before = time.time_ns() // 1000 - kept.rejects

@@ -155,15 +155,17 @@ class Lake:
         return await each(write_one, files, at_once=_PARALLEL)
 
     async def read(self, keys: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
-        """Some columns of some event objects, one after the other as the keys stand.
+        """Some columns of some event objects, one after the other as the keys stand, with the types of the page:
+        it may have changed one since they were written.
 
-        Raises :class:`DependencyError`, and :class:`MissingObject` when the ledger and the store disagree.
+        Raises :class:`DependencyError`, :class:`MissingObject` when the ledger and the store disagree, and
+        :class:`ConfigError` when a value cannot have the type that the page gives its column by now.
         """
         schema = {name: self._schemas["events"][name] for name in columns}
         frames = [pl.DataFrame(schema=schema)]
         for key in keys:
             body = await self._store.get(key)
-            frames.append(await asyncio.to_thread(_decode, body, schema))
+            frames.append(await asyncio.to_thread(_decode, key, body, schema))
         return pl.concat(frames)
 
     def _encoded(self, kind: str, folder: str, rows: pl.DataFrame) -> EncodedRows:
@@ -178,13 +180,34 @@ class Lake:
         )
 
 
-def _decode(body: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+def _decode(key: str, body: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """These columns of a file and no others; null where it is older than a column that the page has gained since."""
     there = pl.read_parquet_schema(io.BytesIO(body))
     frame = pl.read_parquet(io.BytesIO(body), columns=[name for name in schema if name in there])
+    if wrong := [name for name in frame.columns if not _fits(frame[name], schema[name])]:
+        fix = "Give the column another name in the topic page, or the type it had"
+        # Not what polars says about it: that quotes values, and they may be a visitor's.
+        raise ConfigError(
+            Mistake(f"{key}: column {name}", f"is {there[name]}, not all of it can be {schema[name]}", fix)
+            for name in wrong
+        )
     return frame.select(
-        pl.col(name) if name in there else pl.lit(None, dtype).alias(name) for name, dtype in schema.items()
+        pl.col(name).cast(dtype) if name in there else pl.lit(None, dtype).alias(name)
+        for name, dtype in schema.items()
     )
+
+
+def _fits(column: pl.Series, dtype: pl.DataType) -> bool:
+    """Whether every value can have the type, and says the same then: polars takes 1.5 for the whole number 1."""
+    if column.dtype == dtype:
+        return True
+    try:
+        changed = column.cast(dtype)
+    except pl.exceptions.PolarsError:
+        return False
+    if column.dtype.is_numeric() and (dtype.is_integer() or dtype == pl.Boolean()):
+        return bool((changed.cast(column.dtype) == column).all())
+    return True
 
 
 def object_name(partition: Partition, after: int | None, through: int, written: str) -> str:

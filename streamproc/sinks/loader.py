@@ -4,6 +4,9 @@ An object that a warehouse cannot load would keep back every other one of its tr
 put objects aside (:class:`~streamproc.sinks.warehouse.Quarantines`), the loader halves a transaction that fails for
 its data until the bad object stands alone, and puts that one aside once another of the same batch has been loaded.
 As long as none has, the fault may be with the way to the warehouse, and nothing waits behind the bad one.
+
+An object that somebody has deleted from the lake is found like this too where nothing can be put aside: everything
+else is loaded, and then it is an error.
 """
 
 from __future__ import annotations
@@ -16,12 +19,15 @@ from typing import Protocol
 
 import structlog
 
-from streamproc.errors import DependencyError, Inconsistent
+from streamproc.errors import DependencyError, Inconsistent, MissingObject
 from streamproc.model import CommittedObject
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.warehouse import LoadReport, Quarantines, Warehouse
 
 _log = structlog.get_logger(__name__)
+
+#: What is wrong with an object, and not with the way to it.
+_Bad = Inconsistent | MissingObject
 
 
 class CommittedObjects(Protocol):
@@ -72,36 +78,37 @@ class Loader:
         """Load everything committed (at ``since`` or later) and not loaded; returns what was added.
 
         Raises :class:`DependencyError` (what was loaded by then stays) or :class:`Inconsistent`, the latter
-        after everything else was loaded where the warehouse can put objects aside.
+        after everything else was loaded where the warehouse can put objects aside; :class:`MissingObject`, after
+        everything else was loaded.
         """
         report = LoadReport()
-        left: list[Inconsistent] = []
+        left: list[_Bad] = []
         async for page in self._source.committed("events", since):
             missing = await self._warehouse.missing([committed.plan.key for committed in page])
             wanted = [committed for committed in page if committed.plan.key in missing]
             for batch in self._batches(wanted):
-                if isinstance(self._warehouse, Quarantines):
-                    added = await self._load_apart(self._warehouse, batch, left)
-                else:
-                    added = await self._warehouse.load(batch, self._store)
+                added = await self._load_apart(batch, left)
                 _log.info("warehouse loaded", objects=added.objects, rows=added.rows)
                 report += added
         if left:
-            raise left[0]
+            raise _summed_up(left)
         return report
 
     async def load_new(self) -> LoadReport:
         """As :meth:`run_once`, but looking only at what was committed lately; for calling again and again.
 
-        The first call and one every ``full_pass`` look at the whole list.
+        The first call and one every ``full_pass`` look at the whole list, and are the ones to raise
+        :class:`MissingObject` for objects that have been missing for longer.
         """
         began = datetime.now(UTC)
         full = self._looked_at is None or began >= self._full_pass_due
         since = None if full or self._looked_at is None else self._looked_at - self._limits.overlap
-        report = await self.run_once(since)
-        self._looked_at = began
-        if full:
-            self._full_pass_due = began + self._limits.full_pass
+        try:
+            report = await self.run_once(since)
+        except MissingObject:  # all the same, everything else is loaded; waiting does not bring these back
+            self._looked(began, full=full)
+            raise
+        self._looked(began, full=full)
         return report
 
     async def run(self, interval: float) -> None:
@@ -117,26 +124,31 @@ class Loader:
                 _log.warning("warehouse load failed, will be tried again", error=str(error))
             await asyncio.sleep(interval)
 
-    async def _load_apart(
-        self, quarantine: Quarantines, batch: Sequence[CommittedObject], left: list[Inconsistent]
-    ) -> LoadReport:
-        """Load what can be loaded and put the rest aside; what may not be put aside yet comes into ``left``."""
+    def _looked(self, began: datetime, *, full: bool) -> None:
+        self._looked_at = began
+        if full:
+            self._full_pass_due = began + self._limits.full_pass
+
+    async def _load_apart(self, batch: Sequence[CommittedObject], left: list[_Bad]) -> LoadReport:
+        """Load what can be loaded and put the rest aside; what may not be put aside (yet) comes into ``left``."""
         report, bad = await self._halve(batch)
-        if not report.objects:
+        if not (report.objects and isinstance(self._warehouse, Quarantines)):
             left += [error for _, error in bad]
             return report
         for committed, error in bad:
-            await quarantine.quarantine(committed, str(error))
+            await self._warehouse.quarantine(committed, str(error))
             _log.error("warehouse_object_quarantined", key=committed.plan.key, problem=str(error))
         return report
 
     async def _halve(
         self, objects: Sequence[CommittedObject]
-    ) -> tuple[LoadReport, list[tuple[CommittedObject, Inconsistent]]]:
+    ) -> tuple[LoadReport, list[tuple[CommittedObject, _Bad]]]:
         """What was loaded, and the objects that alone could not be."""
         try:
             return await self._warehouse.load(objects, self._store), []
-        except Inconsistent as error:
+        except (Inconsistent, MissingObject) as error:
+            if isinstance(error, Inconsistent) and not isinstance(self._warehouse, Quarantines):
+                raise
             if len(objects) == 1:
                 return LoadReport(), [(objects[0], error)]
         middle = len(objects) // 2
@@ -157,3 +169,13 @@ class Loader:
             rows += committed.plan.rows
         if batch:
             yield batch
+
+
+def _summed_up(left: Sequence[_Bad]) -> _Bad:
+    """The one error to raise for all of them."""
+    first = next((error for error in left if isinstance(error, Inconsistent)), left[0])
+    if isinstance(first, Inconsistent):
+        return first
+    others = f", nor are {len(left) - 1} others there" if len(left) > 1 else ""
+    hint = "everything else is loaded; docs/runbooks/loader-behind.md says what to do"
+    return MissingObject(first.what, f"{first.problem}{others}", hint)

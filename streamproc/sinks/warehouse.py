@@ -6,7 +6,7 @@ decides what is loaded: the ledger may be another database and is never asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -91,8 +91,8 @@ class Warehouse(Protocol):
 
         It locks the loads table first, so that of two loaders with the same objects the second finds them
         loaded. Raises :class:`Inconsistent` when an object cannot be loaded or does not hold the rows the ledger
-        says, and :class:`DependencyError`. Nothing was kept then; where the latter leaves in doubt whether the
-        transaction was committed, :meth:`missing` says so.
+        says, :class:`MissingObject` when the store has one no more, and :class:`DependencyError`. Nothing was kept
+        then; where the latter leaves in doubt whether the transaction was committed, :meth:`missing` says so.
 
         A backend that bounds transactions may need several for many objects; each of them holds whole objects
         and their notes, so that what was kept is never loaded again.
@@ -168,6 +168,21 @@ class Erases(Merges, Protocol):
 
         ``dry`` only counts them.
         """
+
+
+def needed_by(warehouse: Warehouse) -> Callable[[Sequence[str]], Awaitable[set[str]]]:
+    """What tells which of some objects (by key) the warehouse has still to get: those it has not loaded, and those it
+    has put aside, which :meth:`Warehouse.missing` leaves out. Of their rows the lake has the only copy.
+    """
+
+    async def needed(keys: Sequence[str]) -> set[str]:
+        found = await warehouse.missing(keys)
+        if isinstance(warehouse, Quarantines):
+            # Afterwards: one that was missing may have been put aside meanwhile.
+            found |= {each.key for each in await warehouse.quarantined()} & set(keys)
+        return found
+
+    return needed
 
 
 def open_warehouse(url: str, stream: str, layout: TableLayout | None = None) -> Warehouse | None:

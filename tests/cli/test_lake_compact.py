@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import subprocess
 import sys
+import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ import duckdb
 import psycopg
 import pytest
 
+from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
+from streamproc.runtimes.compaction import Compactor
 from streamproc.sinks.object_store import open_store
 from tests.cli.shop import Reject, Shop
 
@@ -219,3 +224,41 @@ def test_where_the_pages_warehouse_is_not_known_nothing_is_merged(filled: Shop) 
     page = filled.pages / "shop.toml"
     page.write_text(page.read_text() + "\n[sinks]\nwarehouse = false\n")
     assert filled.json("lake", "compact")["streams"][0]["runs"] == 2
+
+
+def test_a_run_of_which_an_object_is_gone_is_left_alone_and_the_others_are_merged(filled: Shop) -> None:
+    [first] = [o for o in filled.lines("lake", "manifest") if (o["partition"], o["through"]) == ("0", 4)]
+    Path(unquote(urlsplit(first["url"]).path)).unlink()
+    answer = filled.json("lake", "compact")["streams"][0]
+    assert (answer["runs"], answer["waiting"]) == (1, {"an object of it is not in the lake any more": 1})
+    assert sorted(o["rows"] for o in filled.lines("lake", "manifest")) == [1, *[3] * 13, 36]
+
+
+@pytest.mark.parametrize("trouble", ["full", "absent"])
+def test_a_temporary_folder_that_cannot_be_used_is_named_and_nothing_is_changed(
+    filled: Shop, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    before = filled.lines("lake", "manifest")
+    page = replace(filled.topology, sinks=replace(filled.topology.sinks, warehouse=False))
+
+    def full(self: Path, body: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def compact(ledger: Ledger) -> None:
+        store = open_store(filled.lake.as_uri())
+        await store.open()
+        await Compactor(page, ledger, store, None).compact()
+
+    folder = filled.directory / "absent" if trouble == "absent" else filled.directory
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        if trouble == "full":
+            patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(DependencyError, match="TMPDIR") as refused:
+            filled.with_ledger(compact)
+    assert refused.value.what == str(folder)
+    assert ("No such file" if trouble == "absent" else "No space left") in refused.value.problem
+    assert filled.lines("lake", "manifest") == before
+    assert list(filled.directory.glob("streamproc-compact-*")) == []
+    filled.with_ledger(compact)
+    assert len(filled.lines("lake", "manifest")) == 4

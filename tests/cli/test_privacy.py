@@ -11,7 +11,7 @@ from streamproc.errors import ConfigError
 from streamproc.runtimes.erasing import visitor
 from streamproc.topic_pages import read_page
 from streamproc.transform import Resources
-from tests.cli.shop import PAGE, Shop
+from tests.cli.shop import PAGE, Reject, Shop
 from tests.e2e.harness import REPOSITORY
 
 SECRET = "a secret of sixteen bytes or more"
@@ -68,6 +68,48 @@ def test_a_visitor_of_whom_there_is_nothing_is_forgotten_all_the_same(shop: Shop
     assert shop.lines("lake", "manifest") == []
     again = shop.json("privacy", "erase", "shop", "view", "--yes")
     assert (again["lake_rows"], again["warehouse_rows"]) == (0, 0)
+
+
+def forgetting(shop: Shop) -> None:
+    """Say in the page that a visitor is found by ``kind``."""
+    file = shop.pages / "shop.toml"
+    file.write_text(file.read_text() + '\n[erasure]\ncolumns = ["kind"]\n')
+
+
+def test_rejects_that_a_lifecycle_rule_deleted_keep_nobody_from_being_forgotten(shop: Shop) -> None:
+    forgetting(shop)
+    shop.commit(0, [0, 1], [Reject(2, b"view")])
+    shop.commit(0, [3], [Reject(4, b"view")])
+    shop.call("warehouse", "load")
+    [first] = (shop.lake / "rejects").rglob("0-start-*.parquet")
+    first.unlink()
+    erased = shop.json("privacy", "erase", "shop", "view", "--yes")
+    assert (erased["lake_rows"], erased["warehouse_rows"]) == (3, 3)
+    assert (erased["reject_rows"], erased["missing"]) == (1, 1)
+
+
+def test_an_object_that_is_gone_before_it_was_loaded_keeps_nobody_from_being_forgotten(shop: Shop) -> None:
+    forgetting(shop)
+    shop.commit(0, [0, 1])
+    [gone] = (shop.lake / "lake").rglob("*.parquet")
+    gone.unlink()
+    shop.commit(0, [2])
+    erased = shop.json("privacy", "erase", "shop", "view", "--yes")
+    assert (erased["lake_rows"], erased["warehouse_rows"], erased["missing"]) == (1, 1, 1)
+    assert [each["rows"] for each in shop.lines("lake", "manifest")] == [2]
+
+
+def test_in_the_lake_of_another_stream_nobody_is_forgotten(shop: Shop) -> None:
+    """An answer that all is done, while the rows are where nobody has looked, would be worse than none."""
+    forgetting(shop)
+    shop.commit(0, [0, 1])
+    before = shop.lines("lake", "manifest")
+    shop.settings["STREAMPROC_LAKE"] = (shop.directory / "other").as_uri()
+    refused = shop.call("privacy", "erase", "shop", "view", "--yes", code=1)
+    assert "has none of the 1 objects" in refused.stderr
+    del shop.settings["STREAMPROC_LAKE"]
+    assert shop.lines("lake", "manifest") == before
+    assert shop.json("privacy", "erase", "shop", "view", "--yes")["lake_rows"] == 2
 
 
 def test_the_id_that_producers_send_is_looked_for_as_privacy_stores_it() -> None:

@@ -89,3 +89,21 @@ async def test_events_are_carried_into_tables_that_a_version_before_has_made(
     assert await carrier.carry() == 0
     assert await sessions(ledger, summaries) == [(0, 1), (1, 1), (2, 1), (3, 1)]
     await store.close()
+
+
+async def test_events_of_which_a_column_had_another_type_are_carried(ledger: Ledger, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path.as_uri(), durable=False)
+    await store.open()
+    lake = Lake(store, PAGE)
+    older = Lake(store, replace(PAGE, columns={**COLUMNS, "amount": pl.Int64()}))
+    await commit(ledger, lake, visit(0, 1))
+    replay = await Replays(ledger.database, "clicks").create("fix", "f", "all", "me", {P0: Span(-1, 1)})
+    summaries = Summaries([TABLE], replay.namespace)
+    async with ledger.database.connection("create the tables") as conn:
+        await summaries.ensure(conn)
+    await commit(ledger, older, visit(2))
+    await commit(ledger, lake, visit(3))
+    carrier = Carrier(PAGE, replace(replay, since_us=START), ledger.database, lake)
+    assert await carrier.carry() == 2
+    assert await sessions(ledger, summaries) == [(2, 1), (3, 1)]
+    await store.close()

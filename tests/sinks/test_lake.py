@@ -207,3 +207,38 @@ def test_a_column_named_like_a_folder_is_refused(store: ObjectStore) -> None:
 def test_a_partition_id_with_slashes_makes_a_safe_key(lake: Lake) -> None:
     [file] = lake.plan(lake.encode_events(events(NOON)), advance(1, partition="logs/2026/é.gz"))
     assert file.plan.key.rpartition("/")[2].startswith("logs_2026_.gz-start-0-1-")
+
+
+async def test_a_file_is_read_with_the_types_that_the_page_has_by_now(store: ObjectStore) -> None:
+    older = Lake(store, topology({**COLUMNS, "value": pl.Int64()}))
+    rows = events(NOON, NOON + 1).with_columns(value=pl.Series([1, 2], dtype=pl.Int64))
+    [file] = older.plan(older.encode_events(rows), advance(2))
+    await older.write([file])
+    read = await Lake(store, topology()).read([file.plan.key], ["value", "position"])
+    assert read.schema == pl.Schema({"value": pl.Float64(), "position": pl.Int64()})
+    assert read.rows() == [(1.0, 0), (2.0, 1)]
+
+
+async def test_what_cannot_have_the_type_of_now_is_refused_and_not_quoted(
+    lake: Lake, store: ObjectStore
+) -> None:
+    """A text that is no number, and a fraction, which polars would cut off for a whole number."""
+    [file] = lake.plan(lake.encode_events(events(NOON, NOON + 1)), advance(2))
+    await lake.write([file])
+    changed = Lake(store, topology({**COLUMNS, "host": pl.Int64(), "value": pl.Int64()}))
+    for column, was in (("host", "String"), ("value", "Float64")):
+        with pytest.raises(ConfigError) as refused:
+            await changed.read([file.plan.key], [column, "position"])
+        [mistake] = refused.value.mistakes
+        assert mistake.where == f"{file.plan.key}: column {column}"
+        assert mistake.problem == f"is {was}, not all of it can be Int64"
+        assert "shop.example" not in str(refused.value)
+
+
+async def test_a_number_that_is_whole_may_become_a_whole_number(lake: Lake, store: ObjectStore) -> None:
+    rows = events(NOON, NOON + 1, NOON + 2).with_columns(value=pl.Series([1.0, None, 2.0]))
+    [file] = lake.plan(lake.encode_events(rows), advance(3))
+    await lake.write([file])
+    changed = Lake(store, topology({**COLUMNS, "value": pl.Int64()}))
+    read = await changed.read([file.plan.key], ["value", "position"])
+    assert read.rows() == [(1, 0), (None, 1), (2, 2)]

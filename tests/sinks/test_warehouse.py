@@ -13,7 +13,16 @@ import pytest
 from streamproc.errors import ConfigError, Inconsistent
 from streamproc.model import CommittedObject, PlannedObject
 from streamproc.sinks.loader import Loader, LoadLimits
-from streamproc.sinks.warehouse import Erases, LoadReport, Merges, Rows, Swaps, Warehouse
+from streamproc.sinks.warehouse import (
+    Erases,
+    LoadReport,
+    Merges,
+    Quarantines,
+    Rows,
+    Swaps,
+    Warehouse,
+    needed_by,
+)
 from streamproc.topology import HOUR
 from tests.sinks.topologies import COLUMNS, events
 from tests.sinks.warehouses import Backend, ListedObjects, opened_backend, put
@@ -235,3 +244,17 @@ async def test_visitors_rows_are_erased_and_nobody_elses(backend: Backend, wareh
     assert await warehouse.erase(columns, odd) == 4
     assert backend.query("SELECT visitor FROM warehouse.clicks") == [("ann-marie",)]
     assert await warehouse.erase(columns, ["ann"]) == 0
+
+
+async def test_what_is_not_loaded_or_was_put_aside_is_needed(backend: Backend, warehouse: Warehouse) -> None:
+    loaded, missing, aside = [
+        one for first in range(3) for one in await put(backend.store, events(NOON, first=first))
+    ]
+    await warehouse.load([loaded], backend.store)
+    if isinstance(warehouse, Quarantines):
+        await warehouse.quarantine(aside, "a text too long")
+        assert aside.plan.key not in await warehouse.missing([aside.plan.key])
+    needed = needed_by(warehouse)
+    keys = [each.plan.key for each in (loaded, missing, aside)]
+    assert await needed(keys) == {missing.plan.key, aside.plan.key}
+    assert await needed([loaded.plan.key]) == set()

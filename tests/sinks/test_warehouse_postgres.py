@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamproc.errors import ConfigError, DependencyError, Inconsistent
+from streamproc.errors import ConfigError, DependencyError, Inconsistent, MissingObject
 from streamproc.model import CommittedObject, PlannedObject
 from streamproc.sinks.loader import Loader, LoadLimits
 from streamproc.sinks.local import LocalStore
@@ -158,6 +158,31 @@ async def test_a_running_loader_survives_an_absent_warehouse_and_looks_at_everyt
     assert listed.asked[:2] == [None, None]
     assert None not in listed.asked[2:4]
     assert (await warehouse.status()).rows == 1
+
+
+async def test_objects_that_somebody_has_deleted_keep_no_others_from_being_loaded(
+    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore
+) -> None:
+    objects = [one for first in range(8) for one in await put(store, events(NOON, first=first))]
+    gone = [objects[place].plan.key for place in (0, 1, 5)]
+    bodies = [await store.get(key) for key in gone]
+    for key in gone:
+        await store.delete(key)
+    listed = ListedObjects(objects)
+    loader = Loader(listed, warehouse, store)
+    with pytest.raises(MissingObject, match=r"get: no such object, nor are 2 others there \(everything else"):
+        await loader.load_new()
+    assert query(postgres, "SELECT position FROM warehouse.clicks ORDER BY 1") == [
+        (position,) for position in (2, 3, 4, 6, 7)
+    ]
+    with pytest.raises(MissingObject, match="nor are 2 others there"):
+        await loader.load_new()
+    assert listed.asked[0] is None
+    assert listed.asked[1] is not None, "it looks at the whole list again"
+    for key, body in zip(gone, bodies, strict=True):
+        await store.put(key, body)
+    assert await loader.run_once() == LoadReport(3, 3)
+    assert query(postgres, "SELECT count(*), count(DISTINCT position) FROM warehouse.clicks") == [(8, 8)]
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
