@@ -20,7 +20,7 @@ from streamproc.cli.streams import (
     set_up_options,
     topic_argument,
 )
-from streamproc.errors import ConfigError, Mistake
+from streamproc.errors import ConfigError, Inconsistent, MissingObject, Mistake
 from streamproc.ledger.retention import expire_objects
 from streamproc.runtimes import clocks
 from streamproc.settings import Settings
@@ -116,19 +116,26 @@ async def _init(settings: Settings, topic: str | None) -> list[str]:
 
 
 async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tuple[str, LoadReport]]:
-    loaded = []
+    """Of every stream what can be loaded; then raises what was wrong with the objects of one."""
+    loaded, failed = [], None
     async with opened_store(settings) as store, _opened(settings, topic) as opened:
         for stream, warehouse in opened:
             await warehouse.ensure(stream.page.columns)
             if retry and isinstance(warehouse, Quarantines):
                 await warehouse.release()
-            report = await Loader(stream.ledger, warehouse, store).run_once()
+            try:
+                report = await Loader(stream.ledger, warehouse, store).run_once()
+            except (Inconsistent, MissingObject) as error:
+                failed = failed or error
+                continue
             await _expire(stream, warehouse)
             # An alarm waits for this line: observability.yaml counts it, as upkeep tells workers' metrics.
             _log.info(
                 "warehouse_up_to_date", stream=stream.page.name, objects=report.objects, rows=report.rows
             )
             loaded.append((stream.page.name, report))
+    if failed is not None:
+        raise failed
     return loaded
 
 

@@ -52,7 +52,7 @@ async def expire_objects(
 ) -> int:
     """Supersede the objects of ``kind`` whose newest row is older than ``before_us``; returns how many.
 
-Rejects also have to have been committed before: those of a log were received when it was last changed, which
+    Rejects also have to have been committed before: those of a log were received when it was last changed, which
     may be years before anybody read it.
 
     ``needed``: which of some keys somebody still wants (the warehouse has not loaded them, or has put them aside).
