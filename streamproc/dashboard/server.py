@@ -168,8 +168,7 @@ def _kept(shared: Shared[T], without: T) -> Callable[[], Awaitable[T]]:
 async def _ends(broker: Connection | None, topology: Topology) -> Ends:
     if not isinstance(broker, KafkaConnection):
         return Ends({}, {}, _NO_ENDS if broker is None else None)
-    found = await spans(broker, topology.topic.name)
-    return Ends({partition: span.last for partition, span in found.items()}, {})
+    return Ends(await spans(broker, topology.topic.name), {})
 
 
 async def _warehouse(sources: Sources, topology: Topology) -> WarehouseStatus | None:
