@@ -302,6 +302,7 @@ class Worker:
         """Ask the group what is ours; waits, as long as it takes, for a broker that has the topic."""
         self.state = "waiting for the broker"
         await self._start_source()
+        self.observation.source_started()
         self.state = "running"
 
     async def _start_source(self) -> None:
@@ -328,12 +329,14 @@ class Worker:
         )
 
     def _waiting_for_broker(self, error: DependencyError) -> None:
+        self.observation.source_failed(error)
         log.warning(
             "waiting_for_endpoint", endpoint="broker", on=error.what, problem=error.problem, hint=error.hint
         )
 
     async def _rejoin(self) -> None:
         """Another worker has claimed what we held: forget it all and ask the group what is ours now."""
+        self.state = "waiting for the broker"  # from here on the source cannot be asked
         self.pipeline.drop()
         assert self._source is not None
         await self._source.close()
