@@ -118,7 +118,10 @@ class PartitionRow:
 
 @dataclass(frozen=True, slots=True)
 class PipelineSnapshot:
-    """The page at one moment, ``asked_at`` on the database's clock."""
+    """The page at one moment, ``asked_at`` on the database's clock.
+
+    ``warehouse``: ``None`` when there is none; a text says why nothing is known of it.
+    """
 
     asked_at: datetime
     partitions: Sequence[PartitionRow]
@@ -127,7 +130,7 @@ class PipelineSnapshot:
     epochs: Sequence[EpochSummary]
     late: Mapping[str, int]
     objects: Sequence[ObjectTotal]
-    warehouse: WarehouseStatus | None
+    warehouse: WarehouseStatus | str | None
     replays: Sequence[Replay]
     notes: Sequence[str]
 
@@ -146,7 +149,7 @@ class PipelineView:
         *,
         ends: Callable[[], Awaitable[Ends]],
         totals: Callable[[], Awaitable[Sequence[ObjectTotal]]],
-        warehouse: Callable[[], Awaitable[WarehouseStatus | None]],
+        warehouse: Callable[[], Awaitable[WarehouseStatus | str | None]],
     ) -> None:
         self.topology = topology
         self._reader = reader

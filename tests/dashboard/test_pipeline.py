@@ -142,6 +142,12 @@ def test_charts_with_commits_speak_for_themselves() -> None:
     assert cards.standstill(replace(snapshot(row(5, "w", 3)), bins=bins)) == ""
 
 
+def test_a_warehouse_that_is_not_known_is_not_left_out() -> None:
+    assert "warehouse" not in cards.sinks(snapshot())
+    html = cards.sinks(replace(snapshot(), warehouse="in Redshift, <which> is not asked"))
+    assert "<td>warehouse</td><td>in Redshift, &lt;which&gt; is not asked</td>" in html
+
+
 def test_bars_of_throughput_have_no_gaps_between_them_up_to_now() -> None:
     now = datetime(2026, 6, 1, 12, 0, 7, tzinfo=UTC)
     first, last = now.replace(second=0) - 8 * BIN, now.replace(second=0) - 2 * BIN
