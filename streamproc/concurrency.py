@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,6 +29,26 @@ async def each(
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     return [task.result() for task in tasks]
+
+
+async def cancelled(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel these and wait for their ends, whatever those are."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def done_before(ending: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
+    """Whether ``work`` was done before ``ending`` was set; it is cancelled then. Raises what the work raised."""
+    doing, ended = asyncio.create_task(work), asyncio.create_task(ending.wait())
+    try:
+        await asyncio.wait({doing, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            doing.result()
+            return True
+        return False
+    finally:
+        await cancelled(doing, ended)
 
 
 def end_if_cancelled(error: Exception | None = None) -> None:

@@ -110,12 +110,24 @@ class Database:
 
     @asynccontextmanager
     async def connection(self, doing: str) -> AsyncIterator[AsyncConnection[Any]]:
-        """A connection in autocommit mode, for single statements. ``doing`` goes into error messages."""
+        """A connection in autocommit mode, for single statements. ``doing`` goes into error messages.
+
+        A server that only reads (after a failover it may be the one that was the primary) is a
+        :class:`DependencyError`, and the connection to it is given up: the next may lead to another server.
+        """
         if self._pool is None:
             raise DependencyError(self.place, f"{doing}: not connected", "call open() first")
         with self.speaking(doing):
             async with self._pool.connection() as conn:
-                yield conn
+                try:
+                    yield conn
+                except errors.ReadOnlySqlTransaction as error:
+                    await conn.close()
+                    raise DependencyError(
+                        self.place,
+                        f"{doing}: {_message(error)}",
+                        "after a failover: does its name lead to the primary yet?",
+                    ) from error
 
     @asynccontextmanager
     async def transaction(self, doing: str) -> AsyncIterator[AsyncConnection[Any]]:
@@ -147,9 +159,9 @@ class Database:
     def speaking(self, doing: str) -> Iterator[None]:
         """Turn psycopg's exceptions into this project's.
 
-        Unreachable, overloaded, shutting down, timeouts, deadlocks, missing rights:
-        :class:`DependencyError`; a violated constraint: :class:`Inconsistent`; the rest:
-        :class:`LedgerError`.
+        Unreachable, overloaded, shutting down, timeouts (also that of a transaction in which a frozen process
+        said nothing), deadlocks, missing rights: :class:`DependencyError`; a violated constraint:
+        :class:`Inconsistent`; the rest: :class:`LedgerError`.
         """
         try:
             yield
@@ -159,7 +171,12 @@ class Database:
             raise DependencyError(
                 self.place, f"{doing}: {_message(error)}", "grant the missing right"
             ) from error
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except (
+            psycopg.OperationalError,
+            psycopg.InterfaceError,
+            errors.IdleInTransactionSessionTimeout,
+            errors.TransactionTimeout,
+        ) as error:
             raise DependencyError(self.place, f"{doing}: {_message(error)}") from error
         except psycopg.IntegrityError as error:
             raise Inconsistent(f"{self.place}: {doing}: {_message(error)}") from error

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from streamproc.concurrency import each, end_if_cancelled
+from streamproc.concurrency import done_before, each, end_if_cancelled
 
 
 async def test_results_stand_in_the_items_order_and_no_more_than_allowed_are_under_way() -> None:
@@ -83,3 +83,58 @@ async def test_a_task_that_tries_again_can_be_ended_though_its_cancellation_beca
 
 async def test_an_error_of_a_task_that_nobody_cancelled_is_its_own() -> None:
     end_if_cancelled(OSError("unreachable"))
+
+
+async def test_work_that_is_done_before_the_end_is_done() -> None:
+    done: list[str] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        done.append("work")
+
+    assert await done_before(asyncio.Event(), work())
+    assert done == ["work"]
+
+
+async def test_work_is_given_up_at_the_end_and_waited_for_until_it_is_gone() -> None:
+    ending, begun, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            gone.set()
+
+    waiting = asyncio.create_task(done_before(ending, work()))
+    await begun.wait()
+    ending.set()
+    assert not await waiting
+    assert gone.is_set()
+
+
+async def test_a_failure_of_the_work_is_raised_as_it_is() -> None:
+    async def work() -> None:
+        raise LookupError("gone")
+
+    with pytest.raises(LookupError, match="gone"):
+        await done_before(asyncio.Event(), work())
+
+
+async def test_cancelling_whoever_waits_for_the_end_cancels_the_work() -> None:
+    begun, gone = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            gone.set()
+
+    task = asyncio.create_task(done_before(asyncio.Event(), work()))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert gone.is_set()

@@ -94,13 +94,15 @@ class Gate:
             peer = ipaddress.ip_address(address)
         except ValueError:
             return False
+        peer = getattr(peer, "ipv4_mapped", None) or peer  # as IPv6 sockets tell of IPv4
         return any(peer in network for network in self._access.proxies)
 
     def _viewer(self, request: Request) -> str:
-        """Whose request it is. Each proxy adds at the end of the header from whom it has it, so what stands before the
-        last that is no proxy of ours is what the viewer wrote.
+        """Whose request it is. Each proxy adds at the end of the header, or in a line of its own behind it, from whom
+        it has it, so what stands before the last that is no proxy of ours is what the viewer wrote.
         """
-        seen = [each.strip() for each in request.headers.get("x-forwarded-for", "").split(",")]
+        given = ",".join(request.headers.getlist("x-forwarded-for"))
+        seen = [each.strip() for each in given.split(",")]
         address = request.client.host if request.client else ""
         while self._trusted(address) and seen and seen[-1]:
             address = seen.pop()

@@ -211,8 +211,9 @@ def sinks(found: PipelineSnapshot) -> str:
         for t in found.objects
     ]
     head = '<h2>Sinks</h2><p class="sub">counted every half minute</p>'
-    if found.warehouse is not None:
-        w = found.warehouse
+    if isinstance(w := found.warehouse, str):
+        rows.append(["warehouse", w, None, None, None])
+    elif w is not None:
         rows.append(
             ["warehouse", markup.Raw(f"loaded {markup.when(w.loaded_at, 'ago').html}"), w.objects, w.rows, ""]
         )

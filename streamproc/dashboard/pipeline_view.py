@@ -14,6 +14,7 @@ from streamproc.dashboard.reading import Question, Reader
 from streamproc.ledger import EpochSummary, Ledger, ObjectTotal, PartitionStatus
 from streamproc.model import Partition
 from streamproc.sinks.warehouse import WarehouseStatus
+from streamproc.sources.kafka_positions import Span
 from streamproc.topology import Topology
 
 #: How far back the charts go, and the width of a bar.
@@ -96,11 +97,11 @@ class Replay(NamedTuple):
 class Ends:
     """How far the source is ahead of the ledger.
 
-    ``last``: newest position by partition (Kafka), ``behind``: seconds by partition (Kinesis).
+    ``spans``: what can be read of each partition (Kafka), ``behind``: seconds by partition (Kinesis).
     ``problem``: why it is not known.
     """
 
-    last: Mapping[Partition, int]
+    spans: Mapping[Partition, Span]
     behind: Mapping[Partition, float]
     problem: str | None = None
 
@@ -117,7 +118,10 @@ class PartitionRow:
 
 @dataclass(frozen=True, slots=True)
 class PipelineSnapshot:
-    """The page at one moment, ``asked_at`` on the database's clock."""
+    """The page at one moment, ``asked_at`` on the database's clock.
+
+    ``warehouse``: ``None`` when there is none; a text says why nothing is known of it.
+    """
 
     asked_at: datetime
     partitions: Sequence[PartitionRow]
@@ -126,7 +130,7 @@ class PipelineSnapshot:
     epochs: Sequence[EpochSummary]
     late: Mapping[str, int]
     objects: Sequence[ObjectTotal]
-    warehouse: WarehouseStatus | None
+    warehouse: WarehouseStatus | str | None
     replays: Sequence[Replay]
     notes: Sequence[str]
 
@@ -145,7 +149,7 @@ class PipelineView:
         *,
         ends: Callable[[], Awaitable[Ends]],
         totals: Callable[[], Awaitable[Sequence[ObjectTotal]]],
-        warehouse: Callable[[], Awaitable[WarehouseStatus | None]],
+        warehouse: Callable[[], Awaitable[WarehouseStatus | str | None]],
     ) -> None:
         self.topology = topology
         self._reader = reader
@@ -196,17 +200,22 @@ class PipelineView:
         )
 
     def _row(self, status: PartitionStatus, ends: Ends, behind: Mapping[Partition, float]) -> PartitionRow:
-        last = ends.last.get(status.partition)
-        lag = None if last is None else max(0, last - (-1 if status.position is None else status.position))
+        span = ends.spans.get(status.partition)
+        waiting = None if span is None else lag(status.position, span)
         watermark = None
         if status.clock_us is not None:
             microseconds = status.clock_us - self.topology.contract.event_time.disorder
             watermark = _EPOCH + timedelta(microseconds=microseconds)
-        return PartitionRow(status, lag, behind.get(status.partition), watermark)
+        return PartitionRow(status, waiting, behind.get(status.partition), watermark)
 
     async def _ask(self, statement: sql.SQL, doing: str) -> Sequence[tuple[Any, ...]]:
         parameters = {"stream": self.topology.name, "span": SPAN, "bin": BIN}
         return (await self._reader.ask(Question(statement.format(), parameters, doing))).rows
+
+
+def lag(position: int | None, span: Span) -> int:
+    """Records of a partition that can be read and are not committed; what is gone from it does not wait."""
+    return max(0, span.last - max(-1 if position is None else position, span.first - 1))
 
 
 def ledger_over(reader: Reader, stream: str) -> Ledger:

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
@@ -37,6 +38,7 @@ from streamproc.database import Database
 from streamproc.errors import DependencyError, StreamprocError
 from streamproc.ledger import ObjectTotal
 from streamproc.settings import Bind
+from streamproc.settings.redshift import SCHEMES
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.warehouse import WarehouseStatus, open_warehouse
 from streamproc.sources.kafka_client import KafkaConnection
@@ -50,6 +52,9 @@ T = TypeVar("T")
 QUICK, ASKED, COUNTED = 1.5, 5.0, 30.0
 
 _NO_ENDS = "The broker was not asked: the end of the topic, and so the lag, is unknown."
+
+#: Each look would be paid for, and wake a workgroup that sleeps.
+_REDSHIFT = "in Redshift, which the pages do not ask: streamproc warehouse status does"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +138,20 @@ def _stream(topology: Topology, reader: Reader, sources: Sources) -> Stream:
     ledger = ledger_over(reader, topology.name)
     totals = _kept(Shared(ledger.object_totals, COUNTED), list[ObjectTotal]())
     ends = Shared(lambda: _ends(sources.broker, topology), ASKED)
-    warehouse = Shared(lambda: _warehouse(sources, topology), COUNTED)
+    loaded = Shared(lambda: _warehouse(sources, topology), COUNTED)
 
     async def newest_ends() -> Ends:
         seen = await ends.get()
         return seen.value or Ends({}, {}, str(seen.problem))
 
+    async def warehouse() -> WarehouseStatus | str | None:
+        seen = await loaded.get()
+        if seen.value is None and seen.problem is not None:
+            return f"not known: {explain(seen.problem)[0]}"
+        return seen.value
+
     live = Live(topology, reader)
-    view = PipelineView(topology, reader, ends=newest_ends, totals=totals, warehouse=_kept(warehouse, None))
+    view = PipelineView(topology, reader, ends=newest_ends, totals=totals, warehouse=warehouse)
     rejects = None
     if sources.store is not None:
         rejects = Shared(RejectReader(topology.name, reader, sources.store).look, ASKED)
@@ -168,13 +179,14 @@ def _kept(shared: Shared[T], without: T) -> Callable[[], Awaitable[T]]:
 async def _ends(broker: Connection | None, topology: Topology) -> Ends:
     if not isinstance(broker, KafkaConnection):
         return Ends({}, {}, _NO_ENDS if broker is None else None)
-    found = await spans(broker, topology.topic.name)
-    return Ends({partition: span.last for partition, span in found.items()}, {})
+    return Ends(await spans(broker, topology.topic.name), {})
 
 
-async def _warehouse(sources: Sources, topology: Topology) -> WarehouseStatus | None:
+async def _warehouse(sources: Sources, topology: Topology) -> WarehouseStatus | str | None:
     if not topology.sinks.warehouse or sources.warehouse == "none":
         return None
+    if urlsplit(sources.warehouse).scheme in SCHEMES:
+        return _REDSHIFT
     warehouse = open_warehouse(read_only(sources.warehouse, sources.statement_timeout), topology.name)
     if warehouse is None:
         return None

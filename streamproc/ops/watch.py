@@ -1,4 +1,4 @@
-"""Noticing that a worker is stuck, and ending a process that cannot notice anything any more."""
+"""Noticing that a worker is stuck or waits, and ending a process that cannot notice anything any more."""
 
 from __future__ import annotations
 
@@ -51,6 +51,35 @@ class StuckWatch:
                 stuck[key] = now - before[1]
         self._since = since
         return stuck
+
+
+class Failures:
+    """Tells something that is away from something that fails now and then.
+
+    It is away when it has failed for ``lasting`` seconds, each failure within ``pause`` seconds of the one before, and
+    until it has not failed for ``pause``: an attempt and the wait for the next one take less.
+    """
+
+    def __init__(self, lasting: float, pause: float) -> None:
+        self._lasting = lasting
+        self._pause = pause
+        self._first = self._last = float("-inf")
+        self._what = ""
+
+    def note(self, now: float, what: str) -> None:
+        """``what`` failed; ``now``: seconds of a monotonic clock."""
+        if now - self._last > self._pause:
+            self._first = now
+        self._last, self._what = now, what
+
+    def end(self) -> None:
+        """It has answered."""
+        self._first = self._last = float("-inf")
+
+    def away(self, now: float) -> str | None:
+        """What is away."""
+        going_on = now - self._last <= self._pause
+        return self._what if going_on and self._last - self._first >= self._lasting else None
 
 
 class LoopWatchdog:

@@ -1,17 +1,27 @@
-"""The servers a process talks to: those it starts itself when they are embedded, the others as named."""
+"""The servers a process talks to: those it starts itself when they are embedded, the others as named.
+
+None of them has to be there at the start: a worker waits and says for which.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import structlog
+
+from streamproc.concurrency import end_if_cancelled
 from streamproc.embedded.broker import EmbeddedBroker, start_broker
 from streamproc.embedded.postgres import EmbeddedPostgres, start_postgres
+from streamproc.errors import DependencyError
 from streamproc.settings import Settings
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.opening import Connection, connection_of
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -66,3 +76,25 @@ class Endpoints:
             assert self._postgres is not None
             return self._postgres.url
         return url
+
+
+async def until_there(stream: str, name: str, connect: Callable[[], Awaitable[object]]) -> None:
+    """Connect a worker to what it calls ``name``; tries again, and says so, as long as it takes."""
+    delay = 0.5
+    while True:
+        try:
+            await connect()
+        except DependencyError as error:
+            end_if_cancelled(error)
+            log.warning(
+                "waiting_for_endpoint",
+                stream=stream,
+                endpoint=name,
+                on=error.what,
+                problem=error.problem,
+                hint=error.hint,
+            )
+            await asyncio.sleep(delay)
+            delay = min(delay * 1.5, 10.0)
+        else:
+            return

@@ -11,7 +11,7 @@ import structlog
 from streamproc.errors import DependencyError, Stuck
 from streamproc.model import Partition
 from streamproc.ops.metrics import PartitionState, WorkerState
-from streamproc.ops.watch import StuckWatch
+from streamproc.ops.watch import Failures, StuckWatch
 
 if TYPE_CHECKING:
     from streamproc.runtimes.worker import Worker
@@ -21,6 +21,11 @@ log = structlog.get_logger(__name__)
 #: Seconds between two looks at the topic's ends, and the longest wait for the broker's answer.
 LOOK_EVERY = 15.0
 _ANSWER_WITHIN = 10.0
+#: So many looks in a row without an answer, and the worker waits for the broker.
+_UNANSWERED = 2
+#: Kinesis and places of logs are asked by their readers only. They are waited for when they have failed for so many
+#: seconds. An attempt may take as long as the second: S3's client tries to connect six times, ten seconds each.
+_FAILED_FOR, _ATTEMPT = 30.0, 120.0
 #: A position that has not moved for this many seconds (or six flush intervals, if that is longer) while
 #: there are records after it makes the worker not ready; five times that ends it, to be started again.
 STUCK_AFTER = 120.0
@@ -39,6 +44,8 @@ class Observation:
         self._watch = StuckWatch(self._after)
         self._newest: dict[Partition, int] = {}
         self._stuck: dict[Partition, float] = {}
+        self._unanswered = 0
+        self._failures = Failures(_FAILED_FOR, _ATTEMPT)
         #: Times another worker had claimed what this one held.
         self.fences = 0
 
@@ -48,20 +55,45 @@ class Observation:
             await asyncio.sleep(LOOK_EVERY)
             await self.look()
 
+    def source_failed(self, error: DependencyError) -> None:
+        """The source waits this out; it is told of each attempt that failed."""
+        self._failures.note(time.monotonic(), error.what)
+
+    def source_started(self) -> None:
+        """Whatever the source waited for is there."""
+        self._unanswered = 0
+        self._failures.end()
+
     async def look(self) -> None:
         """Compare the positions with the topic's ends. Raises :class:`Stuck`."""
         worker = self._worker
-        if worker.source is None:
+        if worker.source is None or worker.state != "running":  # it joins, and cannot be asked meanwhile
+            self._begin_anew()
             return
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):
                 self._newest = await worker.source.end_positions()
         except (DependencyError, TimeoutError) as error:
-            log.debug("ends_unknown", why=repr(error))  # the fetch says so too, and waits
-            return
-        committed = {partition: at for partition, (at, _) in worker.pipeline.committed.items()}
-        self._stuck = self._watch.look(time.monotonic(), committed, self._newest)
-        if not self._stuck or worker.pipeline.stats.waiting_for is not None:
+            self._unanswered += 1
+            self._tell_of_the_broker(error)
+        else:
+            self._unanswered = 0
+        if self._waits_for() is not None:
+            self._begin_anew()
+        elif not self._unanswered:
+            self._look_for_stuck()
+
+    def _tell_of_the_broker(self, error: DependencyError | TimeoutError) -> None:
+        late = f"no answer within {_ANSWER_WITHIN:.0f} s"
+        problem = error.problem if isinstance(error, DependencyError) else late
+        if self._unanswered < _UNANSWERED:
+            log.debug("ends_unknown", problem=problem)
+        else:
+            log.warning("waiting", on="the broker", problem=problem)
+
+    def _look_for_stuck(self) -> None:
+        self._stuck = self._watch.look(time.monotonic(), self._positions(), self._newest)
+        if not self._stuck:
             return
         partition, seconds = max(self._stuck.items(), key=lambda item: item[1])
         log.warning("stuck", partition=str(partition), seconds=round(seconds))
@@ -70,12 +102,33 @@ class Observation:
                 f"{partition}: the position has not moved for {seconds:.0f} s though there are records"
             )
 
+    def _positions(self) -> dict[Partition, int | None]:
+        """Through where each claimed partition is committed; or where its reading began, if nothing ever was."""
+        worker = self._worker
+        begins = worker.source.begins if worker.source is not None else {}
+        return {
+            partition: begins.get(partition) if position is None else position
+            for partition, (position, _) in worker.pipeline.committed.items()
+        }
+
+    def _begin_anew(self) -> None:
+        """A worker that waits stands still and is not stuck; nor is it when it goes on, before its next commit."""
+        self._watch, self._stuck = StuckWatch(self._after), {}
+
+    def _waits_for(self) -> str | None:
+        """What does not answer."""
+        if (what := self._worker.pipeline.stats.waiting_for) is not None:
+            return what
+        if self._unanswered >= _UNANSWERED:
+            return "the broker"
+        return self._failures.away(time.monotonic())
+
     def not_ready(self) -> str | None:
         """Why the worker is not ready; ``None`` when it is."""
         worker = self._worker
         if worker.state != "running":
             return worker.state
-        if (what := worker.pipeline.stats.waiting_for) is not None:
+        if (what := self._waits_for()) is not None:
             return f"waiting for {what}"
         if self._stuck:
             partition, seconds = max(self._stuck.items(), key=lambda item: item[1])

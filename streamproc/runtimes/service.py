@@ -111,9 +111,12 @@ def noted(metrics: Metrics, traces: Traces | None, page: Topology) -> Callable[[
 
 
 async def _run_all(workers: Sequence[Worker], ending: asyncio.Event) -> None:
-    """All workers; when one fails the others drain and its failure is raised."""
-    tasks = [asyncio.create_task(worker.run(ending)) for worker in workers]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    """All workers; when one fails that is said, the others drain, and its failure is raised."""
+    tasks = [asyncio.create_task(worker.run(ending), name=worker.topology.name) for worker in workers]
+    ended, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in ended:
+        if others and not task.cancelled() and (error := task.exception()) is not None:
+            log.error("stream_failed", stream=task.get_name(), why=str(error), others="are told to drain")
     ending.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     for result in results:

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import faust
 import structlog
 from faust.app.base import BootStrategy
 
 from streamproc import failpoints, native
+from streamproc.concurrency import cancelled, done_before
 from streamproc.epoch import Epoch
 from streamproc.errors import DependencyError, Fenced
 from streamproc.ledger import Ledger
@@ -30,7 +32,7 @@ from streamproc.ledger.shards import Shards
 from streamproc.model import Partition, RecordBatch
 from streamproc.pipeline import Limits, Pipeline, Watcher
 from streamproc.runtimes.agents import UserAgents
-from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.endpoints import Endpoints, until_there
 from streamproc.runtimes.erased import read_erased
 from streamproc.runtimes.observation import Observation
 from streamproc.runtimes.publication import Publication
@@ -49,6 +51,9 @@ log = structlog.get_logger(__name__)
 
 #: Longest wait for records before the pump looks at the clock again, seconds.
 _MAX_WAIT = 0.1
+
+#: Seconds for which a start waits for the warehouse, which the stream does without: mistakes are found out first.
+_WAREHOUSE_WITHIN = 10.0
 
 
 class _NoKafka(BootStrategy):
@@ -139,40 +144,43 @@ class Worker:
             app = self._host()
             await app.start()
             stack.push_async_callback(app.stop)
-            await self._start_source()
-            if self._agents is not None:
-                self._agents.start()
-                stack.push_async_callback(self._agents.stop)
-            upkeep = asyncio.create_task(self.upkeep.run())
-            pump = asyncio.create_task(self._pump(app))
-            self.state = "running"
-            log.info(
-                "worker_running",
-                stream=self.topology.name,
-                worker=self.settings.worker,
-                compiled=native.records is not None,
-            )
-            waiting = [
-                asyncio.create_task(ending.wait()),
-                asyncio.create_task(self._ended.wait()),
-                pump,
-                upkeep,
-                asyncio.create_task(self.observation.run()),
-            ]
-            if self._publication is not None:
-                waiting.append(asyncio.create_task(self._publication.run()))
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if await done_before(ending, self._join()):
+                await self._work(stack, app, ending)
             self.state = "draining"
-            for task in waiting:
-                task.cancel()
-            finished = await asyncio.gather(*waiting, return_exceptions=True)
-            for result in finished:
-                if isinstance(result, Exception):
-                    self._failure = self._failure or result
             await self._wind_down()
         self.state = "stopped"
         if self._failure is not None:
             raise self._failure
+
+    async def _work(self, stack: AsyncExitStack, app: faust.App, ending: asyncio.Event) -> None:
+        """Process records until ``ending`` is set or something fails for good, which is kept."""
+        if self._agents is not None:
+            self._agents.start()
+            stack.push_async_callback(self._agents.stop)
+        log.info(
+            "worker_running",
+            stream=self.topology.name,
+            worker=self.settings.worker,
+            compiled=native.records is not None,
+        )
+        parts: list[Coroutine[Any, Any, object]] = [
+            ending.wait(),
+            self._ended.wait(),
+            self._pump(app),
+            self.upkeep.run(),
+            self.observation.run(),
+        ]
+        if self._publication is not None:
+            parts.append(self._publication.run())
+        waiting = [asyncio.create_task(part) for part in parts]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        self.state = "draining"
+        for task in waiting:
+            task.cancel()
+        finished = await asyncio.gather(*waiting, return_exceptions=True)
+        for result in finished:
+            if isinstance(result, Exception):
+                self._failure = self._failure or result
 
     async def _connect(self, stack: AsyncExitStack, ending: asyncio.Event) -> bool:
         """Wait for every endpoint, saying which; false when told to end before all were there."""
@@ -187,40 +195,29 @@ class Worker:
         if self._store is not None:
             steps.append(("lake", self._store.open))
             stack.push_async_callback(self._store.close)
-        steps.append(("warehouse", self.upkeep.open))
-        stack.push_async_callback(self.upkeep.close)
-        ended = asyncio.create_task(ending.wait())
-        try:
-            for name, step in steps:
-                self.state = f"waiting for the {name}"
-                connecting = asyncio.create_task(self._until_there(name, step))
-                await asyncio.wait({connecting, ended}, return_when=asyncio.FIRST_COMPLETED)
-                if not connecting.done():
-                    connecting.cancel()
-                    return False
-                connecting.result()
-            return True
-        finally:
-            ended.cancel()
+        for name, step in steps:
+            self.state = f"waiting for the {name}"
+            if not await done_before(ending, until_there(self.topology.name, name, step)):
+                return False
+        return await self._try_warehouse(stack, ending)
 
-    async def _until_there(self, name: str, step: Callable[[], Awaitable[object]]) -> None:
-        delay = 0.5
-        while True:
-            try:
-                await step()
-            except DependencyError as error:
-                log.warning(
-                    "waiting_for_endpoint",
-                    stream=self.topology.name,
-                    endpoint=name,
-                    on=error.what,
-                    problem=error.problem,
-                    hint=error.hint,
-                )
-                await asyncio.sleep(delay)
-                delay = min(delay * 1.5, 10.0)
-            else:
-                return
+    async def _try_warehouse(self, stack: AsyncExitStack, ending: asyncio.Event) -> bool:
+        """Open the warehouse, which goes on beside the stream when it does not answer soon; false when told to end."""
+        self.state = "waiting for the warehouse"
+        stack.push_async_callback(self.upkeep.close)
+        opening = asyncio.create_task(self._open_warehouse())
+        stack.push_async_callback(cancelled, opening)
+        in_time = await done_before(ending, asyncio.wait({opening}, timeout=_WAREHOUSE_WITHIN))
+        if self._failure is not None:
+            raise self._failure
+        return in_time
+
+    async def _open_warehouse(self) -> None:
+        try:
+            await until_there(self.topology.name, "warehouse", self.upkeep.open)
+        except Exception as error:  # nobody else waits for this task
+            self._failure = self._failure or error
+            self._ended.set()
 
     async def _read_visitor_key(self) -> None:
         self._transform.visitor_key = await self.ledger.visitor_key()
@@ -301,6 +298,13 @@ class Worker:
             batches = await self._source.next(self.settings.batch_records, _MAX_WAIT)
             await self._channel.send(value=(self.pipeline.generation, batches))
 
+    async def _join(self) -> None:
+        """Ask the group what is ours; waits, as long as it takes, for a broker that has the topic."""
+        self.state = "waiting for the broker"
+        await self._start_source()
+        self.observation.source_started()
+        self.state = "running"
+
     async def _start_source(self) -> None:
         self._source = open_source(
             self._broker,
@@ -311,7 +315,6 @@ class Worker:
             logs=self._logs,
             waiting=self._waiting_for_broker,
         )
-        self.state = "waiting for the broker"
         await self._source.start()
 
     def _leases(self) -> Shards:
@@ -326,17 +329,18 @@ class Worker:
         )
 
     def _waiting_for_broker(self, error: DependencyError) -> None:
+        self.observation.source_failed(error)
         log.warning(
             "waiting_for_endpoint", endpoint="broker", on=error.what, problem=error.problem, hint=error.hint
         )
 
     async def _rejoin(self) -> None:
         """Another worker has claimed what we held: forget it all and ask the group what is ours now."""
+        self.state = "waiting for the broker"  # from here on the source cannot be asked
         self.pipeline.drop()
         assert self._source is not None
         await self._source.close()
-        await self._start_source()
-        self.state = "running"
+        await self._join()
         self._fenced = False
 
     async def _copy_positions(self, positions: Mapping[Partition, int]) -> None:

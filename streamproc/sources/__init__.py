@@ -73,7 +73,7 @@ class Source(Protocol):
         """The oldest position each partition still has (or would give its next record)."""
 
     async def end_positions(self) -> dict[Partition, int]:
-        """The newest position of each partition that can be read; one below the oldest when empty."""
+        """The newest position of each assigned partition that can be read; one below the oldest when empty."""
 
     @property
     def assignment(self) -> frozenset[Partition]:
@@ -82,6 +82,13 @@ class Source(Protocol):
     @property
     def stopped(self) -> Mapping[Partition, SourceError]:
         """Partitions of the assignment that cannot go on, and why."""
+
+    @property
+    def begins(self) -> Mapping[Partition, int]:
+        """Behind which position reading began, of claimed partitions that nothing was ever committed of.
+
+        Empty where positions are only known once records are counted.
+        """
 
     @property
     def lag(self) -> dict[Partition, int]:

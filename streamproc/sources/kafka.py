@@ -236,11 +236,13 @@ class KafkaSource:
         return {self._partition(tp): offset for tp, offset in found.first.items()}
 
     async def end_positions(self) -> dict[Partition, int]:
-        """See :meth:`streamproc.sources.Source.end_positions`; all partitions of the topic.
+        """See :meth:`streamproc.sources.Source.end_positions`; all of the topic while none is assigned to us.
 
-        The newest that readers of committed data get: before the oldest open transaction.
+        The newest that readers of committed data get: before the oldest open transaction. Others' partitions are not
+        asked for: one of them without a leader would keep the answer back.
         """
-        found = await self._bounds(self._consumer, self._all_partitions())
+        ours = sorted(self._consumer.assignment()) or self._all_partitions()
+        found = await self._bounds(self._consumer, ours)
         return {self._partition(tp): offset - 1 for tp, offset in found.end.items()}
 
     async def _bounds(self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> Bounds:
@@ -267,6 +269,12 @@ class KafkaSource:
     def stopped(self) -> Mapping[Partition, SourceError]:
         """See :attr:`streamproc.sources.Source.stopped`."""
         return {self._partition(tp): error for tp, error in self._claims.stopped.items()}
+
+    @property
+    def begins(self) -> dict[Partition, int]:
+        """See :attr:`streamproc.sources.Source.begins`; none while it is joining."""
+        claims = self._membership
+        return {} if claims is None else {self._partition(tp): at for tp, at in claims.begins.items()}
 
     @property
     def lag(self) -> dict[Partition, int]:

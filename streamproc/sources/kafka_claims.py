@@ -73,6 +73,8 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         self.topic_id: str | None = None
         self.readers: dict[TopicPartition, PartitionReader] = {}
         self.stopped: dict[TopicPartition, SourceError] = {}
+        #: Position behind which reading begins, of claimed partitions that nothing was ever committed of.
+        self.begins: dict[TopicPartition, int] = {}
         #: How often partitions were assigned.
         self.rebalances = 0
 
@@ -117,6 +119,7 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         """Close all gates, and cancel a claim that is under way."""
         self.readers.clear()
         self.stopped.clear()
+        self.begins.clear()
         if self.claiming is not None:
             self.claiming.cancel()
             await asyncio.wait({self.claiming})
@@ -162,6 +165,7 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
     def _begin(self, assigned: Iterable[TopicPartition]) -> None:
         self.readers.clear()
         self.stopped.clear()
+        self.begins.clear()
         tps = sorted(assigned)
         for tp in tps:
             # Any position will do: it keeps aiokafka from going to the group's committed offset.
@@ -184,7 +188,7 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
             first, end = found.first[tp], found.end[tp]
             position = positions[self._partition(tp)]
             if position is None:
-                position = (first if self._start == "earliest" else end) - 1
+                position = self.begins[tp] = (first if self._start == "earliest" else end) - 1
             elif logs.get(self._partition(tp), found.topic_id) != found.topic_id:
                 self.stop(tp, _made_anew(position, self._partition(tp)))
                 continue

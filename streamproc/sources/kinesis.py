@@ -187,6 +187,11 @@ class KinesisSource:
         return dict(self._sharing.stopped)
 
     @property
+    def begins(self) -> dict[Partition, int]:
+        """See :attr:`streamproc.sources.Source.begins`: none, records are counted."""
+        return {}
+
+    @property
     def lag(self) -> dict[Partition, int]:
         """Records fetched and not handed out: how many there are beyond, Kinesis does not say."""
         return {reader.partition: reader.fetched - reader.handed_out for reader in self._readers.values()}

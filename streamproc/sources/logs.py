@@ -163,6 +163,11 @@ class LogSource:
         return {}
 
     @property
+    def begins(self) -> dict[Partition, int]:
+        """See :attr:`streamproc.sources.Source.begins`: none, a log is read from its first row."""
+        return {}
+
+    @property
     def lag(self) -> dict[Partition, int]:
         """Rows read and not handed out."""
         return {

@@ -72,6 +72,8 @@ def test_a_network_that_is_none_is_a_mistake() -> None:
     ("peer", "headers", "status"),
     [
         ("10.1.2.3", {"X-Forwarded-Email": "a@example.com"}, 200),
+        ("::ffff:10.1.2.3", {"X-Forwarded-Email": "a@example.com"}, 200),  # bound to [::]
+        ("::ffff:192.0.2.1", {"X-Forwarded-Email": "a@example.com"}, 401),
         ("10.1.2.3", {}, 401),
         ("10.1.2.3", {"X-Forwarded-Email": " "}, 401),
         ("192.0.2.1", {"X-Forwarded-Email": "a@example.com"}, 401),
@@ -126,6 +128,18 @@ async def test_behind_a_proxy_wrong_passwords_close_the_viewer_s_address_and_not
         assert (await log_in(http, "correct horse")).status_code == 429
         http.headers["x-forwarded-for"] = "198.51.100.8"
         assert (await log_in(http, "correct horse")).status_code == 303
+
+
+async def test_a_line_that_the_viewer_wrote_does_not_stand_for_the_proxy_s() -> None:
+    """A proxy may add a line of its own behind the viewer's, which it leaves as it is."""
+    allowed = access(own(password=PASSWORD, proxies="10.0.0.0/8"), "0.0.0.0")
+    async with client(allowed, "10.1.2.3") as http:
+        for number in range(ATTEMPTS):
+            http.headers = httpx.Headers(
+                [("x-forwarded-for", f"192.0.2.{number}"), ("x-forwarded-for", "198.51.100.7")]
+            )
+            assert (await log_in(http, "wrong")).status_code == 401
+        assert (await log_in(http, "correct horse")).status_code == 429
 
 
 async def test_who_is_no_proxy_cannot_say_that_somebody_else_was_wrong() -> None:

@@ -16,7 +16,7 @@ from streamproc.dashboard.choice import Choice, read_choice
 from streamproc.dashboard.explore import PAGE, chart, cursor, everything, rows
 from streamproc.dashboard.reading import Reader, read_only
 from streamproc.database import Database
-from streamproc.errors import DependencyError, LedgerError
+from streamproc.errors import DependencyError
 from tests.dashboard.conftest import Site
 
 
@@ -135,7 +135,7 @@ async def test_sessions_are_counted_and_funnel_steps_are_those_that_came_so_far(
 @pytest.mark.slow
 async def test_nothing_can_be_written(site: Site, reader: Reader) -> None:
     await reader.connect()
-    with pytest.raises(LedgerError, match="read-only"):
+    with pytest.raises(DependencyError, match="read-only"):
         async with reader.database.connection("try") as conn:
             await conn.execute("DELETE FROM clickstream.page_views")
 

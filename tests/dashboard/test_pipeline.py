@@ -19,11 +19,13 @@ from streamproc.dashboard.pipeline_view import (
     PartitionRow,
     PipelineSnapshot,
     PipelineView,
+    lag,
 )
 from streamproc.dashboard.reading import Reader, read_only
 from streamproc.database import Database
 from streamproc.ledger import Ledger, ObjectTotal, PartitionStatus, compaction
 from streamproc.model import Counts, PlannedObject
+from streamproc.sources.kafka_positions import Span
 from streamproc.topology import Topology
 from tests.dashboard.conftest import Site
 from tests.ledger.epochs import P0, advance, nothing, planned, record, written
@@ -118,9 +120,32 @@ def test_charts_without_commits_say_what_is_going_on(rows: list[PartitionRow], s
     assert re.sub(r"</?code>", "", "|".join(found.groups())) == said
 
 
+@pytest.mark.parametrize(
+    ("position", "first", "last", "waiting"),
+    [
+        (None, 0, -1, 0),  # nothing was ever written
+        (None, 0, 9, 10),
+        (None, 1_000_000, 999_999, 0),  # everything was deleted before anybody read it
+        (None, 500, 509, 10),
+        (4, 0, 9, 5),
+        (9, 0, 9, 0),
+        (4, 500, 509, 10),  # a gap: what is gone does not wait
+        (9, 0, 4, 0),  # the topic was made anew
+    ],
+)
+def test_what_waits_is_what_can_be_read(position: int | None, first: int, last: int, waiting: int) -> None:
+    assert lag(position, Span(first, last)) == waiting
+
+
 def test_charts_with_commits_speak_for_themselves() -> None:
     bins = [Bin(datetime.now(UTC), 1, 0, 0, 0, 0.5)]
     assert cards.standstill(replace(snapshot(row(5, "w", 3)), bins=bins)) == ""
+
+
+def test_a_warehouse_that_is_not_known_is_not_left_out() -> None:
+    assert "warehouse" not in cards.sinks(snapshot())
+    html = cards.sinks(replace(snapshot(), warehouse="in Redshift, <which> is not asked"))
+    assert "<td>warehouse</td><td>in Redshift, &lt;which&gt; is not asked</td>" in html
 
 
 def test_bars_of_throughput_have_no_gaps_between_them_up_to_now() -> None:

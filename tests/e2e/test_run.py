@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse_metrics
 
 from tests.e2e.harness import (
+    Worker,
     check_everything,
     committed_records,
     generated,
@@ -82,13 +83,8 @@ async def test_the_workers_port_counts_what_the_ledger_counts(site, start):
 async def test_a_worker_waits_for_a_database_that_is_not_there_and_says_so(site, start):
     site.extra["STREAMPROC_LEDGER"] = "postgresql://nobody@127.0.0.1:1/nothing"
     worker = start("early")
-
-    def said() -> list[dict]:
-        lines = [json.loads(line) for line in worker.log.read_text().splitlines() if line.startswith("{")]
-        return [line for line in lines if line.get("message") == "waiting_for_endpoint"]
-
-    await until(said, "the log says what it waits for", 30, [worker])
-    assert said()[0]["endpoint"] == "ledger"
+    await until(lambda: lines(worker, "waiting_for_endpoint"), "the log says what it waits for", 30, [worker])
+    assert lines(worker, "waiting_for_endpoint")[0]["endpoint"] == "ledger"
     address = re.search(r"http://127\.0\.0\.1:\d+", worker.log.read_text()).group()
     async with aiohttp.ClientSession() as http:
         async with http.get(f"{address}/readyz") as answer:
@@ -97,3 +93,41 @@ async def test_a_worker_waits_for_a_database_that_is_not_there_and_says_so(site,
         async with http.get(f"{address}/livez") as answer:
             assert answer.status == 200
     assert worker.stop() == 0
+
+
+async def test_a_worker_that_waits_for_its_broker_ends_when_it_is_told_to(site, start):
+    site.extra["STREAMPROC_BROKER"] = "kafka://127.0.0.1:1"
+    worker = start("early")
+    await until(lambda: lines(worker, "waiting_for_endpoint"), "the log says what it waits for", 60, [worker])
+    assert {line["endpoint"] for line in lines(worker, "waiting_for_endpoint")} == {"broker"}
+    assert worker.stop() == 0, worker.tail()
+
+
+async def test_a_worker_that_starts_while_the_warehouse_is_away_works_without_it(site, start):
+    site.extra["STREAMPROC_WAREHOUSE"] = "postgresql://nobody@127.0.0.1:1/nothing"
+    worker = start("one")
+    sent = await produce(site.broker, site.topic, generated(2_000, seed=15))
+    await until(lambda: committed_records(site.ledger) == sent, "all committed", 90, [worker])
+    assert "warehouse" in {line["endpoint"] for line in lines(worker, "waiting_for_endpoint")}
+    await until(
+        lambda: "load" in {line["work"] for line in lines(worker, "upkeep_failed")},
+        "it tries to load what is committed",
+        30,
+        [worker],
+    )
+    address = re.search(r"http://127\.0\.0\.1:\d+", worker.log.read_text()).group()
+    async with aiohttp.ClientSession() as http:
+        async with http.get(f"{address}/readyz") as answer:
+            assert answer.status == 200
+        async with http.get(f"{address}/metrics") as answer:
+            families = {family.name: family for family in parse_metrics(await answer.text())}
+    up = {sample.labels["sink"]: sample.value for sample in families["streamproc_sink_up"].samples}
+    assert up == {"summaries": 1, "lake": 1, "warehouse": 0}
+    assert worker.stop() == 0, worker.tail()
+
+
+def lines(worker: Worker, message: str) -> list[dict]:
+    """What the worker's log says under that name."""
+    whole = worker.log.read_text().rpartition("\n")[0]
+    told = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+    return [line for line in told if line.get("message") == message]

@@ -51,6 +51,33 @@ async def test_a_connection_that_is_cut_is_a_dependency_and_the_next_one_works(p
             assert await (await conn.execute("SELECT 1")).fetchone() == (1,)
 
 
+@pytest.mark.parametrize("way", ["connection", "transaction"])
+async def test_a_server_that_only_reads_is_waited_for_on_another_connection(postgres: str, way: str) -> None:
+    """As after a failover: the connection leads to the primary of before, the next one to that of now."""
+    async with Database(postgres, "test", size=1) as database:
+        async with database.connection("demote") as conn:
+            before = conn.info.backend_pid
+            await conn.execute("SET default_transaction_read_only = on")
+        with pytest.raises(DependencyError, match="work: .*read-only.*primary"):
+            async with getattr(database, way)("work") as conn:
+                await conn.execute("CREATE TABLE t (n int)")
+        async with database.transaction("work") as conn:
+            assert conn.info.backend_pid != before
+            await conn.execute("CREATE TABLE t (n int)")
+
+
+async def test_a_process_that_was_frozen_in_a_transaction_may_try_again(postgres: str) -> None:
+    async with Database(postgres, "test") as database:
+        with pytest.raises(DependencyError, match="idle-in-transaction"):
+            async with database.transaction("work") as conn:
+                await conn.execute("CREATE TABLE t (n int)")
+                await conn.execute("SET LOCAL idle_in_transaction_session_timeout = '20ms'")
+                until_gone(postgres, conn.info.backend_pid)
+                await conn.execute("SELECT 1")
+        async with database.transaction("work") as conn:
+            await conn.execute("CREATE TABLE t (n int)")
+
+
 async def test_connections_that_died_while_idle_are_not_handed_out(postgres: str) -> None:
     async with Database(postgres, "test", size=2) as database:
         async with database.connection("one") as one, database.connection("two") as two:
@@ -127,3 +154,11 @@ def cut(postgres: str, *pids: int) -> None:
     with psycopg.connect(postgres, autocommit=True) as other:
         for pid in pids:
             other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+
+
+def until_gone(postgres: str, pid: int) -> None:
+    """Returns when the server has ended that session."""
+    ask = "SELECT pid FROM pg_stat_activity, pg_sleep(0.01) WHERE pid = %s"
+    with psycopg.connect(postgres, autocommit=True) as other:
+        while other.execute(ask, [pid]).fetchone():
+            pass

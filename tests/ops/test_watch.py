@@ -1,4 +1,4 @@
-"""Stuck partitions against the definition read backwards, and the watchdog on a loop that is really blocked."""
+"""Stuck partitions and outages against their definitions read backwards; the watchdog on a loop that is blocked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproc.ops.watch import LoopWatchdog, StuckWatch
+from streamproc.ops.watch import Failures, LoopWatchdog, StuckWatch
 
 AFTER = 30.0
 
@@ -54,6 +54,44 @@ def test_an_unknown_end_is_no_reason_to_call_it_stuck():
     watch = StuckWatch(AFTER)
     watch.look(0, {"p": 1}, {})
     assert watch.look(100, {"p": 1}, {}) == {}
+
+
+LASTING, PAUSE = 30, 120
+
+
+def is_away(failures: list[int], now: int) -> bool:
+    """Whether the last failure is recent, and one that belongs to it was long enough before."""
+    times = sorted(failures, reverse=True)
+    if not times or now - times[0] > PAUSE:
+        return False
+    first = times[0]
+    for earlier in times[1:]:
+        if first - earlier > PAUSE:
+            break
+        first = earlier
+    return times[0] - first >= LASTING
+
+
+@given(st.lists(st.integers(0, 400), max_size=12), st.integers(0, 600))
+def test_what_fails_again_and_again_is_away_until_it_has_not_failed_for_a_while(times, later):
+    watch, seen = Failures(LASTING, PAUSE), []
+    for at in sorted(times):
+        watch.note(at, "Kinesis")
+        seen.append(at)
+        assert watch.away(at) == ("Kinesis" if is_away(seen, at) else None)
+    now = max(times, default=0) + later
+    assert watch.away(now) == ("Kinesis" if is_away(seen, now) else None)
+
+
+def test_what_has_answered_fails_anew():
+    watch = Failures(LASTING, PAUSE)
+    watch.note(0, "a")
+    watch.note(40, "b")
+    assert watch.away(41) == "b"
+    watch.end()
+    assert watch.away(42) is None
+    watch.note(50, "c")
+    assert watch.away(51) is None
 
 
 def test_the_watchdog_ends_a_process_whose_loop_is_blocked():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import boto3
 import psycopg
 import pytest
 
-from streamproc.errors import ConfigError
+from streamproc.errors import ConfigError, StreamprocError
 from streamproc.log_objects import Period
 from streamproc.runtimes.aws_lambda.function import Function
 from streamproc.runtimes.aws_lambda.mapping import OutOfTime
@@ -224,3 +225,27 @@ def test_the_ledgers_password_is_read_from_secrets_manager(
     with pytest.raises(ConfigError) as told:
         made(STREAMPROC_FUNCTION_LEDGER_SECRET=f"{place.bucket}-none")(place.put("logs/c"), Context())
     assert "hunter2" not in str(told.value)
+
+
+def test_a_secret_that_was_rotated_is_read_again_by_an_instance_that_is_never_idle(
+    made: Any, place: Place, s3_server: S3Server
+) -> None:
+    """Sessions that are open go on; when they are lost, the old user may not come back."""
+    before, after = (f"{place.bucket.replace('-', '_')}_{when}" for when in ("before", "after"))
+    for role in (before, after):
+        place.ask(f"CREATE ROLE {role} SUPERUSER LOGIN")
+    api = boto3.client("secretsmanager", endpoint_url=s3_server.endpoint_url, region_name=REGION)
+    secret = {"username": before, "password": "any", "engine": "postgres"}
+    arn = api.create_secret(Name=f"{place.bucket}-rotated", SecretString=json.dumps(secret))["ARN"]
+    instance = made(STREAMPROC_FUNCTION_LEDGER_SECRET=arn)
+    assert instance(place.put("logs/a", click(0)), Context()) is None
+    api.put_secret_value(SecretId=arn, SecretString=json.dumps(secret | {"username": after}))
+    api.close()
+    place.ask(f"ALTER ROLE {before} NOLOGIN")
+    place.ask(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = '{before}'")
+    event = place.put("logs/b", click(1))
+    for seconds in (3.0, 8.0, 8.0):  # one finds out, one lets go; closing what is broken may take one more
+        with suppress(StreamprocError):
+            instance(event, Context(seconds))
+    assert instance(event, Context(8.0)) is None
+    assert place.counts() == [(2, 2, 0)]

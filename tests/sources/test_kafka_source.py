@@ -128,6 +128,20 @@ async def test_beginning_end_and_lag_are_positions(kafka: KafkaConnection, topic
         assert source.assignment == frozenset(parts)
 
 
+@pytest.mark.parametrize(("start", "behind"), [("earliest", -1), ("latest", 4)])
+async def test_where_reading_begins_is_known_of_partitions_that_were_never_committed(
+    kafka: KafkaConnection, topic: str, start: str, behind: int
+) -> None:
+    parts = [Partition(topic, str(n)) for n in range(4)]
+    await publish(kafka, topic, [b"x"] * 5, 0)
+    await publish(kafka, topic, [b"x"] * 5, 1)
+    async with consuming(kafka, topic, Memory({parts[1]: 2}), start=start) as source:
+        assert source.begins == {}, "nothing is claimed yet"
+        await read(source, lambda _: bool(source.begins))
+        assert source.begins == {parts[0]: behind, parts[2]: -1, parts[3]: -1}
+    assert source.begins == {}
+
+
 async def test_nothing_within_the_wait_is_an_empty_list(kafka: KafkaConnection, topic: str) -> None:
     async with consuming(kafka, topic, Memory()) as source:
         begin = time.monotonic()

@@ -59,6 +59,7 @@ class Engine:
         self._pipeline: Pipeline | None = None
         self._store: ObjectStore | None = None
         self._used = 0.0
+        self._doubtful = False
 
     async def ready(self) -> None:
         """Connect what is not, or not any more. Raises :class:`DependencyError`."""
@@ -67,10 +68,11 @@ class Engine:
         try:
             if self._ledger is None:
                 await self._connect()
-            elif idle > _STALE:
+            elif self._doubtful or idle > _STALE:
                 log.info("connecting_again", idle=round(idle))
                 await self._ledger.close()
                 await self._ledger.open()
+            self._doubtful = False
         except DependencyError:
             await self._disconnect()  # a password may have changed: all is made anew next time
             raise
@@ -179,6 +181,11 @@ class Engine:
         await self.pipeline.drain()
 
     async def forget(self) -> None:
-        """Drop what is not committed, and the claims in memory: the ledger says where to go on."""
+        """Drop what is not committed, and the claims in memory: the ledger says where to go on.
+
+        Connections are made anew before the next work. Those of a busy instance are never stale, and a database that
+        has another password by now would be asked with the old one for ever.
+        """
+        self._doubtful = True
         if self._pipeline is not None:
             await self._pipeline.abandon(_ROLLBACK)
