@@ -111,12 +111,16 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """The Kafka topic behind a stream. ``retention`` in microseconds, ``None`` keeps for ever."""
+    """The Kafka topic behind a stream. ``retention`` in microseconds, ``None`` keeps for ever.
+
+    ``append_time``: a new one gets the broker's clock as its records' timestamps, and not their producers'.
+    """
 
     name: str
     partitions: int = 4
     replication: int = 1
     retention: int | None = 7 * DAY
+    append_time: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,4 +282,5 @@ class Topology:
     @property
     def topics(self) -> tuple[Topic, ...]:
         """The topic that is read, and those that are published to, which have its partitions and retention."""
-        return self.topic, *(replace(self.topic, name=name) for name in self.sinks.published)
+        published = replace(self.topic, append_time=False)
+        return self.topic, *(replace(published, name=name) for name in self.sinks.published)

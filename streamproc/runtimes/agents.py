@@ -110,7 +110,8 @@ class UserAgents:
                 for name in topic.topics:
                     if await broker.describe(name) is None:
                         partitions = topic.partitions or default.partitions
-                        await broker.apply(replace(default, name=name, partitions=partitions))
+                        wanted = replace(default, name=name, partitions=partitions, append_time=False)
+                        await broker.apply(wanted)
 
     async def stop(self) -> None:
         """Stop it; agents finish the event they are at, but no worker waits for them long."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import faust
+import polars as pl
 import structlog
 from faust.app.base import BootStrategy
 
@@ -48,6 +49,9 @@ from streamproc.transform import Resources, Transform
 from streamproc.transform.pool import TransformPool
 
 log = structlog.get_logger(__name__)
+
+#: Whatever work may fail with: a panic of polars is no Exception.
+_ANY_FAILURE = (Exception, pl.exceptions.PanicException)
 
 #: Longest wait for records before the pump looks at the clock again, seconds.
 _MAX_WAIT = 0.1
@@ -239,7 +243,7 @@ class Worker:
             log.warning("drain_deadline_passed", why="the rest is read again by whoever claims next")
         except Fenced as error:  # nothing of ours is lost: whoever has the partition now reads it again
             log.warning("fenced", why=str(error))
-        except Exception as error:  # whatever it is, it must not keep the worker from leaving the group
+        except _ANY_FAILURE as error:  # whatever it is, it must not keep the worker from leaving the group
             self._failure = self._failure or error
         finally:
             try:
@@ -286,7 +290,7 @@ class Worker:
             log.warning("fenced", why=str(error))
             self.observation.fences += 1
             self._fenced = True
-        except Exception as error:  # must not reach Faust's supervisor: see the module's docstring
+        except _ANY_FAILURE as error:  # must not reach Faust's supervisor: see the module's docstring
             self._failure = error
             self._ended.set()
 

@@ -15,8 +15,8 @@ FOREVER = "-1"
 class Difference:
     """One way in which a topic is not as its page says.
 
-    ``what``: ``topic``, ``partitions``, ``replication`` or ``retention.ms``. ``actual`` is ``None`` where
-    there is nothing yet. ``obstacle``: why :func:`apply` cannot change it; empty when it can.
+    ``what``: ``topic``, ``partitions``, ``replication``, ``retention.ms`` or ``message.timestamp.type``. ``actual`` is
+    ``None`` where there is nothing yet. ``obstacle``: why :func:`apply` cannot change it; empty when it can.
     """
 
     topic: str
@@ -44,7 +44,8 @@ class Difference:
 class TopicState:
     """A topic as the broker has it. ``overrides``: configuration set on the topic itself.
 
-    Its configuration is empty when we are not allowed to see it.
+    ``timestamps``: of its producers' clocks (``CreateTime``) or the broker's (``LogAppendTime``), where that is told. Its
+    configuration is empty when we are not allowed to see it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TopicState:
     retention_ms: str | None
     cleanup_policy: str | None
     overrides: dict[str, str]
+    timestamps: str | None = None
 
     @property
     def compacted(self) -> bool:

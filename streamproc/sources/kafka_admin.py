@@ -26,6 +26,12 @@ from streamproc.topology import Topic
 #: ``config_source`` of an override that was set on the topic itself (DescribeConfigs, version 1 and later).
 _SET_ON_TOPIC = 1
 
+#: Says whose clock stamps the records; its value for the broker's. See decision 4.
+_TIMESTAMPS, _APPEND_TIME = "message.timestamp.type", "LogAppendTime"
+
+#: Worth a word in the diff, no reason to fail.
+_LEFT_ALONE = ("replication", _TIMESTAMPS)
+
 _VISIBLE_DEADLINE = 15.0
 
 
@@ -81,6 +87,7 @@ class KafkaAdmin:
             retention_ms=values.get("retention.ms"),
             cleanup_policy=(values.get("cleanup.policy") or "delete") if code == 0 else None,
             overrides={entry[0]: entry[1] for entry in entries if entry[3] == _SET_ON_TOPIC},
+            timestamps=values.get(_TIMESTAMPS),
         )
 
     async def diff(self, topic: Topic) -> list[Difference]:
@@ -106,7 +113,7 @@ class KafkaAdmin:
                     obstacles.append(replace(difference, obstacle="this broker cannot change it"))
                 else:
                     done.append(difference)
-            elif difference.what != "replication":  # worth a word in the diff, no reason to fail
+            elif difference.what not in _LEFT_ALONE:
                 obstacles.append(difference)
         if done:
             await self._until_visible(topic, {difference.what for difference in done})
@@ -131,6 +138,8 @@ class KafkaAdmin:
 
     async def _create(self, topic: Topic) -> None:
         configs = {"retention.ms": retention_ms(topic), "cleanup.policy": "delete"}
+        if topic.append_time:
+            configs[_TIMESTAMPS] = _APPEND_TIME
         new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=configs)
         answer = await self._client.create_topics([new])
         ((_, code, message),) = answer.topic_errors
@@ -162,6 +171,9 @@ def _differences(topic: Topic, state: TopicState) -> Iterator[Difference]:
         yield Difference(topic.name, "replication", wanted, actual, obstacle)
     if state.retention_ms != retention_ms(topic):
         yield Difference(topic.name, "retention.ms", retention_ms(topic), state.retention_ms)
+    if topic.append_time and state.timestamps not in (None, _APPEND_TIME):
+        obstacle = "left as it is, for what goes by its producers' clocks; Kafka's own tools change it"
+        yield Difference(topic.name, _TIMESTAMPS, _APPEND_TIME, state.timestamps, obstacle)
 
 
 def _check(code: int, message: str | None = None) -> None:

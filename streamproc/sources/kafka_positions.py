@@ -44,9 +44,9 @@ async def spans(connection: KafkaConnection, topic: str) -> dict[Partition, Span
 async def first_since(connection: KafkaConnection, topic: str, time_ms: int) -> dict[Partition, int | None]:
     """Per partition, the first position whose record has a timestamp of ``time_ms`` or later.
 
-    ``time_ms``: Unix milliseconds, on the clock of the topic's timestamps: the producer's, by Kafka's
-    default; the embedded broker goes by arrival. ``None`` where there is no such record. Raises
-    :class:`DependencyError` like :func:`spans`.
+    ``time_ms``: Unix milliseconds, on the clock of the topic's timestamps: the broker's where we made the topic, else
+    the producer's, by Kafka's default; the embedded broker goes by arrival. ``None`` where there is no such record.
+    Raises :class:`DependencyError` like :func:`spans`.
     """
     async with _reader(connection, topic) as (consumer, partitions):
         found = await consumer.offsets_for_times(dict.fromkeys(partitions, time_ms))

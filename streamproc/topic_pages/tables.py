@@ -7,6 +7,7 @@ import polars as pl
 from streamproc.quantities import Invalid
 from streamproc.topic_pages import names, reader
 from streamproc.topic_pages.columns import Columns, can_be_stored, named
+from streamproc.topic_pages.divisors import unsafe_divisor
 from streamproc.topic_pages.measures import finished_columns, read_measure, stored_columns
 from streamproc.topic_pages.reader import Reader
 from streamproc.topology import DAY, MINUTE, SECOND, Derived, FieldType, Measure, Table, Window
@@ -182,8 +183,15 @@ def _read_derived(table: Reader, finished: Columns) -> tuple[Derived, ...]:
         _check_type(sub, kept)
         sub.finish()
         if sql is not None and kept is not None:
+            _check_divisors(sub, sql)
             found.append(Derived(name, sql, kept, comment))
     return tuple(found)
+
+
+def _check_divisors(derived: Reader, sql: str) -> None:
+    if (divisor := unsafe_divisor(sql)) is not None:
+        problem = f"divides by {divisor}, which may be zero: PostgreSQL would raise, and no commit succeed"
+        derived.mistake("sql", problem, f"Divide by nullif({divisor}, 0): null is what it then gives")
 
 
 def _check_type(derived: Reader, kept: pl.DataType | None) -> None:

@@ -183,6 +183,11 @@ def _row_numbers(count: int) -> pl.Series:
     return pl.int_range(count, dtype=pl.UInt32, eager=True)
 
 
+#: The latest that a record can have been received, Unix milliseconds: 1 January 9999, for which every time zone has a
+#: date. Producers may write any number as a record's timestamp, nanoseconds for one; Kafka takes it before version 4.
+_LATEST_MS = 253_370_764_800_000
+
+
 def _system_columns(batches: Sequence[RecordBatch]) -> pl.DataFrame:
     """The system columns, one row per record."""
     filled = [batch for batch in batches if len(batch)]
@@ -192,7 +197,7 @@ def _system_columns(batches: Sequence[RecordBatch]) -> pl.DataFrame:
     per_batch = pl.DataFrame(
         {
             "source_partition": pl.Series([b.partition.id for b in filled], dtype=pl.String),
-            "received_at": pl.Series([b.received_ms * 1000 for b in filled], dtype=pl.Int64),
+            "received_at": pl.Series([min(b.received_ms, _LATEST_MS) * 1000 for b in filled], dtype=pl.Int64),
         }
     ).with_columns(pl.col("received_at").cast(SYSTEM_COLUMNS["received_at"]))
     batch_of = pl.select(pl.int_range(len(filled), dtype=pl.UInt32).repeat_by(sizes).explode()).to_series()

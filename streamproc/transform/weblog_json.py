@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import orjson
 import polars as pl
 
@@ -58,6 +59,16 @@ _GATEWAY: dict[str, tuple[str, ...]] = {
 }
 _GATEWAY_TIMES = {"requestTimeEpoch": "msec", "requestTime": CLF_TIME}
 
+#: Escapes that polars reads in its own way: NUL, and half of a surrogate pair, which it makes NUL of.
+_MISREAD = (b"\\u0000", b"\\ud", b"\\uD")
+
+
+class _Line(msgspec.Struct, gc=False):
+    """An object, whatever is in it."""
+
+
+_decode_lines = msgspec.json.Decoder(_Line).decode_lines
+
 
 class JsonLogParser:
     """Objects whose keys are known by name: ``nginx_json`` or ``api_gateway``."""
@@ -86,7 +97,7 @@ class JsonLogParser:
 
     def _values(self, batch: Batch) -> pl.DataFrame:
         """The known keys' values as texts. Lines that are no JSON object are dropped with a problem."""
-        if batch.text.str.contains(r"^\s*\{").all() and batch.holding(b"\\u0000") is None:
+        if _are_plain(batch):
             try:
                 return batch.text.str.json_decode(self._type).struct.unnest()
             except pl.exceptions.ComputeError:
@@ -140,3 +151,18 @@ class JsonLogParser:
         if "milliseconds" in parts.columns:
             parts = parts.with_columns(seconds=pl.col("milliseconds").cast(pl.Float64, strict=False) / 1_000)
         return client_and_host(parts)
+
+
+def _are_plain(batch: Batch) -> bool:
+    """Whether polars reads the lines as they are meant, if it takes them.
+
+    It reads all of them as the items of one list, so each has to be one object by itself. Of the lines `{…},{…}`,
+    `{"a":[1` and `{"b":2}]}` it makes three objects too, but not one of each.
+    """
+    lines = batch.lines
+    if lines.count(b"\n") != len(batch) - 1 or any(batch.holding(each) is not None for each in _MISREAD):
+        return False
+    try:
+        return len(_decode_lines(lines)) == len(batch)
+    except (msgspec.DecodeError, RecursionError):
+        return False

@@ -508,6 +508,13 @@ WRONG: list[tuple[str, object, str, str, str]] = [
     ),
     ("tables/sales/derived/bulk/sql", "itms > 1", "tables.sales.derived.bulk.sql", "no column 'itms'", "SQL"),
     (
+        "tables/sales/derived/bulk/sql",
+        "turnover / orders > 2",
+        "tables.sales.derived.bulk.sql",
+        "divides by orders, which may be zero",
+        "Divide by nullif(orders, 0)",
+    ),
+    (
         "tables/sales/derived/bulk/type",
         "string",
         "tables.sales.derived.bulk.type",
@@ -538,6 +545,22 @@ def test_a_mistake_is_named_with_its_path_and_its_fix(
     matching = [m for m in found if m.where == f"shop.toml: {where}"]
     assert matching, [str(m) for m in found]
     assert any(problem in m.problem and fix in m.fix for m in matching), [str(m) for m in matching]
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind"),
+    [
+        ("turnover / nullif(orders, 0)", pl.Float64()),
+        ("cast(items as double precision) / nullif(orders, 0)", pl.Float64()),
+        ("case when orders > 0 then turnover / orders else 0.0 end", pl.Float64()),
+        ("100 * turnover / greatest(orders, 1)", pl.Float64()),
+    ],
+)
+def test_a_derived_column_may_divide_by_what_is_not_zero(sql: str, kind: pl.DataType) -> None:
+    page = raw()
+    put(page, "tables/sales/derived/bulk/sql", sql)
+    (derived,) = read_page(page, "shop.toml").tables[0].derived
+    assert (derived.sql, derived.type) == (sql, kind)
 
 
 def test_all_mistakes_are_reported_at_once() -> None:

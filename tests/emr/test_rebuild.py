@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from streamproc.errors import ConfigError, Inconsistent
 from streamproc.generator import Generator
 from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
+from streamproc.ledger.retention import expire_objects
 from streamproc.log_objects import Period
 from streamproc.runtimes.spark.history import Done, History, Sizes
 from streamproc.runtimes.spark.lake_reading import LakeWork
@@ -36,15 +39,19 @@ pytestmark = [pytest.mark.aws, pytest.mark.timeout(600)]
 
 
 class World:
-    """A place of logs, a lake and a ledger, with the shipped page but that no event is ever late."""
+    """A place of logs, a lake and a ledger, with the shipped page but that no event is ever late.
 
-    def __init__(self, directory: Path, ledger: str) -> None:
+    ``kept``: how long the lake keeps events, in the words of a page.
+    """
+
+    def __init__(self, directory: Path, ledger: str, kept: str = "forever") -> None:
         self.ledger = ledger
         self.pages = directory / "topics"
         self.pages.mkdir()
         page = (REPOSITORY / "topics" / "clickstream.toml").read_text()
         page = re.sub(r"(?m)^(retention|lateness) = .*\n", "", page)
         page = re.sub(r"(?m)^window = .*$", r'\g<0>\nlateness = "30d"', page)
+        page = page.replace("[retention]\n", f'[retention]\nevents = "{kept}"\n')
         (self.pages / "clickstream.toml").write_text(page)
         self.page: Topology = load_page(self.pages / "clickstream.toml")
         self.windowed = [table.name for table in self.page.tables if table.window.kind != "session"]
@@ -77,13 +84,15 @@ class World:
             history = History(self.setup, ledger, logs, Inline())
             return await history.run(store, Period(), Sizes(), lambda day, done: None)
 
-    async def rebuild(self, engine: Any, tables: Sequence[str] | None = None) -> Rebuilt:
+    async def rebuild(
+        self, engine: Any, tables: Sequence[str] | None = None, begin: int | None = None
+    ) -> Rebuilt:
         with psycopg.connect(self.ledger) as db:
             query = "SELECT min(min_time_us), max(max_time_us) FROM streamproc.objects WHERE kind = 'events'"
             [(first, last)] = db.execute(query).fetchall()
         async with Ledger(self.ledger, "clickstream", "job") as ledger:
             rebuild = Rebuild(self.setup, ledger, engine)
-            first, end = (first // DAY - 1) * DAY, (last // DAY + 1) * DAY
+            first, end = (first // DAY - 1) * DAY if begin is None else begin, (last // DAY + 1) * DAY
             return await rebuild.run(tables or self.windowed, first, end, 20_000, lambda what, done: None)
 
     def spoil(self) -> None:
@@ -198,3 +207,47 @@ async def test_sessions_and_unknown_tables_are_refused(world: World) -> None:
         await world.rebuild(Inline(), ["sessions"])
     with pytest.raises(ConfigError, match="is no table of clickstream"):
         await world.rebuild(Inline(), ["nothing"])
+
+
+async def test_rows_of_a_date_whose_events_the_lake_has_no_more_stay(world: World) -> None:
+    await world.read()
+    right = world.rows()
+    async with Ledger(world.ledger, "clickstream", "job") as ledger:
+        assert await expire_objects(ledger.database, "clickstream", "events", 10**18)
+    with pytest.raises(ConfigError, match="has rows, and the lake has no events to compute them from"):
+        await world.rebuild(Inline())
+    assert_same_rows(right, world.rows(), world.page)
+
+
+async def test_dates_of_which_the_lake_keeps_a_part_are_refused(tmp_path: Path, postgres: str) -> None:
+    world = World(tmp_path, postgres, kept="1d")
+    world.add("all.ndjson", world.lines)
+    await world.read()
+    right = world.rows()
+    with psycopg.connect(postgres) as db:
+        [(newest,)] = db.execute("SELECT max(clock_us) FROM streamproc.partitions").fetchall()
+    oldest = datetime.fromtimestamp(newest / 1_000_000, UTC) - timedelta(days=1, seconds=30)
+    whole = datetime(oldest.year, oldest.month, oldest.day, tzinfo=UTC) + timedelta(days=1)
+    with pytest.raises(ConfigError, match=f"Begin with {whole:%Y-%m-%d}, or later"):
+        await world.rebuild(Inline())
+    assert_same_rows(right, world.rows(), world.page)
+    await world.rebuild(Inline(), begin=int(whole.timestamp()) * 1_000_000)
+    assert_same_rows(right, world.rows(), world.page)
+
+
+async def test_a_stream_without_a_lake_has_nothing_to_rebuild_from(world: World, tmp_path: Path) -> None:
+    pages = tmp_path / "without"
+    pages.mkdir()
+    (pages / "bare.toml").write_text(
+        '[stream]\nname = "bare"\n'
+        '[contract.fields]\nat = { type = "integer", required = true }\n'
+        '[contract.event_time]\nfield = "at"\n'
+        '[tables.hits]\nwindow = { kind = "tumbling", size = "1m" }\nmeasures.hits = { kind = "count" }\n'
+        "[sinks]\nlake = false\nwarehouse = false\n"
+    )
+    page = load_page(pages / "bare.toml")
+    setup = replace(world.setup, topics=pages, stream="bare", fingerprint=page.fingerprint)
+    async with Ledger(world.ledger, "bare", "job") as ledger:
+        await ledger.migrate()
+        with pytest.raises(ConfigError, match="sinks.lake: is false"):
+            await Rebuild(setup, ledger, Inline()).run(["hits"], 0, DAY, 20_000, lambda what, done: None)

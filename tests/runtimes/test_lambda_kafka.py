@@ -57,3 +57,11 @@ def test_when_a_record_arrived_does_not_depend_on_what_came_with_it() -> None:
     for first in range(1, 12):
         for batch in batches_of(delivered(first, 12), PARTITION, first - 1):
             assert all(whole[n] == batch.received_ms for n in batch.positions)
+
+
+def test_a_header_without_a_value_says_nothing() -> None:
+    records = delivered(0, 2)
+    for record in records:
+        record["headers"] = [{"trace": None}, {"streamproc.redrive.position": None}, {"empty": []}]
+    (batch,) = batches_of(records, PARTITION, None)
+    assert (list(batch.values), dict(batch.redriven)) == ([b"0", b"1"], {})

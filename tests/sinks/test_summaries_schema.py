@@ -90,6 +90,14 @@ async def test_derived_columns_are_computed_by_the_database(conn):
     assert sorted(rows) == [("a", True), ("b", False)]
 
 
+async def test_a_ratio_of_nothing_is_null(conn):
+    table = visits([EVENTS], derived=(Derived("each", "100 / nullif(events - 1, 0)", pl.Int64()),))
+    summaries = await ensured(conn, table)
+    await commit(conn, summaries, table, [event(0), event(0, visitor="b"), event(1, visitor="b")])
+    rows = (await summaries.rows(conn, "visits")).select("visitor", "each").rows()
+    assert sorted(rows) == [("a", None), ("b", 100)]
+
+
 async def test_workers_that_start_at_once_create_the_tables_once(conn, postgres):
     tables = [tumbling(), visits()]
 

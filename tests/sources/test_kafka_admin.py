@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
+from dataclasses import replace
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from streamproc.errors import ConfigError, DependencyError
-from streamproc.sources.kafka_admin import TopicState, admin
+from streamproc.sources.kafka_admin import TopicState, _differences, admin
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.topology import DAY, Topic
 from tests.support.apache_kafka import ApacheKafka, free_ports
+
+TIMESTAMPS = "message.timestamp.type"
 
 
 def fresh() -> str:
@@ -70,6 +75,15 @@ def test_a_topic_whose_configuration_is_hidden_from_us_may_be_compacted() -> Non
     assert state.compacted
 
 
+def test_timestamps_of_producers_are_told_of_the_topic_that_is_read() -> None:
+    read = Topic("t")
+    state = TopicState("t", 4, 1, str(7 * 86_400_000), "delete", {}, timestamps="CreateTime")
+    assert [d.what for d in _differences(read, state)] == [TIMESTAMPS]
+    assert list(_differences(replace(read, append_time=False), state)) == []
+    for fine in ("LogAppendTime", None):  # some brokers do not say
+        assert list(_differences(read, replace(state, timestamps=fine))) == []
+
+
 @pytest.mark.kafka
 async def test_partitions_are_added_and_retention_set_without_losing_other_overrides(
     apache_kafka: ApacheKafka,
@@ -79,7 +93,7 @@ async def test_partitions_are_added_and_retention_set_without_losing_other_overr
         await broker.apply(Topic(name, partitions=2))
         by_hand = AIOKafkaAdminClient(bootstrap_servers=apache_kafka.bootstrap)
         await by_hand.start()
-        overrides = {"retention.ms": "1000", "max.message.bytes": "2000000"}
+        overrides = {"retention.ms": "1000", "max.message.bytes": "2000000", TIMESTAMPS: "LogAppendTime"}
         await by_hand.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, overrides)])
         await by_hand.close()
 
@@ -92,7 +106,40 @@ async def test_partitions_are_added_and_retention_set_without_losing_other_overr
         assert await broker.diff(wanted) == []
         state = await broker.describe(name)
     assert state is not None
-    assert state.overrides == {"retention.ms": "-1", "max.message.bytes": "2000000"}
+    assert state.overrides == {**overrides, "retention.ms": "-1"}
+
+
+@pytest.mark.kafka
+async def test_the_broker_stamps_what_comes_to_a_new_topic(apache_kafka: ApacheKafka) -> None:
+    topic = Topic(fresh())
+    async with admin(KafkaConnection(apache_kafka.bootstrap)) as broker:
+        await broker.apply(topic)
+        assert await broker.diff(topic) == []
+    ahead_ms = int(time.time() * 1000) + 86_400_000
+    async with AIOKafkaProducer(bootstrap_servers=apache_kafka.bootstrap) as producer:
+        sent = await producer.send_and_wait(topic.name, b"event", timestamp_ms=ahead_ms)
+    assert sent.timestamp < ahead_ms - 3_600_000
+
+
+@pytest.mark.kafka
+async def test_a_topic_that_producers_stamp_is_a_difference_and_left_as_it_is(
+    apache_kafka: ApacheKafka,
+) -> None:
+    published = Topic(fresh(), append_time=False)
+    wanted = replace(published, append_time=True)
+    async with admin(KafkaConnection(apache_kafka.bootstrap)) as broker:
+        await broker.apply(published)
+        assert await broker.diff(published) == []
+        (difference,) = await broker.diff(wanted)
+        assert (difference.what, difference.actual, difference.wanted) == (
+            TIMESTAMPS,
+            "CreateTime",
+            "LogAppendTime",
+        )
+        assert difference.obstacle.startswith("left as it is")
+        assert await broker.apply(wanted) == []
+        assert await broker.diff(wanted) == [difference]
+        assert [d.what for d in await broker.apply(replace(wanted, retention=DAY))] == ["retention.ms"]
 
 
 async def test_a_change_that_the_embedded_broker_cannot_make_says_so(kafka: KafkaConnection) -> None:

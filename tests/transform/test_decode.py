@@ -87,6 +87,23 @@ def test_system_columns_come_from_the_record_batches() -> None:
     assert frame["event_id"].to_list() == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize(
+    "received_ms",
+    [NOW * 1_000, 9 * 10**15, NOW * 1_000_000, 2**63 - 1],
+    ids=["microseconds", "behind polars' calendar", "nanoseconds", "the largest"],
+)
+def test_a_record_timestamp_beyond_all_calendars_stops_nothing(received_ms: int) -> None:
+    batch = replace(batch_of([event(), event(page_url=None), b"{"]), received_ms=received_ms)
+    decoded = decode([batch, batch_of([event()], after=2)], FLAT)
+    rejected = decoded.rejects.select("position", "reason", "received_at").rows()
+    end = datetime(9999, 1, 1, tzinfo=UTC)
+    assert rejected == [(1, "missing_field", end), (2, "not_json", end)]
+    assert decoded.frame.select("position", "received_at").rows() == [
+        (0, end),
+        (3, datetime(2025, 1, 6, 9, tzinfo=UTC)),
+    ]
+
+
 def test_no_records_give_empty_frames_of_the_usual_schema() -> None:
     for batches in ([], [batch_of([])], [batch_of([None])]):
         decoded = decode(batches, FLAT)

@@ -107,6 +107,28 @@ def test_lookup_options_are_checked() -> None:
     assert {each.path for each in found} == {"file", "keys.nope", "add.p"}
 
 
+def test_the_flags_of_a_csv_are_read(plans: Path) -> None:
+    write(plans, "id,vip\n1,true\n2,False\n3,T\n4,f\n5,1\n6,0\n7,\n")
+    events = frame(plan_id=pl.Series(range(1, 8), dtype=pl.Int64))
+    out = enrich("lookup", {**LOOKUP, "add": {"vip": "boolean"}}, events, base=plans.parent)
+    assert out["vip"].to_list() == [True, False, True, False, True, False, None]
+    write(plans, "id,vip\n1,perhaps\n")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        enrich("lookup", {**LOOKUP, "add": {"vip": "boolean"}}, events, base=plans.parent)
+
+
+def test_flags_are_keys_too(plans: Path) -> None:
+    write(plans, "vip,discount\nTRUE,0.1\nfalse,0\n")
+    options = {"file": "plans.csv", "keys": {"is_vip": "vip"}, "add": {"discount": "number"}}
+    events = frame(is_vip=pl.Series([False, True, None], dtype=pl.Boolean))
+    assert enrich("lookup", options, events, base=plans.parent)["discount"].to_list() == [0.0, 0.1, None]
+
+
+def test_a_key_is_not_added_as_well() -> None:
+    found = mistakes("lookup", {**LOOKUP, "add": {"id": "integer", "plan": "string"}}, plan_id=pl.Int64())
+    assert [(each.path, "plan_id" in each.fix) for each in found] == [("add.id", True)]
+
+
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "own_functions.py").write_text(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from streamproc.errors import ConfigError
+from streamproc.transform.enrich.referrer import ADDS
 from tests.transform.enriching import build, enrich, frame, mistakes
 
 PAGE = "https://www.shop.example/basket"
@@ -71,6 +72,18 @@ def test_named_hosts_are_internal_without_a_page() -> None:
         frame(referrer=["https://pay.example/x", "https://www.blog.example/", "https://google.com/"]),
     )
     assert out["referrer_medium"].to_list() == ["internal", "internal", "search"]
+
+
+@pytest.mark.parametrize("page", [{}, {"page": "page_url"}], ids=["alone", "page"])
+@pytest.mark.parametrize("only", [["referrer_host"], ["referrer_medium", "referrer_term"], list(ADDS)])
+def test_some_of_the_columns_are_what_they_are_among_all(only: list[str], page: dict[str, str]) -> None:
+    events = frame(referrer=["https://www.google.com/?q=a", None], page_url=[PAGE] * 2)
+    expected = {
+        "referrer_host": ["www.google.com", None], "referrer_medium": ["search", "direct"],
+        "referrer_source": ["Google", None], "referrer_term": ["a", None],
+    }  # fmt: skip
+    out = enrich("referrer", {"only": only, **page}, events)
+    assert {name: out[name].to_list() for name in only} == {name: expected[name] for name in only}
 
 
 def test_every_host_of_matomos_search_list_is_found_with_its_term(shared_data: Path) -> None:

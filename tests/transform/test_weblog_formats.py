@@ -410,6 +410,11 @@ def test_api_gateway_json() -> None:
         (json.dumps({**NGINX, "time_iso8601": "yesterday"}), "bad_event_time"),
         (json.dumps({**NGINX, "remote_addr": {"x": 1}}), "wrong_type"),
         (json.dumps({**NGINX, "http_user_agent": "a\0b"}), "nul_character"),
+        (json.dumps({**NGINX, "http_user_agent": "cut \ud83d"}), "not_json"),
+        (json.dumps({**NGINX, "http_user_agent": "\ude00 cut"}).replace("\\ud", "\\uD"), "not_json"),
+        (f"{json.dumps(NGINX)},{json.dumps(NGINX)}", "not_json"),
+        (f"{json.dumps(NGINX)}\n{json.dumps(NGINX)}", "not_json"),
+        (f"{json.dumps(NGINX)} {json.dumps(NGINX)}", "not_json"),
     ],
 )
 def test_a_malformed_object_is_a_problem_and_its_neighbours_are_not(line: str | bytes, reason: str) -> None:
@@ -418,6 +423,28 @@ def test_a_malformed_object_is_a_problem_and_its_neighbours_are_not(line: str | 
     events, problems = parse("nginx_json", good, line, good)
     assert problems == {1: reason}
     assert events == alone * 2
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ('{"x":[1', '{"y":2}]}'),
+        ('{"x":[1', '{"y":2}]}', "GOOD,GOOD"),
+        ('{"x":[1,', '{"y":2}]}', "GOOD\nGOOD"),
+        ('{"x":"', '"}', "GOOD,GOOD"),
+    ],
+)
+def test_lines_that_are_objects_only_together_are_none(lines: tuple[str, ...]) -> None:
+    good = json.dumps(NGINX)
+    alone, _ = parse("nginx_json", good)
+    events, problems = parse("nginx_json", *(line.replace("GOOD", good) for line in lines), good)
+    assert problems == dict.fromkeys(range(len(lines)), "not_json")
+    assert events == alone
+
+
+def test_a_whole_surrogate_pair_is_one_character() -> None:
+    event = one("nginx_json", json.dumps({**NGINX, "http_user_agent": "\U0001f600"}))
+    assert event["user_agent"] == "\U0001f600"
 
 
 # -- all of them -------------------------------------------------------------------------------------

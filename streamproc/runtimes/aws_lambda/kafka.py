@@ -116,9 +116,9 @@ def _arrived(record: Mapping[str, Any], now: int) -> int:
 
 
 def _headers(record: Mapping[str, Any]) -> list[tuple[str, bytes]]:
-    """The mapping writes a header's bytes as numbers, signed ones where it is written in Java."""
+    """The mapping writes a header's bytes as numbers, signed ones where it is written in Java; Kafka's may be null."""
     return [
-        (name, bytes(byte & 0xFF for byte in value))
+        (name, bytes(byte & 0xFF for byte in value or ()))
         for header in record.get("headers") or ()
         for name, value in header.items()
     ]

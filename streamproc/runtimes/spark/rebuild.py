@@ -15,15 +15,17 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import polars as pl
 import structlog
-from psycopg import sql
+from psycopg import AsyncConnection, sql
 
 from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger
 from streamproc.model import CommittedObject
+from streamproc.quantities import show_duration
 from streamproc.runtimes.spark.lake_reading import LakeWork
 from streamproc.runtimes.spark.setup import Setup
 from streamproc.runtimes.spark.stages import Reads
@@ -68,17 +70,17 @@ class Rebuild:
     ) -> Rebuilt:
         """Replace the rows of windows that start in ``[first_us, end_us)``, both midnights in UTC, table by table.
 
-        ``tell`` is called after each date. Raises :class:`ConfigError` when a table cannot be rebuilt,
-        :class:`Inconsistent` when a date never stands still; dates before it are done, and doing them again
-        changes nothing.
+        ``tell`` is called after each date. Raises :class:`ConfigError` when a table cannot be rebuilt, or the lake has
+        no longer, or never had, the events of a date that has rows; :class:`Inconsistent` when a date never stands
+        still. Dates before it are done, and doing them again changes nothing.
         """
         chosen = [self._table(name) for name in tables]
+        await self._check_kept(first_us)
         done = Rebuilt()
         for table in chosen:
             for day in range(first_us, end_us, DAY):
                 await self._date(table, day, task_bytes, done)
-                told = datetime.fromtimestamp(day / 1_000_000, UTC).date().isoformat()
-                tell(f"{table.name} {told}", done)
+                tell(f"{table.name} {_iso(day)}", done)
         return done
 
     def _table(self, name: str) -> Table:
@@ -91,9 +93,28 @@ class Rebuild:
         names = ", ".join(table.name for table in self._page.tables if table.window.kind != "session")
         raise ConfigError([Mistake(name, f"is no table of {self._page.name}", f"Choose among {names}")])
 
+    async def _check_kept(self, day: int) -> None:
+        """Refuse a date that the lake may not have all events of: its rows would go and not come back."""
+        page, kept = self._page, self._page.retention.events
+        if not page.sinks.lake:
+            problem = "is false: the stream keeps no events that its tables could be computed from"
+            fix = "Write sinks.lake = true: dates from then on can be rebuilt"
+            raise ConfigError([Mistake(f"{page.name}: sinks.lake", problem, fix)])
+        if kept is None:
+            return
+        clocks = [each.clock_us for each in await self._ledger.status() if each.clock_us is not None]
+        # The newest of all clocks: upkeep goes by that or an older one, so what is not behind it is there.
+        gone_us = max(clocks, default=0) - page.contract.event_time.disorder - kept
+        if day < gone_us:
+            whole = _iso(-(-gone_us // DAY) * DAY)
+            problem = f"the lake keeps no events that are older than {show_duration(kept)}"
+            fix = f"Begin with {whole}, or later: the rows of dates before it stay as they are"
+            raise ConfigError([Mistake(f"--from {_iso(day)}", problem, fix)])
+
     async def _date(self, table: Table, day: int, task_bytes: int, done: Rebuilt) -> None:
         for _ in range(_ATTEMPTS):
             objects = await self._objects(table, day)
+            await self._check_kept(day)  # after the look: retention goes on during a long run
             delta = await asyncio.to_thread(self._fold, table, day, objects, task_bytes)
             if await self._replace(table, day, objects, delta):
                 done.dates += 1
@@ -146,13 +167,15 @@ class Rebuild:
             now = await self._objects(table, day)
             if [each.plan.key for each in now] != [each.plan.key for each in objects]:
                 return False
-            start = layout.span[0]
             bounds = [sql.Literal(day), sql.Literal(day + DAY)]
-            await conn.execute(
-                sql.SQL("DELETE FROM {} WHERE window_start >= {} AND window_start < {}").format(
-                    layout.public, *(published(start, bound) for bound in bounds)
-                )
+            rows = sql.SQL("FROM {} WHERE window_start >= {} AND window_start < {}").format(
+                layout.public, *(published(layout.span[0], bound) for bound in bounds)
             )
+            if not len(delta) and await _are_there(conn, rows):
+                problem = "has rows, and the lake has no events to compute them from"
+                fix = "Leave the date out: its rows stay as they are"
+                raise ConfigError([Mistake(f"{table.name} {_iso(day)}", problem, fix)])
+            await conn.execute(sql.SQL("DELETE {}").format(rows))
             if layout.has_state:
                 await conn.execute(
                     sql.SQL("DELETE FROM {} WHERE window_start >= {} AND window_start < {}").format(
@@ -162,3 +185,12 @@ class Rebuild:
             await summaries.apply(conn, {table.name: delta})
             failpoint("commit.merged")
         return True
+
+
+async def _are_there(conn: AsyncConnection[Any], rows: sql.Composable) -> bool:
+    found = await (await conn.execute(sql.SQL("SELECT 1 {} LIMIT 1").format(rows))).fetchone()
+    return found is not None
+
+
+def _iso(day: int) -> str:
+    return datetime.fromtimestamp(day / 1_000_000, UTC).date().isoformat()

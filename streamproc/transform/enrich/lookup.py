@@ -32,6 +32,9 @@ from streamproc.transform.enrich.spec import (
 
 _log = structlog.get_logger(__name__)
 
+#: How a file of texts writes flags, in any case; polars casts no text to a boolean.
+_FLAGS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
 
 class Lookup:
     """The step; ``problem`` says what is wrong with the file as it is now, or is None."""
@@ -82,13 +85,20 @@ class Lookup:
             rows = pl.read_parquet(self._path, columns=list(self._types))
         else:
             rows = pl.read_csv(self._path, columns=list(self._types), infer_schema=False)
-        rows = rows.select(pl.col(name).cast(dtype) for name, dtype in self._types.items())
+        rows = rows.select(_typed(rows[name], dtype) for name, dtype in self._types.items())
         keys = list(self._keys.values())
         rows = rows.drop_nulls(keys)
         twice = rows.filter(pl.struct(keys).is_duplicated())
         if twice.height:
             raise ValueError(f"key {dict(zip(keys, twice.select(keys).row(0), strict=True))} stands twice")
         return rows
+
+
+def _typed(values: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """The values in another type. Raises PolarsError for one that is none of it."""
+    if dtype == pl.Boolean() and values.dtype == pl.String():
+        return values.str.to_lowercase().replace_strict(_FLAGS, return_dtype=dtype)
+    return values.cast(dtype)
 
 
 def _check(
@@ -101,14 +111,18 @@ def _check(
     keys = reader.value("keys", dict, {})
     if not keys:
         reader.wrong("keys", "it is missing", "Give the stream's and the file's columns: { plan_id = 'id' }")
+    added = reader.typed("add")
     types: dict[str, pl.DataType] = {}
     for column, name in keys.items():
         reader.check_column(f"keys.{column}", column, None)
         if not isinstance(name, str):
             reader.wrong(f"keys.{column}", "it is not a text", "Give the file's column")
+        elif name in added:
+            fix = f"Remove it: the event has its value, in '{column}'"
+            reader.wrong(f"add.{name}", "it is a key of the file, and keys are not added", fix)
         types[column] = columns.get(column, pl.String())
     reader.values["key_types"] = types
-    return reader.done(reader.typed("add"))
+    return reader.done(added)
 
 
 def _build(options: Mapping[str, Any], resources: Resources) -> Step:

@@ -164,6 +164,7 @@ def _build(options: Mapping[str, Any], resources: Resources) -> Step:
     field, describe = options["field"], _Referrers(table, options["internal_hosts"])
     of_null = {"referrer_medium": "direct"}
     if options["page"] is None:
+        of_null = {name: value for name, value in of_null.items() if name in only}
         by_itself = Remembered(field, lambda values: describe(values).select(only), of_null=of_null)
         return ByValue(by_itself)
     known, page = Remembered(field, describe, of_null=of_null), Remembered(options["page"], _page_hosts)

@@ -1,0 +1,58 @@
+"""What a worker does with failures that are no errors of this project."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+
+from streamproc.runtimes.worker import Worker
+
+#: The second is no Exception: polars raises it where its own code is wrong.
+FAILURES = [ZeroDivisionError("by zero"), pl.exceptions.PanicException("index out of bounds")]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+async def test_whatever_a_batch_fails_with_ends_the_worker_and_does_not_reach_faust(
+    failure: BaseException,
+) -> None:
+    async def take(batches: list[Any], generation: int) -> None:
+        raise failure
+
+    worker: Any = SimpleNamespace(
+        pipeline=SimpleNamespace(take=take), _failure=None, _fenced=False, _ended=asyncio.Event()
+    )
+    await Worker._take(worker, 0, [])
+    assert worker._failure is failure
+    assert worker._ended.is_set()
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+async def test_whatever_the_last_commit_fails_with_the_worker_leaves_the_group(
+    failure: BaseException,
+) -> None:
+    left = []
+
+    async def drain() -> None:
+        raise failure
+
+    def leave(what: str) -> Any:
+        async def close() -> None:
+            left.append(what)
+
+        return SimpleNamespace(close=close, drain=drain)
+
+    worker: Any = SimpleNamespace(
+        settings=SimpleNamespace(drain_deadline=10.0),
+        pipeline=leave("claims"),
+        _source=leave("group"),
+        _publication=None,
+        _failure=None,
+        _fenced=False,
+    )
+    await Worker._wind_down(worker)
+    assert worker._failure is failure
+    assert left == ["claims", "group"]
