@@ -312,6 +312,19 @@ async def test_header_lines_are_passed_over_and_other_fields_than_the_pages_end_
         assert wrong.damage is not None and "time date c-ip" in wrong.damage.detail
 
 
+async def test_rows_before_a_header_of_other_fields_are_read(postgres: str, objects: Objects) -> None:
+    """Two objects that somebody has put together."""
+    contract = Contract((), EventTime("t"), decoder="cloudfront", log_format="date time c-ip")
+    row = b"2026-01-01\t00:00:00\t::1"
+    begins = [b"#Fields: date time c-ip", row, row]
+    objects.put("both", b"\n".join([*begins, b"#Fields: time date c-ip", row]) + b"\n")
+    async with member(postgres, f"s3://{objects.bucket}/", once=True, contract=contract) as one:
+        await read_all(one)
+        rows, last = one.batches
+        assert (list(rows.positions), rows.values) == ([1, 2], [row, row])
+        assert (list(last.positions), last.damage is not None) == ([3], True)
+
+
 async def test_only_objects_of_the_period_are_read(postgres: str, objects: Objects) -> None:
     objects.put("now", b"now\n")
     for period, expected in (
@@ -370,6 +383,27 @@ async def test_a_claim_that_comes_after_the_log_was_finished_and_folded_reads_no
         go_on.set()
         await read_all(late)
         assert not late.batches
+
+
+async def test_an_object_that_is_found_again_after_its_row_was_folded_goes_on_behind_what_was_read(
+    postgres: str, objects: Objects
+) -> None:
+    objects.put("a", b"1\n2\n3\n")
+    url = f"s3://{objects.bucket}/"
+    async with member(postgres, url, once=True) as one:
+        read = one.source._store.read
+
+        async def read_some(entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
+            yield b"".join([chunk async for chunk in read(entry, offset)])[:4]
+            raise LogGone("it was deleted meanwhile")
+
+        one.source._store.read = read_some  # type: ignore[method-assign]  # the moment that the test is about
+        await read_all(one)
+        assert await one.logs.compact(0) == 1
+    async with member(postgres, url, once=True, name="w2") as two:
+        await read_all(two)
+        assert values(one, two) == Counter([b"1", b"2", b"3"])
+        assert_seamless(one, two)
 
 
 async def test_what_one_worker_has_taken_another_does_not_get(postgres: str) -> None:
@@ -597,6 +631,49 @@ async def test_two_logs_that_begin_with_the_same_line_are_two(postgres: str, fol
     async with member(postgres, folder.as_uri(), once=True) as one:
         await read_all(one)
         assert values(one) == Counter([b"same", b"same", b"a", b"b", b"b"])
+
+
+async def test_a_packed_file_that_is_being_copied_is_read_whole(postgres: str, folder: Path) -> None:
+    chance = random.Random(5)
+    rows = [b'{"%d": "%b"}' % (number, chance.randbytes(30).hex().encode()) for number in range(20_000)]
+    packed = gzip.compress(b"\n".join(rows) + b"\n")
+    async with member(postgres, folder.as_uri()) as one:
+        with (folder / "copied.log.gz").open("wb", buffering=0) as out:
+            for part in range(4):
+                out.write(packed[len(packed) * part // 4 : len(packed) * (part + 1) // 4])
+                seen = len(one.batches)
+                await read_until(lambda seen=seen: len(one.batches) > seen, one)
+        await read_until(lambda: values(one)[rows[-1]], one)
+        assert not any(batch.damage for batch in one.batches)
+        assert values(one) == Counter(rows)
+        assert_seamless(one)
+
+
+async def test_a_packed_file_that_ends_in_the_middle_and_grows_no_more_is_broken(
+    postgres: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamproc.sources.log_reader._SETTLED", 0.0)
+    rows = lines("row", 9_000)
+    (folder / "cut.log.gz").write_bytes(gzip.compress(b"\n".join(rows), mtime=0)[:-1_000])
+    async with member(postgres, folder.as_uri(), once=True) as one:
+        await read_all(one)
+        *sound, last = one.batches
+        assert last.damage is not None and last.damage.reason == "truncated_object"
+        read = [value for batch in sound for value in batch.values]
+        assert read and read == rows[: len(read)]
+
+
+async def test_a_file_goes_on_at_its_end_behind_a_line_that_is_too_long(postgres: str, folder: Path) -> None:
+    log = folder / "access.log"
+    log.write_bytes(b"first\n" + b"x" * (3 << 20) + b"\nlast\n")
+    async with member(postgres, folder.as_uri(), once=True) as one:
+        await read_all(one)
+    with log.open("ab") as out:
+        out.write(b"later\n")
+    async with member(postgres, folder.as_uri(), once=True, name="w2") as two:
+        await read_all(two)
+        assert values(two) == Counter([b"later"])
+        assert_seamless(one, two)
 
 
 async def test_a_huge_log_is_read_in_little_memory(postgres: str, folder: Path) -> None:
