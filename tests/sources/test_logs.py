@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
+import io
 import json
+import os
 import random
 import time
 from collections import Counter
@@ -23,6 +26,7 @@ from streamproc.ledger.logs import Logs
 from streamproc.log_objects import LogEntry, Period
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources.log_bucket import Bucket
+from streamproc.sources.log_folder import Folder
 from streamproc.sources.log_queue import Queue
 from streamproc.sources.log_store import LogConnection, LogGone
 from streamproc.sources.log_unpack import Caps
@@ -633,6 +637,24 @@ async def test_two_logs_that_begin_with_the_same_line_are_two(postgres: str, fol
         assert values(one) == Counter([b"same", b"same", b"a", b"b", b"b"])
 
 
+async def test_of_two_logs_that_begin_alike_the_second_is_not_read_again_when_it_is_packed(
+    postgres: str, folder: Path
+) -> None:
+    (folder / "a.log").write_bytes(b"same\na\n")
+    (folder / "b.log").write_bytes(b"same\nb\nb\n")
+    (folder / "c.log").write_bytes(b"same\nb\nc\n")
+    async with member(postgres, folder.as_uri(), once=True) as one:
+        await read_all(one)
+        assert sum(values(one).values()) == 8
+    for name in "bc":
+        log = folder / f"{name}.log"
+        (folder / f"{name}.log.1.gz").write_bytes(gzip.compress(log.read_bytes()))  # of another inode
+        log.unlink()
+    async with member(postgres, folder.as_uri(), once=True, name="w2") as two:
+        await read_all(two)
+        assert not two.batches
+
+
 async def test_a_packed_file_that_is_being_copied_is_read_whole(postgres: str, folder: Path) -> None:
     chance = random.Random(5)
     rows = [b'{"%d": "%b"}' % (number, chance.randbytes(30).hex().encode()) for number in range(20_000)]
@@ -661,6 +683,39 @@ async def test_a_packed_file_that_ends_in_the_middle_and_grows_no_more_is_broken
         assert last.damage is not None and last.damage.reason == "truncated_object"
         read = [value for batch in sound for value in batch.values]
         assert read and read == rows[: len(read)]
+
+
+async def test_what_is_no_regular_file_is_passed_over(folder: Path) -> None:
+    pipe = folder / "a.pipe"
+    os.mkfifo(pipe)
+    (folder / "b.log").write_bytes(b"1\n")
+    (folder / "c.log").symlink_to(pipe)
+    store = Folder(LogConnection(folder.as_uri()))
+    try:
+        async with asyncio.timeout(10):
+            (found,) = [entry async for entries in store.listing() for entry in entries]
+            assert found.place == "b.log"
+            (folder / "b.log").unlink()
+            (folder / "b.log").symlink_to(pipe)
+            with pytest.raises(LogGone):
+                await anext(store.read(found, 0))
+    finally:
+        os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))  # lets go of a thread that waits for a writer
+
+
+async def test_a_file_that_cannot_be_read_for_a_moment_is_waited_for(postgres: str, folder: Path) -> None:
+    class Broken(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    log = folder / "access.log"
+    log.write_bytes(b"1\n2\n")
+    async with member(postgres, folder.as_uri(), list_every=3600.0) as one:
+        opened, broken = one.source._store._open, [Broken()]
+        one.source._store._open = lambda *asked: broken.pop() if broken else opened(*asked)
+        await read_until(lambda: one.gone, one)
+        assert values(one) == Counter([b"1", b"2"])
+        assert [(wait.what, "Input/output error" in wait.problem) for wait in one.waits] == [(str(log), True)]
 
 
 async def test_a_file_goes_on_at_its_end_behind_a_line_that_is_too_long(postgres: str, folder: Path) -> None:
