@@ -25,7 +25,7 @@ from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
 from streamproc.log_objects import LogEntry, Period
 from streamproc.model import Partition, RecordBatch
-from streamproc.sources.log_bucket import Bucket
+from streamproc.sources.log_bucket import Bucket, is_archived
 from streamproc.sources.log_folder import Folder
 from streamproc.sources.log_queue import Queue
 from streamproc.sources.log_store import LogConnection, LogGone
@@ -387,6 +387,56 @@ async def test_a_claim_that_comes_after_the_log_was_finished_and_folded_reads_no
         go_on.set()
         await read_all(late)
         assert not late.batches
+
+
+async def test_archived_objects_are_passed_over_and_keep_nobody_waiting(
+    postgres: str, objects: Objects
+) -> None:
+    for name in ("GLACIER", "DEEP_ARCHIVE"):
+        objects.client.put_object(Bucket=objects.bucket, Key=name, Body=b"old\n", StorageClass=name)
+    objects.put("sound", b"new\n")
+    async with member(postgres, f"s3://{objects.bucket}/", once=True) as one:
+        await read_all(one)
+        assert values(one) == Counter([b"new"])
+        assert len(one.gone) == 1 and not one.waits
+
+
+async def test_an_object_that_turns_out_to_be_archived_is_not_tried_at_each_listing(
+    postgres: str, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the archive tiers of S3 Intelligent-Tiering, which a listing does not tell."""
+    monkeypatch.setattr("streamproc.sources.log_bucket._ARCHIVES", frozenset())
+    objects.client.put_bucket_versioning(Bucket=objects.bucket, VersioningConfiguration={"Status": "Enabled"})
+    objects.client.put_object(Bucket=objects.bucket, Key="archived", Body=b"old\n", StorageClass="GLACIER")
+    async with member(postgres, f"s3://{objects.bucket}/") as one:
+        await read_until(lambda: one.gone, one)
+        for number in range(3):  # each of them is found by a listing of its own
+            objects.put(f"{number}", b"%d\n" % number)
+            await read_until(lambda number=number: values(one)[b"%d" % number], one)
+        assert sum(each.id.startswith("archived") for each in one.gone) == 1
+        assert not one.waits
+
+
+@pytest.mark.parametrize(
+    ("found", "archived"),
+    [
+        ({"StorageClass": "STANDARD"}, False),
+        ({"StorageClass": "GLACIER_IR"}, False),
+        ({}, False),
+        ({"StorageClass": "DEEP_ARCHIVE"}, True),
+        ({"StorageClass": "GLACIER", "RestoreStatus": {"IsRestoreInProgress": True}}, True),
+        (
+            {
+                "StorageClass": "GLACIER",
+                "RestoreStatus": {"IsRestoreInProgress": False, "RestoreExpiryDate": "2026-06-01"},
+            },
+            False,
+        ),
+    ],
+    ids=["standard", "instant", "of another server", "deep", "being restored", "restored"],
+)
+def test_an_object_is_archived_until_it_is_restored(found: dict[str, Any], archived: bool) -> None:
+    assert is_archived(found) == archived
 
 
 async def test_an_object_that_is_found_again_after_its_row_was_folded_goes_on_behind_what_was_read(
