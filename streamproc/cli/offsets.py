@@ -154,11 +154,12 @@ async def _set(settings: Settings, topic: str, change: Change, *, yes: bool) -> 
         committed = {status.partition: status.position for status in await ledger.status()}
         before = committed.get(partition)
         mark: Mark | None = None
+        ended = False
         if isinstance(broker, KinesisConnection):
             from streamproc.ops.shard_positions import place  # noqa: PLC0415 - imports Kinesis' client
 
             asked = _place(change.where)
-            position, mark, last = await place(broker, ledger, partition, before, asked)
+            position, mark, last, ended = await place(broker, ledger, partition, before, asked)
             span: Span | None = Span(0, last if mark is None else position)
         else:
             span = await _span(broker, partition)
@@ -173,7 +174,7 @@ async def _set(settings: Settings, topic: str, change: Change, *, yes: bool) -> 
             raise click.Abort
         # The ledger does not know where a topic begins that was never read.
         accept_gap = change.accept_gap or (before is None and not skipped)
-        new = NewPosition(partition, position, accept_gap, change.accept_repeat, change.note, mark)
+        new = NewPosition(partition, position, accept_gap, change.accept_repeat, change.note, mark, ended)
         # Should a worker have moved on meanwhile, what was accepted is judged again, in the transaction.
         before = await ledger.set_position(new)
     return {

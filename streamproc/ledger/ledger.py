@@ -30,7 +30,7 @@ from streamproc.errors import DependencyError, Fenced, Inconsistent, LedgerError
 from streamproc.failpoints import failpoint, failpoint_when_waiting
 from streamproc.ledger import claims as claiming
 from streamproc.ledger import commit as committing
-from streamproc.ledger import history, objects, positions
+from streamproc.ledger import history, objects, origins, positions
 from streamproc.ledger import migrate as migrating
 from streamproc.ledger import sweep as sweeping
 from streamproc.ledger.balance import verify
@@ -120,6 +120,17 @@ class Ledger:
         """
         async with self.database.transaction("note the log") as conn:
             return await claiming.note_log(conn, self.stream, claims, log)
+
+    async def begin_behind(
+        self, newest: Mapping[Partition, int], log: str | None
+    ) -> dict[Partition, int | None]:
+        """Unless that is decided, the source of these partitions begins behind these positions, of ``log``.
+
+        ``newest``: all partitions of one source. Decided once, and claims do not matter: those made before have to
+        go on from what is returned, the position of each. ``None``: it came later, and begins with its first record.
+        """
+        async with self.database.transaction("note where it begins") as conn:
+            return await origins.begin_behind(conn, self.stream, newest, log)
 
     async def held(self, claims: Collection[Claim]) -> set[Partition]:
         """The partitions of those claims that nobody has claimed since."""

@@ -27,7 +27,8 @@ _NOTE_CHANGE = """
 """
 
 _FREE = """
-    UPDATE streamproc.shards SET holder = NULL, wanted_by = NULL, lease = lease + 1, last_position = NULL
+    UPDATE streamproc.shards SET holder = NULL, wanted_by = NULL, lease = lease + 1,
+        last_position = CASE WHEN %(ended)s THEN %(position)s::numeric END
     WHERE stream = %(stream)s AND source = %(source)s AND partition = %(partition)s
 """
 
@@ -55,7 +56,8 @@ class NewPosition:
     ``position``: committed through here; ``None`` is the beginning. ``accept_gap``: the records between
     the old and the new position are never read. ``accept_repeat``: those between the new and the old one are
     read again, and stand twice in the lake and the tables. ``note`` says why. ``mark``: where in a shard the
-    record after ``position`` is, if the position is a new one, beyond all that are known.
+    record after ``position`` is, if the position is a new one, beyond all that are known. ``ended``: of a shard
+    that the stream has forgotten; it is at its end there, and what was made from it can begin.
     """
 
     partition: Partition
@@ -64,6 +66,7 @@ class NewPosition:
     accept_repeat: bool = False
     note: str = ""
     mark: Mark | None = None
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ async def set_position(conn: AsyncConnection[Any], stream: str, worker: str, new
         "partition": partition.id,
         "before": before,
         "position": new.position,
+        "ended": new.ended,
         "worker": worker,
         "note": new.note,
     }

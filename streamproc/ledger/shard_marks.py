@@ -48,6 +48,11 @@ _NEWEST = """
     ORDER BY position DESC LIMIT 1
 """
 
+_OLDEST = """
+    SELECT min(position) FROM streamproc.shard_marks
+    WHERE stream = %(stream)s AND source = %(source)s AND partition = %(shard)s
+"""
+
 _FURTHEST = """
     SELECT max(sequence) FROM streamproc.shard_marks
     WHERE stream = %(stream)s AND source = %(source)s AND partition = %(shard)s
@@ -112,11 +117,13 @@ class Marks:
         """The mark with the highest position, ``None`` for a shard that nobody knows."""
         return await self._one_mark(_NEWEST, {"shard": shard})
 
+    async def oldest(self, shard: str) -> int | None:
+        """The lowest position to which a mark leads; ``None`` for a shard that nobody knows."""
+        return await self._one_number(_OLDEST, shard)
+
     async def furthest(self, shard: str) -> int | None:
         """The highest sequence number of a mark: records beyond it were not read when it was made."""
-        async with self._database.connection("look for a mark") as conn:
-            row = await (await conn.execute(_FURTHEST, {**self._names, "shard": shard})).fetchone()
-        return None if row is None or row[0] is None else int(row[0])
+        return await self._one_number(_FURTHEST, shard)
 
     async def before(self, shard: str, sequence: int) -> Mark | None:
         """The newest mark from which the record ``sequence`` is reached; ``None``: none is that old."""
@@ -165,6 +172,11 @@ class Marks:
         }
         if (await conn.execute(_MARK, names)).rowcount != len(marks):
             raise Inconsistent(f"{self.source}: records of a shard were counted differently before: {marks}")
+
+    async def _one_number(self, query: str, shard: str) -> int | None:
+        async with self._database.connection("look for a mark") as conn:
+            row = await (await conn.execute(query.encode(), {**self._names, "shard": shard})).fetchone()
+        return None if row is None or row[0] is None else int(row[0])
 
     async def _one_mark(self, query: str, names: Mapping[str, object]) -> Mark | None:
         async with self._database.connection("look for a mark") as conn:

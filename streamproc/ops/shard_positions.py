@@ -20,11 +20,15 @@ from streamproc.sources.kinesis_positions import first_sequence, number_before
 
 
 class Place(NamedTuple):
-    """A position, with the mark that it needs if it is a new number. ``last``: the newest known number."""
+    """A position, with the mark that it needs if it is a new number. ``last``: the newest known number.
+
+    ``ended``: the stream has forgotten the shard, so nothing can follow the position.
+    """
 
     position: int
     mark: Mark | None
     last: int
+    ended: bool = False
 
 
 async def place(
@@ -36,8 +40,11 @@ async def place(
 ) -> Place:
     """What ``where`` means: a position, ``earliest``, ``latest``, or the place of a mark (a time).
 
-    ``committed``: where the shard stands. ``earliest`` is the oldest record kept, to go past a gap. Raises
-    :class:`ConfigError` for a shard that is not there, or an ``earliest`` that would not be past a gap.
+    ``committed``: where the shard stands. ``earliest`` is the oldest record kept, to go past a gap. A shard that the
+    stream has forgotten ends, wherever it is put: what was made from it can then begin.
+
+    Raises :class:`ConfigError` for a shard that nobody has read, a position from which no record can be found any
+    more, or an ``earliest`` that would not be past a gap.
     """
     shards = Shards(ledger.database, ledger.stream, partition.source, ledger.worker, 0.0)
     newest = await shards.newest(partition.id)
@@ -49,14 +56,15 @@ async def place(
         raise ConfigError([Mistake(str(partition), problem, fix)])
     # Marks come a little later than commits.
     last = max(newest.position, -1 if committed is None else committed)
-    if isinstance(where, int):
-        return Place(where, None, last)
     fresh = last + 1
     async with connected(connection) as client:
         listed = (await client.shards(partition.source)).get(partition.id)
+        if isinstance(where, int):
+            await _refuse_unreachable(shards, partition, where, there=listed is not None)
+            return Place(where, None, last)
         if listed is None or where == "latest":
-            # Of a shard that the stream has forgotten nothing is left: its end is here.
-            return Place(fresh, Mark(fresh, None, True, await shards.now_ms()), last)
+            mark = Mark(fresh, None, True, await shards.now_ms())
+            return Place(fresh, mark, last, ended=listed is None)
         mark = where if isinstance(where, Mark) else Mark(fresh)
         sequence = await first_sequence(client, partition.source, partition.id, mark)
         if sequence is None:
@@ -75,3 +83,15 @@ async def place(
             if counted <= last:
                 return Place(counted, None, last)
         return Place(fresh, Mark(fresh, sequence, True), last)
+
+
+async def _refuse_unreachable(shards: Shards, partition: Partition, where: int, *, there: bool) -> None:
+    """Raise :class:`ConfigError` for a number whose following record nobody could find."""
+    if not there:
+        problem = "the stream does not have this shard any more, so nothing of it can be read again"
+        fix = "Write latest: the shard then ends here, and those that were made from it begin"
+        raise ConfigError([Mistake(str(partition), problem, fix)])
+    oldest = await shards.oldest(partition.id)
+    if oldest is None or where < oldest:
+        problem = f"position {where} is older than every place of a record that is still known"
+        raise ConfigError([Mistake(str(partition), problem, f"Give one from {oldest} on, or a time")])

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import structlog
 
@@ -148,6 +149,17 @@ class Pipeline:
         """Those of :attr:`partitions` that nobody has claimed since: for a process that was frozen meanwhile."""
         claims = [progress.claim for progress in self._progress.values()]
         return await self._until_answered("claim", lambda: self._ledger.held(claims)) if claims else set()
+
+    async def begin_behind(
+        self, newest: Mapping[Partition, int], log: str | None
+    ) -> Mapping[Partition, int | None]:
+        """Note where the source begins, unless that is decided; claims without a position go on from what is noted."""
+        noted = await self._until_answered("claim", lambda: self._ledger.begin_behind(newest, log))
+        for partition, progress in self._progress.items():
+            if progress.claim.position is None and (position := noted.get(partition)) is not None:
+                progress.claim = replace(progress.claim, position=position)
+                progress.taken = self._submitted[partition] = position
+        return noted
 
     async def read_from(self, partitions: Sequence[Partition], log: str) -> Mapping[Partition, str]:
         """Note the log where there is none; returns the one that each partition's position belongs to."""

@@ -125,7 +125,7 @@ class Settings:
         Setting(
             parse.one_of("earliest", "latest"),
             "earliest",
-            "Where a partition that was never committed begins: `earliest` or `latest`",
+            "Where a topic that was never read begins: `earliest` or `latest`, decided once",
         ),
     ]
     flush_interval: Annotated[

@@ -23,6 +23,16 @@ class Listener(Protocol):
         handed out before this returns. It is cancelled when the partitions are revoked meanwhile.
         """
 
+    async def begin_behind(
+        self, newest: Mapping[Partition, int], log: str | None
+    ) -> Mapping[Partition, int | None]:
+        """A source that nobody has read begins behind these positions, whoever reads it; returns where each stands.
+
+        Called after :meth:`assigned`, where reading is to begin with what comes now and a position is ``None``.
+        ``newest``: of all partitions that there are; ``log``: what they are positions of, if the source says that.
+        ``None``: that partition came after it was decided, and is read from its first record.
+        """
+
     async def read_from(self, partitions: Sequence[Partition], log: str) -> Mapping[Partition, str]:
         """These, claimed just now, are read from ``log``; returns which log each one's position is one of.
 

@@ -54,8 +54,9 @@ _LOOK_FOR_ANOTHER_TOPIC = 5.0
 class KafkaOptions:
     """How to consume. Times in seconds, sizes in bytes (as fetched, compressed).
 
-    ``start``: ``earliest`` or ``latest``, for partitions that were never committed. ``session_timeout``: a
-    member is put out of the group when its heartbeats stay away this long (``None``: by the broker's kind).
+    ``start``: ``earliest`` or ``latest``, for a topic that was never read. It is decided once; partitions that come
+    later are read from their first record. ``session_timeout``: a member is put out of the group when its heartbeats
+    stay away this long (``None``: by the broker's kind).
     ``max_poll_interval``: or when nobody called ``next`` this long. ``rebalance_timeout``: or when its
     ``revoked`` takes longer. ``instance``: static membership, a restart within the session timeout gets the
     same partitions back without a rebalance. ``prefetch``: fetching pauses while this much is waiting.

@@ -46,7 +46,8 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
     """Turns assignments into readers, through the listener's claims.
 
     ``bounds`` asks the brokers until they answer. ``partition`` names partitions as the ledger does.
-    ``start``: ``earliest`` or ``latest``. ``compacted``: see :class:`PartitionReader`.
+    ``start``: ``earliest`` or ``latest``, see :class:`~streamproc.sources.kafka.KafkaOptions`. ``compacted``: see
+    :class:`PartitionReader`.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         if before is not None:  # or its claim could reach the ledger after ours
             before.cancel()
             await asyncio.wait({before})
-        positions = await self._listener.assigned([self._partition(tp) for tp in tps])
+        positions = await self._positions(tps)
         found = await self._bounds(tps)
         self.topic_id = found.topic_id
         logs: Mapping[Partition, str] = {}
@@ -188,7 +189,7 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
             first, end = found.first[tp], found.end[tp]
             position = positions[self._partition(tp)]
             if position is None:
-                position = self.begins[tp] = (first if self._start == "earliest" else end) - 1
+                position = self.begins[tp] = first - 1
             elif logs.get(self._partition(tp), found.topic_id) != found.topic_id:
                 self.stop(tp, _made_anew(position, self._partition(tp)))
                 continue
@@ -200,6 +201,19 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
             self.readers[tp] = PartitionReader(self._partition(tp), position, compacted=self._compacted)
         failpoint("seek.done")
         log.info("claimed", partitions=[str(self._partition(tp)) for tp in tps], stopped=len(self.stopped))
+
+    async def _positions(self, tps: Sequence[TopicPartition]) -> Mapping[Partition, int | None]:
+        """Claim, and decide where a topic begins that nobody has read; ``None``: with the first record."""
+        positions = await self._listener.assigned([self._partition(tp) for tp in tps])
+        if self._start == "earliest" or None not in positions.values():
+            return positions
+        # Whoever is first decides for all: that is how a partition that comes later is told.
+        topic = tps[0].topic
+        known = {TopicPartition(topic, number) for number in self.consumer.partitions_for_topic(topic) or ()}
+        found = await self._bounds(sorted(known.union(tps)))
+        newest = {self._partition(tp): end - 1 for tp, end in found.end.items()}
+        noted = await self._listener.begin_behind(newest, found.topic_id)
+        return {each: noted[each] if at is None else at for each, at in positions.items()}
 
 
 def _made_anew(position: int, partition: Partition) -> SourceError:

@@ -165,7 +165,8 @@ class ShardReader:
                         await self._until_room()
             except KinesisError as error:  # of those that waiting does not cure
                 self._lost(f"the stream does not have this shard any more ({error.problem})")
-                raise SourceError(f"{self.partition}: cannot be read: {error.problem}") from error
+                hint = "if the stream has forgotten it: streamproc offsets set --accept-gap to latest ends it"
+                raise SourceError(f"{self.partition}: cannot be read: {error.problem}; {hint}") from error
 
     async def _until_room(self) -> None:
         end_if_cancelled()

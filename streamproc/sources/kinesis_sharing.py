@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from streamproc.concurrency import end_if_cancelled
-from streamproc.errors import DependencyError, SourceError
+from streamproc.errors import DependencyError, Gap, Inconsistent, SourceError
 from streamproc.failpoints import failpoint
 from streamproc.leases import Board, LeaseStore, Report, ShardInfo, balance
 from streamproc.model import Partition
@@ -120,10 +120,13 @@ class Sharing:
 
     def stop(self, reader: ShardReader, error: SourceError) -> None:
         """Hand out nothing more of a shard; the others go on. Its lease is kept: it is nobody's fault."""
-        if reader.partition not in self.stopped:
-            log.error("partition_stopped", partition=str(reader.partition), why=str(error))
-            self.stopped[reader.partition] = error
+        self._stop(reader.partition, error)
         reader.paused = True
+
+    def _stop(self, partition: Partition, error: SourceError) -> None:
+        if partition not in self.stopped:
+            log.error("partition_stopped", partition=str(partition), why=str(error))
+            self.stopped[partition] = error
 
     async def _list(self) -> None:
         """Learn of new shards."""
@@ -253,7 +256,12 @@ class Sharing:
         around = Surroundings(self._store, self._room, self.arrived, self._hurry, self._kept)
         for shard, partition in partitions.items():
             position = positions[partition]
-            found = await persistently(partial(self._store.find, shard, position), self._pace)
+            try:
+                found = await persistently(partial(self._store.find, shard, position), self._pace)
+            except Inconsistent as error:  # set by hand, and older than what was kept until now
+                gap = Gap(f"{error}: it is too old; streamproc offsets set gives the shard one that is known")
+                self._stop(partition, gap)
+                continue
             pages = self._pages(shard)
             # One that is not listed any more will say so itself, when it is asked for records.
             listed = self._shards.get(shard, Shard(ShardInfo(shard), ALL_KEYS, closed=True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any
 
@@ -28,10 +29,23 @@ _HINTS = {
     "NoSuchBucket": "is the name right?",
 }
 
-_GONE = frozenset({"NoSuchKey", "404", "PreconditionFailed", "412", "InvalidObjectState"})
+#: What a request for an archived object is refused with.
+_NOT_RESTORED = "InvalidObjectState"
+
+_GONE = frozenset({"NoSuchKey", "404", "PreconditionFailed", "412", _NOT_RESTORED})
+
+#: Classes whose objects have to be restored before they can be read.
+_ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+
+#: Seconds for which a listing passes over an object that was found to be archived though its class does not say so.
+_LEFT_ALONE = 86_400.0
 
 #: Versions cannot be looked at: without the right to, or on a server that has none.
 _NO_VERSIONS = frozenset({"AccessDenied", "MethodNotAllowed", "NotImplemented"})
+
+
+class LogArchived(LogGone):
+    """The content is there, and cannot be read until it is restored."""
 
 
 class Bucket:
@@ -46,6 +60,9 @@ class Bucket:
         self._connection = connection
         self._stack = AsyncExitStack()
         self._client: Any = None
+        #: When each was found to be archived, of those that a listing does not tell.
+        self._archived: dict[str, float] = {}
+        self._passed_over = 0
 
     async def open(self) -> None:
         """Connect, and see that the bucket is there."""
@@ -68,10 +85,15 @@ class Bucket:
         await self._stack.aclose()
 
     async def listing(self) -> AsyncIterator[list[LogEntry]]:
-        """Page by page, a thousand each. Folders' own objects and empty ones are no logs."""
+        """Page by page, a thousand each. Folders' own objects, empty ones and archived ones are no logs."""
+        archived = 0
         with speaking(self._connection.url, "list"):
             pages = self._client.get_paginator("list_objects_v2")
-            async for page in pages.paginate(Bucket=self.name, Prefix=self.prefix):
+            async for page in pages.paginate(
+                Bucket=self.name, Prefix=self.prefix, OptionalObjectAttributes=["RestoreStatus"]
+            ):
+                objects = page.get("Contents", ())
+                readable = [found for found in objects if not is_archived(found)]
                 entries = [
                     self.entry(
                         found["Key"],
@@ -79,9 +101,19 @@ class Bucket:
                         found["Size"],
                         int(found["LastModified"].timestamp() * 1000),
                     )
-                    for found in page.get("Contents", ())
+                    for found in readable
                 ]
-                yield [entry for entry in entries if entry is not None]
+                logs = [entry for entry in entries if entry is not None]
+                kept = [entry for entry in logs if not self._left_alone(entry)]
+                archived += len(objects) - len(readable) + len(logs) - len(kept)
+                yield kept
+        if archived != self._passed_over:
+            log.warning("logs_archived", place=self._connection.url, logs=archived, hint="restore them")
+            self._passed_over = archived
+
+    def _left_alone(self, entry: LogEntry) -> bool:
+        found_at = self._archived.get(entry.id)
+        return found_at is not None and time.monotonic() - found_at < _LEFT_ALONE
 
     def entry(self, key: str, etag: str, size: int, modified_ms: int) -> LogEntry | None:
         """An object of the bucket as a log; ``None`` where it is none, or not under the prefix."""
@@ -94,14 +126,19 @@ class Bucket:
         """The object's bytes from an offset on, as long as the entry's content is the object or a version of it."""
         if offset >= entry.size:
             return
-        with speaking(self._place(entry), "get"):
-            async with await self._body(entry, offset) as body:
-                while chunk := await body.read(_CHUNK):
-                    yield chunk
+        try:
+            with speaking(self._place(entry), "get"):
+                async with await self._body(entry, offset) as body:
+                    while chunk := await body.read(_CHUNK):
+                        yield chunk
+        except LogArchived:
+            self._archived[entry.id] = time.monotonic()
+            raise
 
     async def _body(self, entry: LogEntry, offset: int) -> Any:
         """The content with the entry's ETag, also when it was written over since in a bucket that keeps versions."""
         wanted = {"Bucket": self.name, "Key": entry.place, "Range": f"bytes={offset}-"}
+        archived: ClientError | None = None
         try:
             answer = await self._client.get_object(IfMatch=f'"{entry.version}"', **wanted)
             if answer["ETag"].strip('"') == entry.version:
@@ -110,8 +147,11 @@ class Bucket:
         except ClientError as error:
             if error_code(error) not in _GONE:
                 raise
+            archived = error if error_code(error) == _NOT_RESTORED else None
         version = await self._version(entry)
         if version is None:
+            if archived is not None:
+                raise archived
             raise LogGone(f"{self._place(entry)}: there is another content now, or none")
         return (await self._client.get_object(VersionId=version, **wanted))["Body"]
 
@@ -135,10 +175,18 @@ class Bucket:
         return f"s3://{self.name}/{entry.place}"
 
 
+def is_archived(found: Mapping[str, Any]) -> bool:
+    """Whether a listed object has to be restored before it can be read, and is not."""
+    restored = "RestoreExpiryDate" in found.get("RestoreStatus", {})
+    return found.get("StorageClass") in _ARCHIVES and not restored
+
+
 def speaking(place: str, operation: str) -> AbstractContextManager[None]:
     """Turn the client's exceptions into ours."""
 
     def gone(code: str, _: str) -> Exception | None:
+        if code == _NOT_RESTORED:
+            return LogArchived(f"{place}: {operation}: it is archived, and not restored")
         return LogGone(f"{place}: {operation}: {code}") if code in _GONE else None
 
     return s3_client.speaking(place, operation, _HINTS, gone)

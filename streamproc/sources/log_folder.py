@@ -2,7 +2,7 @@
 
 A file is known by its first line, unpacked: it stays the same whatever rotation does to name and inode. So
 a renamed, copied or packed file is the log that was read before, and a truncated one a new log. Of two files
-with one first line, the other one is a log of its own if they differ later on.
+with one first line, the other one is a log of its own if they differ later on, known by the line in which they do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -35,7 +37,8 @@ class _Seen(NamedTuple):
 class Folder:
     """A :class:`~streamproc.sources.log_store.LogStore` for ``file:///folder``, with the folders below it.
 
-    Hidden files, empty ones, and those whose first line is not complete yet are passed over.
+    Hidden files, empty ones, what is no file (pipes, devices), and those whose first line is not complete yet are
+    passed over.
     """
 
     def __init__(self, connection: LogConnection) -> None:
@@ -57,24 +60,27 @@ class Folder:
 
     async def read(self, entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
         """The file's bytes from an offset on."""
-        file = await asyncio.to_thread(self._open, entry)
-        with file:
+        path = self._root / entry.place
+        file = await asyncio.to_thread(self._open, path, entry)
+        with file, _answering(path):
             await asyncio.to_thread(file.seek, offset)
             while chunk := await asyncio.to_thread(file.read, _CHUNK):
                 yield chunk
 
-    def _open(self, entry: LogEntry) -> IO[bytes]:
-        path = self._root / entry.place
-        try:
+    @staticmethod
+    def _open(path: Path, entry: LogEntry) -> IO[bytes]:
+        with _answering(path):
+            if not path.is_file():  # opening a pipe waits, perhaps for ever
+                raise LogGone(f"{path} is not there any more")
             file = path.open("rb")
-        except FileNotFoundError:
-            raise LogGone(f"{path} is not there any more") from None
-        except OSError as error:
-            raise DependencyError(str(path), str(error), "may this process read it?") from error
-        if _first_line(_head(file)) != entry.version:
-            file.close()
-            raise LogGone(f"{path}: there is another log now")
-        return file
+            try:
+                if _first_line(_head(file)) == entry.version:
+                    return file
+            except OSError:
+                file.close()
+                raise
+        file.close()
+        raise LogGone(f"{path}: there is another log now")
 
     def _list(self) -> list[LogEntry]:
         found: dict[str, _Seen] = {}
@@ -83,6 +89,8 @@ class Folder:
             place = path.relative_to(self._root).as_posix()
             try:
                 status = path.stat()
+                if not stat.S_ISREG(status.st_mode):  # opening a pipe waits, perhaps for ever
+                    continue
                 state = (status.st_ino, status.st_size, status.st_mtime_ns)
                 known = self._seen.get(place)
                 one = known[1] if known and known[0] == state else self._look(path, place, status)
@@ -111,18 +119,35 @@ class Folder:
 
     @staticmethod
     def _add(found: dict[str, _Seen], one: _Seen) -> None:
-        """One of several files that begin alike: the longer content is the log, the other a copy in the making."""
-        other = found.get(one.entry.id)
-        if other is None or other.inode == one.inode:
-            found[one.entry.id] = one
-            return
-        length = min(len(one.head), len(other.head))
-        if one.head[:length] == other.head[:length]:
-            if len(one.head) > len(other.head):
-                found[one.entry.id] = one
-            return
-        twin = one.entry._replace(id=log_id("", one.entry.version, str(one.inode)))
-        found[twin.id] = one._replace(entry=twin)
+        """One of several files that begin alike: the longer content is the log, the other a copy in the making.
+
+        Those that differ later on are told by the lines in which they do, which packing and copying keep.
+        """
+        differences: list[str] = []
+        while (other := found.get(one.entry.id)) is not None and other.inode != one.inode:
+            length = min(len(one.head), len(other.head))
+            if one.head[:length] == other.head[:length]:
+                if len(one.head) > len(other.head):
+                    found[one.entry.id] = one
+                return
+            difference = _first_difference(one.head, other.head)
+            if not difference:  # not complete yet: the next listing tells
+                return
+            differences.append(difference)
+            own = log_id("", one.entry.version, *differences)
+            one = one._replace(entry=one.entry._replace(id=own))
+        found[one.entry.id] = one
+
+
+@contextmanager
+def _answering(path: Path) -> Iterator[None]:
+    """A file that cannot be read is waited for, as a store is that does not answer; one that is gone is gone."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise LogGone(f"{path} is not there any more") from None
+    except OSError as error:
+        raise DependencyError(str(path), str(error), "may this process read it?") from error
 
 
 def _head(file: IO[bytes]) -> bytes:
@@ -142,3 +167,12 @@ def _first_line(head: bytes) -> str:
         if line.strip() and not line.startswith(b"#"):
             return hashlib.blake2b(line, digest_size=16).hexdigest()
     return ""
+
+
+def _first_difference(head: bytes, other: bytes) -> str:
+    """A digest of the first line in which a file's beginning is not the other's; empty while that has no end."""
+    lines, others = head.split(b"\n"), other.split(b"\n")
+    if len(head) < _HEAD:
+        lines.pop()
+    at = next((at for at, line in enumerate(lines) if at >= len(others) or line != others[at]), None)
+    return "" if at is None else hashlib.blake2b(lines[at], digest_size=16).hexdigest()

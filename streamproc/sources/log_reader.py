@@ -25,6 +25,12 @@ log = structlog.get_logger(__name__)
 #: Seconds before a read that failed is tried again, and the longest wait.
 _WAIT, _WAIT_MOST = 0.5, 15.0
 
+#: Seconds without another byte after which a packed file that ends in the middle is broken, and not on its way.
+_SETTLED = 30.0
+
+#: How a header line begins that names the fields.
+_FIELDS = b"#Fields:"
+
 #: Records in a batch: one that is handed out is not split.
 _BATCH = 10_000
 
@@ -49,8 +55,15 @@ class Reading:
     waiting: Callable[[DependencyError], None]
 
 
+class _OnItsWay(Exception):
+    """A packed file ends in the middle: somebody may still be copying it."""
+
+
 class LogReader:
-    """One log. :attr:`end` is set when everything of it is in the queue."""
+    """One log. :attr:`end` is set when everything of it is in the queue.
+
+    ``committed``: through here, ``None`` where the ledger has no position: then what it noted of the log's end holds.
+    """
 
     def __init__(self, partition: Partition, taken: TakenLog, committed: int | None, how: Reading) -> None:
         self.partition = partition
@@ -60,19 +73,18 @@ class LogReader:
         self.end: LogEnd | None = None
         self._how = how
         self._queue: deque[RecordBatch] = deque()
+        before = -1 if taken.end is None else taken.end.position
         #: Through here everything is committed or queued.
-        self._through = -1 if committed is None else committed
+        self._through = before if committed is None else committed
         self.handed_out = self._through
-        self._read_bytes = 0
+        self._began_at = self._read_bytes = 0
         self._row = -1
-        self._offset = 0
         self._unpacker = Unpacker(how.caps)
         self._lines = Lines(how.max_line)
         #: Of the lines, where the bytes are sound.
         self._damage: Damage | None = None
         if (after := self._byte_after(taken)) is not None:
-            self._row, self._offset = self._through, after
-        self._began_at = self._offset
+            self._row, self._began_at = self._through, after
         self._size_before = 0 if taken.end is None else taken.end.size
         self._go = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -123,12 +135,15 @@ class LogReader:
         self._go.set()
 
     async def _run(self) -> None:
-        delay, gone = _WAIT, False
+        delay, gone, quiet = _WAIT, False, 0.0
         while True:
             before = self._read_bytes
             try:
-                await self._read()
+                await self._read(whole=not self._how.growing or quiet >= _SETTLED)
                 break
+            except _OnItsWay:
+                quiet = 0.0 if self._read_bytes > before else quiet + _WAIT
+                await asyncio.sleep(_WAIT)
             except DependencyError as error:
                 self._how.waiting(error)
                 if self._read_bytes > before:  # it answers: a long object may well break off many times
@@ -144,24 +159,31 @@ class LogReader:
 
     def _end(self, *, gone: bool) -> LogEnd:
         read, packed = self._began_at + self._read_bytes, self._packed
+        offset = None if packed else self._began_at + self._lines.whole
         if gone:
             # What a packed one has beyond the rows before is found by unpacking it again.
             size = self._size_before if packed else read
         else:
-            size = max(self.entry.size, read) if self._how.growing else self.entry.size
-        return LogEnd(size, self._through, None if packed else self._offset, gone)
+            seen = read + PACKED if self.entry.size >= PACKED else read
+            size = max(self.entry.size, seen) if self._how.growing else self.entry.size
+        return LogEnd(size, self._through, offset, gone)
 
     @property
     def _packed(self) -> bool:
         return self._unpacker.packed or self.entry.size >= PACKED
 
-    async def _read(self) -> None:
-        """From the byte that comes next, also after a lost connection: the unpacking goes on where it was."""
+    async def _read(self, *, whole: bool) -> None:
+        """From the byte that comes next, also after a lost connection: the unpacking goes on where it was.
+
+        ``whole``: more than is there will not come. Raises :class:`_OnItsWay` where that may be wrong.
+        """
         async for chunk in self._how.store.read(self.entry, self._began_at + self._read_bytes):
             self._read_bytes += len(chunk)
             await self._take(self._unpacker.feed(chunk))
             if self._unpacker.damage is not None or self._damage is not None:
                 break
+        if not whole and self._unpacker.unfinished:
+            raise _OnItsWay
         await self._take(self._unpacker.finish())
         damage, rest = self._unpacker.damage or self._damage, self._lines.rest
         if damage is not None or (rest and (self._unpacker.packed or not self._how.growing)):
@@ -188,14 +210,14 @@ class LogReader:
 
     def _put(self, lines: list[bytes], damage: Damage | None) -> Damage | None:
         """Number these lines and queue what is not committed yet; returns why reading cannot go on."""
+        if damage is None and (wrong := self._wrong_header(lines)) is not None:
+            at, why = wrong
+            self._put(lines[:at], None)
+            return why
         first = self._row + 1
         self._row += len(lines)
-        if not self._unpacker.packed:
-            self._offset += sum(map(len, lines)) + len(lines)
         positions: Sequence[int] = range(first, first + len(lines))
         if self._how.headers and any(line.startswith(b"#") for line in lines) and damage is None:
-            if (wrong := self._wrong_header(lines)) is not None:
-                return wrong
             kept = [
                 (at, line) for at, line in zip(positions, lines, strict=True) if not line.startswith(b"#")
             ]
@@ -224,10 +246,15 @@ class LogReader:
         self._how.arrived.set()
         return None
 
-    def _wrong_header(self, lines: list[bytes]) -> Damage | None:
-        for line in lines:
-            told = line.partition(b"#Fields:")[2].decode(errors="replace").split()
-            if told and self._how.fields is not None and told != self._how.fields.split():
+    def _wrong_header(self, lines: list[bytes]) -> tuple[int, Damage] | None:
+        """Which of the lines says other fields than the page; ``None``: none does."""
+        if not self._how.headers or self._how.fields is None:
+            return None
+        for at, line in enumerate(lines):
+            if not line.startswith(_FIELDS):
+                continue
+            told = line.removeprefix(_FIELDS).decode(errors="replace").split()
+            if told and told != self._how.fields.split():
                 detail = f"its #Fields are others than those of the page: {' '.join(told)}"
-                return Damage(Reason.CORRUPT_OBJECT, detail)
+                return at, Damage(Reason.CORRUPT_OBJECT, detail)
         return None

@@ -184,8 +184,8 @@ class LogSharing:
             if id_ not in ours:
                 continue
             position = positions[partition]
-            self._committed[id_] = -1 if position is None else position
             self.readers[id_] = reader = LogReader(partition, one, position, self._how)
+            self._committed[id_] = reader.handed_out  # as yet
             reader.start()
         log.info("logs_taken", logs=[one.entry.place for one in taken if one.entry.id in ours][:10])
 

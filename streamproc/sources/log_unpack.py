@@ -157,12 +157,17 @@ class Unpacker:
         """Whether the bytes so far are packed."""
         return self._format is not None and not isinstance(self._format, _Plain)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the bytes so far are packed and end in the middle of what was packed together."""
+        return self.damage is None and self._format is not None and not self._format.between
+
     def finish(self) -> Iterator[bytes]:
         """There are no more bytes."""
         if self._format is None:
             if self._head:
                 yield self._head
-        elif self.damage is None and not self._format.between:
+        elif self.unfinished:
             self.damage = Damage(Reason.TRUNCATED_OBJECT, f"it ends after {self._unpacked} unpacked bytes")
 
     def _over(self) -> bool:
@@ -189,9 +194,13 @@ class Lines:
         self._keep = limit + 1
         self._rest = b""
         self._cut = False
+        self._fed = self._open = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that end in these bytes."""
+        self._fed += len(data)
+        last = data.rfind(b"\n")
+        self._open = len(data) - last - 1 if last >= 0 else self._open + len(data)
         if self._cut:
             end = data.find(b"\n")
             if end < 0:
@@ -202,6 +211,11 @@ class Lines:
         if len(self._rest) > self._keep:
             self._rest, self._cut = self._rest[: self._keep], True
         return lines
+
+    @property
+    def whole(self) -> int:
+        """Bytes of the lines that have ended, with their line feeds, also of what was not kept of them."""
+        return self._fed - self._open
 
     @property
     def rest(self) -> bytes:

@@ -1,4 +1,4 @@
-"""What the ledger says of a worker that has let its partitions go."""
+"""What the ledger says of a worker that has let its partitions go, and of one that begins."""
 
 from __future__ import annotations
 
@@ -48,3 +48,17 @@ async def test_a_worker_that_ends_leaves_alone_what_another_has_claimed_since(po
         await worker.close()
         assert await owners(ledger) == {MINE: None, OTHER: "w2"}
         assert await other.release(list(claims.values())) == 1
+
+
+async def test_a_claim_made_before_it_was_decided_where_the_topic_begins_goes_on_from_there(postgres: str):
+    async with Ledger(postgres, "clicks", "w1") as ledger, Ledger(postgres, "clicks", "w2") as other:
+        await ledger.migrate()
+        first, second = pipeline(ledger), pipeline(other)
+        assert await first.assigned([MINE]) == {MINE: None}
+        assert await second.assigned([OTHER]) == {OTHER: None}
+        assert await first.begin_behind({MINE: 4, OTHER: 9}, None) == {MINE: 4, OTHER: 9}
+        assert await second.begin_behind({MINE: 6, OTHER: 12}, None) == {MINE: 4, OTHER: 9}
+        assert (first.committed, second.committed) == ({MINE: (4, None)}, {OTHER: (9, None)})
+        assert first.uncommitted == second.uncommitted == 0
+        await first.close()
+        await second.close()

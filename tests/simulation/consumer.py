@@ -235,6 +235,7 @@ class _Gate:
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
+        self.begin_behind = listener.begin_behind
         self.read_from = listener.read_from
         self.finished = listener.finished
         self.closed: set[Partition] = set()

@@ -30,6 +30,14 @@ class Memory:
         self.owned = set(partitions)
         return {partition: self.positions.get(partition) for partition in partitions}
 
+    async def begin_behind(
+        self, newest: Mapping[Partition, int], log: str | None
+    ) -> Mapping[Partition, int | None]:
+        if all(self.positions.get(partition) is None for partition in newest):
+            self.positions |= newest
+            self.logs |= dict.fromkeys(newest, log) if log is not None else {}
+        return {partition: self.positions.get(partition) for partition in newest}
+
     async def read_from(self, partitions: Sequence[Partition], log: str) -> Mapping[Partition, str]:
         for partition in partitions:
             if self.positions.get(partition) is None or partition not in self.logs:

@@ -99,6 +99,26 @@ async def test_a_log_that_ends_with_markers_is_read_to_its_very_end(
     assert [(batch.after, batch.through, batch.values) for batch in batches] == [(-1, 1, [])]
 
 
+async def test_a_partition_that_was_added_is_read_whole_though_the_topic_is_read_from_its_latest_records(
+    connection: KafkaConnection, clicks: str
+) -> None:
+    memory = Memory()
+    async with KafkaProducer(connection) as producer:
+        await producer.publish(clicks, [b"old"])
+    async with consuming(connection, clicks, memory, start="latest") as source:
+        await read(source, lambda _: len(source.lag) == 1)
+    async with admin(connection) as broker:
+        await broker.apply(Topic(clicks, partitions=2))
+    async with KafkaProducer(connection) as producer:
+        await producer.publish(clicks, [b"new"] * 2, partitions=[0, 1])
+    async with consuming(connection, clicks, memory, start="latest") as source:
+        batches = await read_records(source, 2)
+    assert by_partition(batches) == {
+        Partition(clicks, "0"): [(1, b"new")],
+        Partition(clicks, "1"): [(0, b"new")],
+    }
+
+
 async def test_records_deleted_before_they_were_read_are_a_gap_with_both_offsets(
     connection: KafkaConnection, clicks: str
 ) -> None:

@@ -95,6 +95,28 @@ async def test_latest_starts_at_the_end_and_gives_what_comes_then(kafka: KafkaCo
     assert (batch.after, list(batch.positions), batch.values) == (4, [5], [b"new"])
 
 
+async def test_latest_is_decided_once_and_not_at_each_claim(kafka: KafkaConnection, topic: str) -> None:
+    """A worker that goes before its first commit leaves nothing out."""
+    await publish(kafka, topic, [b"old"] * 5, 2)
+    memory = Memory()
+    async with consuming(kafka, topic, memory, start="latest") as source:
+        await read(source, lambda _: len(source.lag) == 4)
+    await publish(kafka, topic, [b"meanwhile"], 2)
+    async with consuming(kafka, topic, memory, start="latest") as source:
+        (batch,) = await read_records(source, 1)
+    assert (list(batch.positions), batch.values) == ([5], [b"meanwhile"])
+
+
+async def test_a_partition_that_comes_after_latest_was_decided_is_read_from_its_first_record(
+    kafka: KafkaConnection, topic: str
+) -> None:
+    await publish(kafka, topic, [b"before anybody saw it"], 2)
+    memory = Memory({Partition(topic, "0"): -1})
+    async with consuming(kafka, topic, memory, start="latest") as source:
+        (batch,) = await read_records(source, 1)
+    assert (batch.partition.id, list(batch.positions)) == ("2", [0])
+
+
 async def test_copied_offsets_are_the_next_record_to_read(kafka: KafkaConnection, topic: str) -> None:
     await publish(kafka, topic, [b"x"] * 10, 3)
     async with consuming(kafka, topic, Memory()) as source:
@@ -128,7 +150,7 @@ async def test_beginning_end_and_lag_are_positions(kafka: KafkaConnection, topic
         assert source.assignment == frozenset(parts)
 
 
-@pytest.mark.parametrize(("start", "behind"), [("earliest", -1), ("latest", 4)])
+@pytest.mark.parametrize(("start", "behind"), [("earliest", -1), ("latest", -1)])
 async def test_where_reading_begins_is_known_of_partitions_that_were_never_committed(
     kafka: KafkaConnection, topic: str, start: str, behind: int
 ) -> None:

@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from streamproc.errors import ConfigError, Gap, UnexpectedPosition
-from streamproc.ledger import NewPosition
+from streamproc.ledger import Ledger, NewPosition
+from streamproc.ledger.shards import Shards
 from streamproc.model import Partition
 from streamproc.ops.shard_positions import place
 from streamproc.sources.kinesis_connection import KinesisConnection
 from tests.sources.kinesis_consuming import REGION, Member, assert_seamless, member, read_until, records
-from tests.support.kinesis_stub import SHARD, KinesisStub
+from tests.support.kinesis_stub import CHILD, SHARD, KinesisStub
 
 HOUR = 3600.0
 PARTITION = Partition("s", SHARD)
@@ -219,6 +220,51 @@ async def test_an_operator_goes_past_a_gap_to_the_oldest_record_kept(stub, postg
         assert [value for _, _, value in records(one.batches)] == numbered(10)[5:]
         (made,) = await one.ledger.position_changes()
         assert made.before == 9 and made.after == found.position > 9
+
+
+async def test_an_operator_ends_a_shard_that_the_stream_has_forgotten_and_what_was_made_from_it_begins(
+    stub, postgres
+):
+    stub.put(*numbered(10))
+    await committed(postgres, stub, 10)
+    await forget_completeness(postgres)
+    stub.gone, stub.records = True, []
+    stub.put(b"of the child")
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: one.source.stopped, one)
+        assert isinstance(one.source.stopped[PARTITION], Gap) and not one.batches
+        connection = KinesisConnection(REGION, stub.url)
+        with pytest.raises(ConfigError, match="does not have this shard any more"):
+            await place(connection, one.ledger, PARTITION, 9, 3)
+        found = await place(connection, one.ledger, PARTITION, 9, "earliest")
+        change = NewPosition(PARTITION, found.position, True, False, "gone", found.mark, found.ended)
+        assert await one.ledger.set_position(change) == 9
+        await read_until(lambda: one.batches, one, committing=True)
+        assert records(one.batches) == [(CHILD, 0, b"of the child")]
+        assert (await one.ledger.shards())[PARTITION].finished
+
+
+async def test_a_position_older_than_every_mark_is_refused_and_stops_only_its_shard_until_another_is_set(
+    stub, postgres
+):
+    stub.put(*numbered(10))
+    await committed(postgres, stub, 10)
+    connection = KinesisConnection(REGION, stub.url)
+    async with Ledger(postgres, "clicks", "operator") as ledger:
+        await Shards(ledger.database, "clicks", "s", "operator", 2.0).thin(0.0)
+        with pytest.raises(ConfigError, match="Give one from 9 on"):
+            await place(connection, ledger, PARTITION, 9, -1)
+        # As if the marks had gone in the moment between the question and this.
+        await ledger.set_position(NewPosition(PARTITION, -1, accept_repeat=True, note="too old"))
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: one.source.stopped, one)
+        assert isinstance(one.source.stopped[PARTITION], Gap)
+        found = await place(connection, one.ledger, PARTITION, -1, 9)
+        await one.ledger.set_position(NewPosition(PARTITION, found.position, accept_gap=True, note="back"))
+        stub.put(b"new")
+        await read_until(lambda: one.batches, one)
+        assert records(one.batches) == [(SHARD, 10, b"new")]
+        assert not one.source.stopped
 
 
 async def test_earliest_does_not_read_again_what_was_read(stub, postgres):

@@ -60,6 +60,18 @@ def test_a_truncated_log_gives_what_is_there_and_says_that_it_ends_too_early(
 
 
 @pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
+def test_a_log_is_unfinished_in_the_middle_of_a_member_and_not_between_two(
+    pack: Callable[[bytes], bytes],
+) -> None:
+    packed, unpacker = pack(LOG), Unpacker(Caps())
+    for part, unfinished in ((packed[:100], True), (packed[100:], False), (packed[:100], True)):
+        assert all(unpacker.feed(part))
+        assert unpacker.unfinished == unfinished
+    plain = Unpacker(Caps())
+    assert b"".join(plain.feed(LOG)) == LOG and not plain.unfinished
+
+
+@pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
 def test_a_broken_member_keeps_those_before_it(pack: Callable[[bytes], bytes]) -> None:
     found, damage = unpack(pack(LOG) + b"this is no archive at all")
     assert (found, damage) == (LOG, "corrupt_object")
@@ -96,6 +108,7 @@ def test_lines_are_those_of_split_wherever_they_are_cut(parts: list[bytes], size
     lines = Lines(1000)
     found = [line for at in range(0, len(data), size) for line in lines.feed(data[at : at + size])]
     assert [*found, lines.rest] == data.split(b"\n")
+    assert lines.whole == data.rfind(b"\n") + 1
 
 
 @given(st.lists(st.integers(0, 60), max_size=8), st.integers(1, 30))
@@ -104,5 +117,6 @@ def test_of_a_long_line_the_beginning_is_kept_and_the_next_line_is_whole(sizes: 
     lines = Lines(20)
     found = [line for at in range(0, len(data), size) for line in lines.feed(data[at : at + size])]
     assert len(found) == len(sizes)
+    assert lines.whole == len(data)
     for line, length in zip(found, sizes, strict=True):
         assert len(line) == length if length <= 20 else 21 <= len(line) <= length

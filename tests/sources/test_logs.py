@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
+import io
 import json
+import os
 import random
 import time
 from collections import Counter
@@ -22,7 +25,8 @@ from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
 from streamproc.log_objects import LogEntry, Period
 from streamproc.model import Partition, RecordBatch
-from streamproc.sources.log_bucket import Bucket
+from streamproc.sources.log_bucket import Bucket, is_archived
+from streamproc.sources.log_folder import Folder
 from streamproc.sources.log_queue import Queue
 from streamproc.sources.log_store import LogConnection, LogGone
 from streamproc.sources.log_unpack import Caps
@@ -312,6 +316,19 @@ async def test_header_lines_are_passed_over_and_other_fields_than_the_pages_end_
         assert wrong.damage is not None and "time date c-ip" in wrong.damage.detail
 
 
+async def test_rows_before_a_header_of_other_fields_are_read(postgres: str, objects: Objects) -> None:
+    """Two objects that somebody has put together."""
+    contract = Contract((), EventTime("t"), decoder="cloudfront", log_format="date time c-ip")
+    row = b"2026-01-01\t00:00:00\t::1"
+    begins = [b"#Fields: date time c-ip", row, row]
+    objects.put("both", b"\n".join([*begins, b"#Fields: time date c-ip", row]) + b"\n")
+    async with member(postgres, f"s3://{objects.bucket}/", once=True, contract=contract) as one:
+        await read_all(one)
+        rows, last = one.batches
+        assert (list(rows.positions), rows.values) == ([1, 2], [row, row])
+        assert (list(last.positions), last.damage is not None) == ([3], True)
+
+
 async def test_only_objects_of_the_period_are_read(postgres: str, objects: Objects) -> None:
     objects.put("now", b"now\n")
     for period, expected in (
@@ -370,6 +387,77 @@ async def test_a_claim_that_comes_after_the_log_was_finished_and_folded_reads_no
         go_on.set()
         await read_all(late)
         assert not late.batches
+
+
+async def test_archived_objects_are_passed_over_and_keep_nobody_waiting(
+    postgres: str, objects: Objects
+) -> None:
+    for name in ("GLACIER", "DEEP_ARCHIVE"):
+        objects.client.put_object(Bucket=objects.bucket, Key=name, Body=b"old\n", StorageClass=name)
+    objects.put("sound", b"new\n")
+    async with member(postgres, f"s3://{objects.bucket}/", once=True) as one:
+        await read_all(one)
+        assert values(one) == Counter([b"new"])
+        assert len(one.gone) == 1 and not one.waits
+
+
+async def test_an_object_that_turns_out_to_be_archived_is_not_tried_at_each_listing(
+    postgres: str, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the archive tiers of S3 Intelligent-Tiering, which a listing does not tell."""
+    monkeypatch.setattr("streamproc.sources.log_bucket._ARCHIVES", frozenset())
+    objects.client.put_bucket_versioning(Bucket=objects.bucket, VersioningConfiguration={"Status": "Enabled"})
+    objects.client.put_object(Bucket=objects.bucket, Key="archived", Body=b"old\n", StorageClass="GLACIER")
+    async with member(postgres, f"s3://{objects.bucket}/") as one:
+        await read_until(lambda: one.gone, one)
+        for number in range(3):  # each of them is found by a listing of its own
+            objects.put(f"{number}", b"%d\n" % number)
+            await read_until(lambda number=number: values(one)[b"%d" % number], one)
+        assert sum(each.id.startswith("archived") for each in one.gone) == 1
+        assert not one.waits
+
+
+@pytest.mark.parametrize(
+    ("found", "archived"),
+    [
+        ({"StorageClass": "STANDARD"}, False),
+        ({"StorageClass": "GLACIER_IR"}, False),
+        ({}, False),
+        ({"StorageClass": "DEEP_ARCHIVE"}, True),
+        ({"StorageClass": "GLACIER", "RestoreStatus": {"IsRestoreInProgress": True}}, True),
+        (
+            {
+                "StorageClass": "GLACIER",
+                "RestoreStatus": {"IsRestoreInProgress": False, "RestoreExpiryDate": "2026-06-01"},
+            },
+            False,
+        ),
+    ],
+    ids=["standard", "instant", "of another server", "deep", "being restored", "restored"],
+)
+def test_an_object_is_archived_until_it_is_restored(found: dict[str, Any], archived: bool) -> None:
+    assert is_archived(found) == archived
+
+
+async def test_an_object_that_is_found_again_after_its_row_was_folded_goes_on_behind_what_was_read(
+    postgres: str, objects: Objects
+) -> None:
+    objects.put("a", b"1\n2\n3\n")
+    url = f"s3://{objects.bucket}/"
+    async with member(postgres, url, once=True) as one:
+        read = one.source._store.read
+
+        async def read_some(entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
+            yield b"".join([chunk async for chunk in read(entry, offset)])[:4]
+            raise LogGone("it was deleted meanwhile")
+
+        one.source._store.read = read_some  # type: ignore[method-assign]  # the moment that the test is about
+        await read_all(one)
+        assert await one.logs.compact(0) == 1
+    async with member(postgres, url, once=True, name="w2") as two:
+        await read_all(two)
+        assert values(one, two) == Counter([b"1", b"2", b"3"])
+        assert_seamless(one, two)
 
 
 async def test_what_one_worker_has_taken_another_does_not_get(postgres: str) -> None:
@@ -597,6 +685,100 @@ async def test_two_logs_that_begin_with_the_same_line_are_two(postgres: str, fol
     async with member(postgres, folder.as_uri(), once=True) as one:
         await read_all(one)
         assert values(one) == Counter([b"same", b"same", b"a", b"b", b"b"])
+
+
+async def test_of_two_logs_that_begin_alike_the_second_is_not_read_again_when_it_is_packed(
+    postgres: str, folder: Path
+) -> None:
+    (folder / "a.log").write_bytes(b"same\na\n")
+    (folder / "b.log").write_bytes(b"same\nb\nb\n")
+    (folder / "c.log").write_bytes(b"same\nb\nc\n")
+    async with member(postgres, folder.as_uri(), once=True) as one:
+        await read_all(one)
+        assert sum(values(one).values()) == 8
+    for name in "bc":
+        log = folder / f"{name}.log"
+        (folder / f"{name}.log.1.gz").write_bytes(gzip.compress(log.read_bytes()))  # of another inode
+        log.unlink()
+    async with member(postgres, folder.as_uri(), once=True, name="w2") as two:
+        await read_all(two)
+        assert not two.batches
+
+
+async def test_a_packed_file_that_is_being_copied_is_read_whole(postgres: str, folder: Path) -> None:
+    chance = random.Random(5)
+    rows = [b'{"%d": "%b"}' % (number, chance.randbytes(30).hex().encode()) for number in range(20_000)]
+    packed = gzip.compress(b"\n".join(rows) + b"\n")
+    async with member(postgres, folder.as_uri()) as one:
+        with (folder / "copied.log.gz").open("wb", buffering=0) as out:
+            for part in range(4):
+                out.write(packed[len(packed) * part // 4 : len(packed) * (part + 1) // 4])
+                seen = len(one.batches)
+                await read_until(lambda seen=seen: len(one.batches) > seen, one)
+        await read_until(lambda: values(one)[rows[-1]], one)
+        assert not any(batch.damage for batch in one.batches)
+        assert values(one) == Counter(rows)
+        assert_seamless(one)
+
+
+async def test_a_packed_file_that_ends_in_the_middle_and_grows_no_more_is_broken(
+    postgres: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamproc.sources.log_reader._SETTLED", 0.0)
+    rows = lines("row", 9_000)
+    (folder / "cut.log.gz").write_bytes(gzip.compress(b"\n".join(rows), mtime=0)[:-1_000])
+    async with member(postgres, folder.as_uri(), once=True) as one:
+        await read_all(one)
+        *sound, last = one.batches
+        assert last.damage is not None and last.damage.reason == "truncated_object"
+        read = [value for batch in sound for value in batch.values]
+        assert read and read == rows[: len(read)]
+
+
+async def test_what_is_no_regular_file_is_passed_over(folder: Path) -> None:
+    pipe = folder / "a.pipe"
+    os.mkfifo(pipe)
+    (folder / "b.log").write_bytes(b"1\n")
+    (folder / "c.log").symlink_to(pipe)
+    store = Folder(LogConnection(folder.as_uri()))
+    try:
+        async with asyncio.timeout(10):
+            (found,) = [entry async for entries in store.listing() for entry in entries]
+            assert found.place == "b.log"
+            (folder / "b.log").unlink()
+            (folder / "b.log").symlink_to(pipe)
+            with pytest.raises(LogGone):
+                await anext(store.read(found, 0))
+    finally:
+        os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))  # lets go of a thread that waits for a writer
+
+
+async def test_a_file_that_cannot_be_read_for_a_moment_is_waited_for(postgres: str, folder: Path) -> None:
+    class Broken(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    log = folder / "access.log"
+    log.write_bytes(b"1\n2\n")
+    async with member(postgres, folder.as_uri(), list_every=3600.0) as one:
+        opened, broken = one.source._store._open, [Broken()]
+        one.source._store._open = lambda *asked: broken.pop() if broken else opened(*asked)
+        await read_until(lambda: one.gone, one)
+        assert values(one) == Counter([b"1", b"2"])
+        assert [(wait.what, "Input/output error" in wait.problem) for wait in one.waits] == [(str(log), True)]
+
+
+async def test_a_file_goes_on_at_its_end_behind_a_line_that_is_too_long(postgres: str, folder: Path) -> None:
+    log = folder / "access.log"
+    log.write_bytes(b"first\n" + b"x" * (3 << 20) + b"\nlast\n")
+    async with member(postgres, folder.as_uri(), once=True) as one:
+        await read_all(one)
+    with log.open("ab") as out:
+        out.write(b"later\n")
+    async with member(postgres, folder.as_uri(), once=True, name="w2") as two:
+        await read_all(two)
+        assert values(two) == Counter([b"later"])
+        assert_seamless(one, two)
 
 
 async def test_a_huge_log_is_read_in_little_memory(postgres: str, folder: Path) -> None:

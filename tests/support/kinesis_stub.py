@@ -1,6 +1,7 @@
 """A server that speaks a little Kinesis and does as it is told: lag, refusals, trimmed records, lost iterators.
 
-One stream of one shard. For what real servers do with shards, there is ``kinesis_local``.
+One stream of one shard, or of one that was made from it. For what real servers do with shards, there is
+``kinesis_local``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Self
 from aiohttp import web
 
 SHARD = "shardId-000000000000"
+CHILD = "shardId-000000000001"
 
 #: Sequence number of the first record ever put.
 FIRST = 49590338271490256608559692538361571095921575989136588898
@@ -28,6 +30,8 @@ class KinesisStub:
     trimmed: int = 0
     behind_ms: int = 0
     closed: bool = False
+    #: Whether the stream has forgotten the shard: what is put is then in the one that was made from it.
+    gone: bool = False
     retention_hours: int = 24
     limit: int = 10_000
     #: Error codes to answer the next reads with.
@@ -88,9 +92,12 @@ class KinesisStub:
         if self.closed:
             sequences["EndingSequenceNumber"] = str(FIRST + len(self.records))
         keys = {"StartingHashKey": "0", "EndingHashKey": str(2**128 - 1)}
-        return {"Shards": [{"ShardId": SHARD, "HashKeyRange": keys, "SequenceNumberRange": sequences}]}
+        made_of = {"ShardId": CHILD, "ParentShardId": SHARD} if self.gone else {"ShardId": SHARD}
+        return {"Shards": [{**made_of, "HashKeyRange": keys, "SequenceNumberRange": sequences}]}
 
     def _GetShardIterator(self, asked: dict[str, Any]) -> dict[str, Any]:
+        if self.gone and asked["ShardId"] == SHARD:
+            raise LookupError("ResourceNotFoundException")
         place = self.trimmed
         match asked["ShardIteratorType"]:
             case "AT_SEQUENCE_NUMBER":  # of a trimmed one: the oldest that is left, as Amazon does
