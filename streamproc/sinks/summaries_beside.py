@@ -7,7 +7,6 @@ Rows are matched by their text, which compares like the values do and takes a nu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from psycopg import AsyncConnection, sql
 from streamproc.sinks.summaries_copy import copy_out
 from streamproc.sinks.summaries_layout import Column, Layout, published, readable
 from streamproc.sinks.summaries_pieces import numbered_by_start
+from streamproc.sinks.summaries_registry import definitions, exists, registry
 from streamproc.topology import Table
 
 _COMMA = sql.SQL(", ")
@@ -56,17 +56,10 @@ class Beside:
 
     async def lateness(self, conn: AsyncConnection[Any], schema: str) -> int:
         """The longer of the lateness that the page says and that the live table was made with, µs."""
-        registry = sql.Identifier(schema, "__tables")
-        if not await exists(conn, registry):
+        if not await exists(conn, registry(schema)):
             return self.table.lateness
-        cursor = await conn.execute(
-            sql.SQL("SELECT definition FROM {} WHERE name = %s").format(registry), [self.table.name]
-        )
-        row = await cursor.fetchone()
-        if row is None:
-            return self.table.lateness
-        definition = row[0] if isinstance(row[0], dict) else json.loads(row[0])
-        return max(self.table.lateness, int(definition["lateness"]))
+        made = (await definitions(conn, schema)).get(self.table.name)
+        return self.table.lateness if made is None else max(self.table.lateness, int(made["lateness"]))
 
     async def session_starts(self, conn: AsyncConnection[Any], found: Region) -> pl.DataFrame:
         """Key and ``__start`` (µs) of live sessions that began before the region's events and reach into it."""
@@ -145,12 +138,6 @@ class Beside:
         return sql.SQL("{} >= {}").format(
             sql.Identifier(row, column.name), published(column, sql.Literal(found.start))
         )
-
-
-async def exists(conn: AsyncConnection[Any], table: sql.Identifier) -> bool:
-    """Whether there is such a table."""
-    row = await (await conn.execute("SELECT to_regclass(%s)", [table.as_string(conn)])).fetchone()
-    return row != (None,)
 
 
 async def _replace(

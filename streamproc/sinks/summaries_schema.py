@@ -1,8 +1,7 @@
 """Creating and extending the tables.
 
-What each table was made for is kept beside them (``<stream>.__tables``), because the catalog knows columns
-but not windows: an addition is carried out, anything that would change the meaning of rows already there is
-refused.
+An addition is carried out, anything that would change the meaning of rows already there is refused:
+:mod:`streamproc.sinks.summaries_registry` tells the one from the other.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from typing import Any
 
 from psycopg import AsyncConnection, sql
 
-from streamproc.errors import ConfigError, Mistake
-from streamproc.sinks.summaries_expiry import STATE_GRACE
+from streamproc.errors import ConfigError
 from streamproc.sinks.summaries_layout import (
     Column,
     Layout,
@@ -25,10 +23,17 @@ from streamproc.sinks.summaries_layout import (
     stored_type,
     trusted,
 )
-from streamproc.topology import HOUR, Measure, Table
+from streamproc.sinks.summaries_registry import (
+    Definition,
+    definition,
+    definitions,
+    exists,
+    incompatible,
+    registry,
+)
+from streamproc.topology import Measure, Table
 
 _COMMA = sql.SQL(", ")
-_REGISTRY = "__tables"
 
 #: Space for new versions of a row on its own page: an update then need not touch the indexes. Half of the open sessions
 #: may go on in one epoch: with 75, 29 of 100 updates found no room, with 60 it was 3, in tables of the same size.
@@ -45,31 +50,27 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
             "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"streamproc tables {schema}"]
         )
         await conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
-        registry = sql.Identifier(schema, _REGISTRY)
         await conn.execute(
             sql.SQL(
                 "CREATE TABLE IF NOT EXISTS {} (name text PRIMARY KEY, definition jsonb NOT NULL)"
-            ).format(registry)
+            ).format(registry(schema))
         )
-        rows = await (
-            await conn.execute(sql.SQL("SELECT name, definition FROM {}").format(registry))
-        ).fetchall()
-        known: dict[str, dict[str, Any]] = dict(rows)
+        known = await definitions(conn, schema)
         mistakes = [
             mistake
             for layout in layouts
             if layout.table.name in known
-            for mistake in _incompatible(layout, schema, known[layout.table.name])
+            for mistake in incompatible(layout, schema, known[layout.table.name])
         ]
         if mistakes:
             raise ConfigError(mistakes)
         for layout in layouts:
             before = known.get(layout.table.name)
-            now = _definition(layout.table)
+            now = definition(layout)
             if before == now:
                 continue
             await _lock(conn, layout)
-            first_state = layout.has_state and await _missing(conn, layout.state)
+            first_state = layout.has_state and not await exists(conn, layout.state)
             await _create(conn, layout)
             await _extend(conn, layout, before or {})
             if first_state and before is not None:
@@ -80,67 +81,9 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
                 sql.SQL(
                     "INSERT INTO {} VALUES (%s, %s) "
                     "ON CONFLICT (name) DO UPDATE SET definition = excluded.definition"
-                ).format(registry),
+                ).format(registry(schema)),
                 [layout.table.name, json.dumps(now)],
             )
-
-
-def _definition(table: Table) -> dict[str, Any]:
-    window = table.window
-    return {
-        **({"sessions": "numbered by start"} if window.kind == "session" else {}),
-        "window": {name: getattr(window, name) for name in ("kind", "size", "hop", "key", "gap", "cap")},
-        "by": {name: str(type_) for name, type_ in zip(table.by, table.by_types, strict=False)},
-        "where": table.where,
-        "lateness": table.lateness,
-        "measures": {measure.name: _meaning(measure) for measure in table.measures},
-        "derived": {derived.name: derived.sql for derived in table.derived},
-        "comments": [
-            table.comment,
-            *(m.comment for m in table.measures),
-            *(d.comment for d in table.derived),
-        ],
-    }
-
-
-def _meaning(measure: Measure) -> dict[str, Any]:
-    meaning = {name: getattr(measure, name) for name in ("kind", "column", "where", "at", "precision")}
-    return {**meaning, "type": str(measure.type), "steps": [list(step) for step in measure.steps]}
-
-
-def _incompatible(layout: Layout, schema: str, before: dict[str, Any]) -> list[Mistake]:
-    table = layout.table
-    now = _definition(table)
-    place = f"{schema}.{table.name}"
-    rename = f"Change it back or give the table a new name; drop {place} when its rows are not wanted"
-    mistakes = [
-        Mistake(
-            f"{schema}: tables.{table.name}.{part}",
-            f"has changed from {json.dumps(before[part])} to {json.dumps(now[part])}, "
-            f"and {place} has rows of the former",
-            rename,
-        )
-        for part in ("window", "by", "where")
-        if before[part] != now[part]
-    ]
-    if layout.has_state and now["lateness"] - before["lateness"] > STATE_GRACE:
-        hours = STATE_GRACE // HOUR
-        problem = f"has been raised by more than {hours} hours, and would reopen windows that are finished"
-        fix = f"Raise it by {hours} hours at most, or give the table a new name"
-        mistakes.append(Mistake(f"{schema}: tables.{table.name}.lateness", problem, fix))
-    for name, meaning in now["measures"].items():
-        old = before["measures"].get(name, meaning)
-        mistakes += [
-            Mistake(
-                f"{schema}: tables.{table.name}.measures.{name}.{part}",
-                f"has changed from {json.dumps(old[part])} to {json.dumps(value)}, "
-                f"and column {name} of {place} has values of the former",
-                "Give the new measure a new name",
-            )
-            for part, value in meaning.items()
-            if old[part] != value
-        ]
-    return mistakes
 
 
 async def _lock(conn: AsyncConnection[Any], layout: Layout) -> None:
@@ -148,7 +91,7 @@ async def _lock(conn: AsyncConnection[Any], layout: Layout) -> None:
     has begun with the table would wait for the weaker one, and the stronger one for the commit.
     """
     for table in (layout.state, layout.public):
-        if not await _missing(conn, table):
+        if await exists(conn, table):
             await conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
 
 
@@ -193,7 +136,7 @@ def _stored(column: Column) -> sql.Composed:
     return sql.SQL("{} {}").format(column.id, stored_type(column.type))
 
 
-async def _extend(conn: AsyncConnection[Any], layout: Layout, before: dict[str, Any]) -> None:
+async def _extend(conn: AsyncConnection[Any], layout: Layout, before: Definition) -> None:
     """Columns that came later. They are null in rows that were there before: nobody counted then."""
     add = sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}")
     if layout.has_state:
@@ -224,12 +167,7 @@ async def _extend(conn: AsyncConnection[Any], layout: Layout, before: dict[str, 
         )
 
 
-async def _missing(conn: AsyncConnection[Any], table: sql.Identifier) -> bool:
-    row = await (await conn.execute("SELECT to_regclass(%s)", [table.as_string(conn)])).fetchone()
-    return row == (None,)
-
-
-async def _seed(conn: AsyncConnection[Any], layout: Layout, before: dict[str, Any]) -> None:
+async def _seed(conn: AsyncConnection[Any], layout: Layout, before: Definition) -> None:
     """A table that had no state gets its first measure that needs one: what is there is the state so far."""
     columns = [*layout.key, *(column for column in layout.measures if column.name in before["measures"])]
     await conn.execute(

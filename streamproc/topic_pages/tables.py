@@ -54,7 +54,7 @@ def _read_table(name: str, table: Reader, columns: Columns) -> Table:
         name=name,
         window=window,
         by=() if window.kind == "session" else tuple(by),
-        by_types=() if window.kind == "session" else tuple(by.values()),
+        by_types=tuple(by.values()),
         measures=measures,
         derived=_read_derived(table, finished),
         where=columns.condition(table, "where"),

@@ -195,6 +195,13 @@ def test_tables_know_the_types_of_their_keys_and_measures() -> None:
     assert visits.measures[1].steps == (("seen", "url is not null"), ("bought", "paid"))
 
 
+def test_a_session_table_knows_the_type_of_its_key() -> None:
+    page = raw()
+    put(page, "tables/visits/window/key", "amount")
+    visits = read_page(page, "shop.toml").tables[1]
+    assert (visits.by, visits.by_types) == ((), (pl.Int64(),))
+
+
 def test_the_fingerprint_is_of_what_the_page_says_and_not_of_its_layout(tmp_path: Path) -> None:
     path = tmp_path / "shop.toml"
 

@@ -253,6 +253,15 @@ async def test_changes_of_meaning_are_refused_with_their_place_and_a_fix(conn, c
     assert exists == (None,), "all or nothing"
 
 
+async def test_a_session_key_of_another_type_is_refused(conn):
+    text = visits([EVENTS])
+    await ensured(conn, text)
+    await conn.execute("UPDATE clicks.__tables SET definition = definition - 'key'")  # all were of a text once
+    with pytest.raises(ConfigError, match=r'tables\.visits\.window\.key: .* from "String" to "Int64".*new name'):
+        await ensured(conn, replace(text, by_types=(pl.Int64(),)))
+    await ensured(conn, text)
+
+
 async def test_comments_and_lateness_may_change_at_any_time(conn):
     table = tumbling([EVENTS])
     await ensured(conn, table)
