@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection, errors, sql
 
-from streamproc.errors import ConfigError
+from streamproc.errors import ConfigError, DependencyError
 from streamproc.sinks.summaries_layout import (
     Column,
     Layout,
@@ -24,7 +24,9 @@ from streamproc.sinks.summaries_layout import (
     trusted,
 )
 from streamproc.sinks.summaries_registry import (
+    Columns,
     Definition,
+    columns_of_tables,
     definition,
     definitions,
     exists,
@@ -35,6 +37,10 @@ from streamproc.topology import Measure, Table
 
 _COMMA = sql.SQL(", ")
 
+#: How long a table is waited for that somebody reads or writes. Every commit and every reader waits behind whoever
+#: waits for all of a table: a transaction that was left open must not hold up the stream for longer.
+_PATIENCE = "5s"
+
 #: Space for new versions of a row on its own page: an update then need not touch the indexes. Half of the open sessions
 #: may go on in one epoch: with 75, 29 of 100 updates found no room, with 60 it was 3, in tables of the same size.
 _FILLFACTOR, _SESSION_FILLFACTOR = 75, 60
@@ -43,7 +49,8 @@ _FILLFACTOR, _SESSION_FILLFACTOR = 75, 60
 async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: str) -> None:
     """Create what is missing and extend what has grown, all or nothing.
 
-    Raises :class:`ConfigError` listing every change that existing rows do not allow.
+    Raises :class:`ConfigError` listing every change that existing rows do not allow; :class:`DependencyError` when a
+    table that has grown is in use for long, and nothing is done.
     """
     async with conn.transaction():
         await conn.execute(
@@ -55,28 +62,27 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
                 "CREATE TABLE IF NOT EXISTS {} (name text PRIMARY KEY, definition jsonb NOT NULL)"
             ).format(registry(schema))
         )
-        known = await definitions(conn, schema)
+        known, there = await definitions(conn, schema), await columns_of_tables(conn, schema)
         mistakes = [
             mistake
             for layout in layouts
-            if layout.table.name in known
-            for mistake in incompatible(layout, schema, known[layout.table.name])
+            if (before := known.get(layout.table.name)) is not None
+            for mistake in incompatible(layout, schema, before, there.get(layout.table.name, {}))
         ]
         if mistakes:
             raise ConfigError(mistakes)
         for layout in layouts:
-            before = known.get(layout.table.name)
-            now = definition(layout)
-            if before == now:
+            before, mine = known.get(layout.table.name), there.get(layout.table.name, {})
+            now = definition(layout, before)
+            if before == now and all(column.name in mine for column in layout.columns):
                 continue
             await _lock(conn, layout)
             first_state = layout.has_state and not await exists(conn, layout.state)
             await _create(conn, layout)
-            await _extend(conn, layout, before or {})
+            await _extend(conn, layout, before or {}, mine)
             if first_state and before is not None:
                 await _seed(conn, layout, before)
             await _describe(conn, layout)
-            now["measures"] = {**(before or {}).get("measures", {}), **now["measures"]}
             await conn.execute(
                 sql.SQL(
                     "INSERT INTO {} VALUES (%s, %s) "
@@ -90,9 +96,16 @@ async def _lock(conn: AsyncConnection[Any], layout: Layout) -> None:
     """Wait for the commits under way, in their order. What follows asks for stronger and stronger locks: a commit that
     has begun with the table would wait for the weaker one, and the stronger one for the commit.
     """
-    for table in (layout.state, layout.public):
-        if await exists(conn, table):
-            await conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
+    await conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_PATIENCE)))
+    try:
+        for table in (layout.state, layout.public):
+            if await exists(conn, table):
+                await conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
+    except errors.LockNotAvailable as error:
+        name = layout.public.as_string(conn).replace('"', "")
+        problem = f"is to be extended, and has been in use for {_PATIENCE}"
+        hint = "see pg_stat_activity for a transaction that was left open, and end it"
+        raise DependencyError(name, problem, hint) from error
 
 
 async def _create(conn: AsyncConnection[Any], layout: Layout) -> None:
@@ -136,8 +149,18 @@ def _stored(column: Column) -> sql.Composed:
     return sql.SQL("{} {}").format(column.id, stored_type(column.type))
 
 
-async def _extend(conn: AsyncConnection[Any], layout: Layout, before: Definition) -> None:
-    """Columns that came later. They are null in rows that were there before: nobody counted then."""
+async def _extend(conn: AsyncConnection[Any], layout: Layout, before: Definition, there: Columns) -> None:
+    """Columns that came later. They are null in rows that were there before: nobody counted then.
+
+    ``there``: the public table's by now. Derived ones go first, for a measure may have taken the name of one.
+    """
+    old: dict[str, str] = before.get("derived", {})
+    now = {derived.name: derived.sql for derived in layout.table.derived}
+    for name, formula in old.items():
+        if now.get(name) != formula and there.get(name):  # computed from the row, so nothing is lost
+            await conn.execute(
+                sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(layout.public, sql.Identifier(name))
+            )
     add = sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}")
     if layout.has_state:
         if (
@@ -152,13 +175,6 @@ async def _extend(conn: AsyncConnection[Any], layout: Layout, before: Definition
             )
     for column in layout.measures:
         await conn.execute(add.format(layout.public, column.id, public_type(column.type)))
-    old: dict[str, str] = before.get("derived", {})
-    now = {derived.name: derived.sql for derived in layout.table.derived}
-    for name, formula in old.items():
-        if now.get(name) != formula:  # computed from the row, so nothing is lost
-            await conn.execute(
-                sql.SQL("ALTER TABLE {} DROP COLUMN IF EXISTS {}").format(layout.public, sql.Identifier(name))
-            )
     for derived, column in zip(layout.table.derived, layout.derived, strict=True):
         await conn.execute(
             sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {} GENERATED ALWAYS AS ({}) STORED").format(

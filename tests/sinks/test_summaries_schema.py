@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from psycopg import AsyncConnection
 
-from streamproc.errors import ConfigError
+from streamproc.errors import ConfigError, DependencyError
 from streamproc.sinks.summaries import Summaries
 from streamproc.tables.fold import TableFold
 from streamproc.topic_pages import load_page
@@ -122,6 +122,28 @@ async def test_a_worker_that_extends_a_table_waits_for_a_commit_that_has_begun_w
     assert (await summaries.rows(conn, "visits"))["events"].to_list() == [2, 1]
 
 
+async def test_a_page_without_an_old_measure_asks_for_no_lock_when_it_starts_again(conn, postgres):
+    await ensured(conn, tumbling([EVENTS, VISITORS]))
+    await ensured(conn, tumbling([EVENTS]))
+    async with await AsyncConnection.connect(postgres) as analyst:  # in a transaction from here on
+        await analyst.execute("SELECT count(*) FROM clicks.per_minute")
+        await conn.execute("SET lock_timeout = '500ms'")
+        await ensured(conn, tumbling([EVENTS]))
+
+
+async def test_a_table_that_is_read_for_long_is_extended_another_time(conn, postgres, monkeypatch):
+    monkeypatch.setattr("streamproc.sinks.summaries_schema._PATIENCE", "50ms")
+    table = tumbling([EVENTS])
+    summaries = await ensured(conn, table)
+    async with await AsyncConnection.connect(postgres) as analyst:  # in a transaction from here on
+        await analyst.execute("SELECT count(*) FROM clicks.per_minute")
+        with pytest.raises(DependencyError, match=r"clicks\.per_minute: .*50ms.*pg_stat_activity"):
+            await ensured(conn, tumbling([EVENTS, VISITORS]))
+        await commit(conn, summaries, table, [event(0)])
+    await ensured(conn, tumbling([EVENTS, VISITORS]))
+    assert "visitors" in await columns(conn, "per_minute")
+
+
 async def blocked(conn, other):
     found = await conn.execute("SELECT pg_blocking_pids(%s)", [other.info.backend_pid])
     return (await found.fetchone())[0]
@@ -224,6 +246,32 @@ async def test_a_derived_column_may_be_computed_differently(conn):
     assert "many" not in await columns(conn, "per_minute")
 
 
+async def test_a_derived_column_does_not_take_the_place_of_a_measure_that_was_removed(conn):
+    many = Measure("many", "count", pl.Int64(), where="kind = 'view'")
+    derived = tumbling([EVENTS], derived=(Derived("many", "events > 1", pl.Boolean()),))
+    await commit(conn, await ensured(conn, tumbling([EVENTS, many])), tumbling([EVENTS, many]), [event(0)])
+    with pytest.raises(ConfigError, match=r"per_minute\.derived\.many: .*another name, or drop the column"):
+        await ensured(conn, derived)
+    await conn.execute("ALTER TABLE clicks.per_minute DROP COLUMN many")
+    summaries = await ensured(conn, derived)
+    assert (await summaries.rows(conn, "per_minute"))["many"].to_list() == [False]
+
+
+async def test_a_measure_does_not_take_a_column_that_another_has_left(conn):
+    await ensured(conn, visits([EVENTS, FUNNEL]))
+    with pytest.raises(ConfigError, match=r"visits\.measures\.shop_step: .*another name$"):
+        await ensured(conn, visits([EVENTS, Measure("shop_step", "count", pl.Int64())]))
+
+
+async def test_a_measure_may_have_the_name_of_a_derived_column_that_was_removed(conn):
+    derived = tumbling([EVENTS], derived=(Derived("many", "events > 1", pl.Boolean()),))
+    await commit(conn, await ensured(conn, derived), derived, [event(0)])
+    both = tumbling([EVENTS, Measure("many", "count", pl.Int64(), where="kind = 'view'")])
+    summaries = await ensured(conn, both)
+    await commit(conn, summaries, both, [event(60 * MINUTE)])
+    assert (await summaries.rows(conn, "per_minute"))["many"].to_list() == [None, 1]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -256,8 +304,9 @@ async def test_changes_of_meaning_are_refused_with_their_place_and_a_fix(conn, c
 async def test_a_session_key_of_another_type_is_refused(conn):
     text = visits([EVENTS])
     await ensured(conn, text)
-    await conn.execute("UPDATE clicks.__tables SET definition = definition - 'key'")  # all were of a text once
-    with pytest.raises(ConfigError, match=r'tables\.visits\.window\.key: .* from "String" to "Int64".*new name'):
+    # A version before knew no other keys.
+    await conn.execute("UPDATE clicks.__tables SET definition = definition - 'key'")
+    with pytest.raises(ConfigError, match=r'visits\.window\.key: .* from "String" to "Int64".*new name'):
         await ensured(conn, replace(text, by_types=(pl.Int64(),)))
     await ensured(conn, text)
 
