@@ -5,7 +5,7 @@ but not windows. So an addition is told from a change that rows already there co
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import polars as pl
@@ -13,7 +13,7 @@ from psycopg import AsyncConnection, sql
 
 from streamproc.errors import Mistake
 from streamproc.sinks.summaries_expiry import STATE_GRACE
-from streamproc.sinks.summaries_layout import Layout, finished_columns
+from streamproc.sinks.summaries_layout import ADDITIVE, Layout, finished_columns
 from streamproc.topology import HOUR, Measure
 
 #: A table's entry, as JSON.
@@ -58,9 +58,27 @@ async def columns_of_tables(conn: AsyncConnection[Any], schema: str) -> dict[str
     return found
 
 
+def kept_states(schema: str, tables: Iterable[str]) -> sql.Composed:
+    """The query for those of some tables that have a state to be merged into, whatever the page of who merges."""
+    return sql.SQL("SELECT name FROM {} WHERE name IN ({}) AND definition -> 'state' = 'true'").format(
+        registry(schema), sql.SQL(", ").join(map(sql.Literal, tables))
+    )
+
+
 def _completed(made: Definition) -> Definition:
     """A definition with what a version before has left out: its sessions were all of a text."""
-    return {"key": "String", **made} if made["window"]["kind"] == "session" else made
+    if made["window"]["kind"] == "session":
+        return {"state": True, "key": "String", **made}
+    return {"state": _had_state(made), **made}
+
+
+def _had_state(made: Definition) -> bool:
+    """Whether a version before, which did not note it, has kept a state of the table up to date: it did when its last
+    page had a measure that needs one. Of that page there are the comments, one a measure.
+    """
+    needing = sum(measure["kind"] not in ADDITIVE for measure in made["measures"].values())
+    removed = len(made["measures"]) - (len(made["comments"]) - 1 - len(made["derived"]))
+    return needing > removed
 
 
 def definition(layout: Layout, before: Definition | None) -> Definition:
@@ -73,6 +91,7 @@ def definition(layout: Layout, before: Definition | None) -> Definition:
         "by": dict(zip(table.by, map(str, table.by_types), strict=False)),
         "where": table.where,
         "lateness": table.lateness,
+        "state": layout.has_state,
         "measures": {**former, **{measure.name: _meaning(measure) for measure in table.measures}},
         "derived": {derived.name: derived.sql for derived in table.derived},
         "comments": [

@@ -19,7 +19,6 @@ from streamproc.sinks.summaries_layout import (
     Layout,
     finished_columns,
     public_type,
-    readable,
     stored_type,
     trusted,
 )
@@ -33,6 +32,7 @@ from streamproc.sinks.summaries_registry import (
     incompatible,
     registry,
 )
+from streamproc.sinks.summaries_seed import catch_up, is_behind, with_former
 from streamproc.topology import Measure, Table
 
 _COMMA = sql.SQL(", ")
@@ -63,6 +63,9 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
             ).format(registry(schema))
         )
         known, there = await definitions(conn, schema), await columns_of_tables(conn, schema)
+        for layout in layouts:
+            if known.get(layout.table.name, {}).get("state"):
+                layout.keep_state()
         mistakes = [
             mistake
             for layout in layouts
@@ -77,11 +80,12 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
             if before == now and all(column.name in mine for column in layout.columns):
                 continue
             await _lock(conn, layout)
-            first_state = layout.has_state and not await exists(conn, layout.state)
-            await _create(conn, layout)
-            await _extend(conn, layout, before or {}, mine)
-            if first_state and before is not None:
-                await _seed(conn, layout, before)
+            behind = before is not None and await is_behind(conn, layout, before)
+            whole = with_former(layout, schema, before or {}, mine) if behind else layout
+            await _create(conn, whole)
+            await _extend(conn, whole, before or {}, mine)
+            if behind:
+                await catch_up(conn, whole, before or {})
             await _describe(conn, layout)
             await conn.execute(
                 sql.SQL(
@@ -181,19 +185,6 @@ async def _extend(conn: AsyncConnection[Any], layout: Layout, before: Definition
                 layout.public, column.id, public_type(column.type), trusted(derived.sql)
             )
         )
-
-
-async def _seed(conn: AsyncConnection[Any], layout: Layout, before: Definition) -> None:
-    """A table that had no state gets its first measure that needs one: what is there is the state so far."""
-    columns = [*layout.key, *(column for column in layout.measures if column.name in before["measures"])]
-    await conn.execute(
-        sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} t").format(
-            layout.state,
-            _COMMA.join(column.id for column in columns),
-            _COMMA.join(readable(column) for column in columns),
-            layout.public,
-        )
-    )
 
 
 async def _describe(conn: AsyncConnection[Any], layout: Layout) -> None:

@@ -198,6 +198,80 @@ async def test_a_measure_taken_away_stays_as_it_is_and_may_come_back(conn):
         await ensured(conn, changed)
 
 
+async def test_counts_go_on_where_they_are_when_a_measure_with_a_state_comes_back(conn):
+    both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
+    await commit(conn, await ensured(conn, both), both, [event(0)])
+    await commit(conn, await ensured(conn, one), one, [event(1), event(60 * MINUTE)])
+    summaries = await ensured(conn, both)
+    await commit(conn, summaries, both, [event(2), event(60 * MINUTE + 1)])
+    assert (await summaries.rows(conn, "per_minute")).select("events", "visitors").rows() == [(3, 1), (2, 1)]
+
+
+async def test_a_worker_with_the_page_of_before_counts_where_a_newer_one_looks(conn):
+    both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
+    older = await ensured(conn, one)
+    await commit(conn, older, one, [event(0), event(1, site=None)])
+    newer = await ensured(conn, both)
+    await commit(conn, older, one, [event(2), event(3, site=None)])
+    await commit(conn, newer, both, [event(4), event(5, site=None)])
+    await commit(conn, older, one, [event(6), event(7, site=None)])
+    assert (await newer.rows(conn, "per_minute"))["events"].to_list() == [4, 4]
+
+
+async def test_a_count_that_the_newer_page_has_no_more_is_kept_up_by_the_workers_that_have_it(conn):
+    older_page, newer_page = tumbling([EVENTS]), tumbling([VISITORS])
+    older = await ensured(conn, older_page)
+    await commit(conn, older, older_page, [event(0)])
+    newer = await ensured(conn, newer_page)
+    await commit(conn, older, older_page, [event(1)])
+    await commit(conn, newer, newer_page, [event(2)])
+    both = tumbling([EVENTS, VISITORS])
+    summaries = await ensured(conn, both)
+    await commit(conn, summaries, both, [event(3)])
+    assert (await summaries.rows(conn, "per_minute")).select("events", "visitors").rows() == [(3, 1)]
+
+
+async def test_a_commit_that_has_begun_with_a_table_is_in_the_state_that_it_gets(conn, postgres):
+    both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
+    older = await ensured(conn, one)
+    newer = Summaries([both], "clicks")
+    async with await AsyncConnection.connect(postgres, autocommit=True) as other:
+        async with conn.transaction():
+            await older.apply(conn, {one.name: sealed(TableFold(one), [[event(0)]])[0]})
+            extending = asyncio.create_task(newer.ensure(other))
+            while not await blocked(conn, other):
+                assert not extending.done()
+                await asyncio.sleep(0)
+        await extending
+        await commit(other, newer, both, [event(1)])
+    assert (await newer.rows(conn, "per_minute"))["events"].to_list() == [2]
+
+
+async def test_a_state_that_a_version_before_has_left_behind_is_made_good_when_it_is_needed(conn):
+    both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
+    await commit(conn, await ensured(conn, both), both, [event(0)])
+    await ensured(conn, one)
+    await conn.execute("UPDATE clicks.__tables SET definition = definition - 'state'")
+    before = Summaries([one], "clicks")  # merges into the public rows only, as that version did
+    await commit(conn, before, one, [event(1), event(60 * MINUTE)])
+    assert await (await conn.execute("SELECT count(*) FROM clicks.per_minute__state")).fetchone() == (1,)
+    await commit(conn, await ensured(conn, one), one, [event(2)])
+    summaries = await ensured(conn, both)
+    await commit(conn, summaries, both, [event(3)])
+    rows = (await summaries.rows(conn, "per_minute")).select("events", "visitors").rows()
+    assert rows == [(4, 1), (1, None)]
+
+
+async def test_a_state_that_a_version_before_has_kept_up_is_kept(conn):
+    both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
+    await commit(conn, await ensured(conn, both), both, [event(0)])
+    await conn.execute("UPDATE clicks.__tables SET definition = definition - 'state'")
+    older = Summaries([both], "clicks")
+    await commit(conn, await ensured(conn, one), one, [event(1)])
+    await commit(conn, older, both, [event(2)])
+    assert (await older.rows(conn, "per_minute")).select("events", "visitors").rows() == [(3, 1)]
+
+
 @pytest.mark.parametrize("meanwhile", [[DAY], [1, DAY]], ids=["merged", "stitched"])
 async def test_a_measure_taken_away_from_sessions_stays_with_the_session_it_was_counted_in(conn, meanwhile):
     landing = Measure("landing", "first", pl.String(), "page")
