@@ -78,8 +78,9 @@ _CARRIED = """
 
 
 class Group(NamedTuple):
-    """The objects of one live commit of one partition, outside the range; ``clock_us``: before them. ``later``: the commit
-    is behind the range, and not before it.
+    """The objects of one live commit of one partition, outside the range: before it, or ``later``.
+
+    ``clock_us``: before them.
     """
 
     partition: Partition
