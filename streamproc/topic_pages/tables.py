@@ -29,7 +29,7 @@ def read_tables(page: Reader, columns: Columns) -> tuple[Table, ...]:
     section = page.table("tables")
     for name, table in section.tables():
         try:
-            names.identifier("table")(name)
+            names.identifier("table", longest=names.LONGEST_TABLE)(name)
         except Invalid as error:
             table.mistake("", error.problem, error.fix)
         found.append(_read_table(name, table, columns))

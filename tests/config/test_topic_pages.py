@@ -265,6 +265,13 @@ WRONG: list[tuple[str, object, str, str, str]] = [
     ("stream/name", "pg_shop", "stream.name", "system", "another name"),
     ("stream/name", "s" * 64, "stream.name", "longer than 63", "Shorten"),
     (
+        f"tables/{'t' * 53}",
+        {"window": {"kind": "tumbling", "size": "1m"}, "measures": {"n": {"kind": "count"}}},
+        f"tables.{'t' * 53}",
+        "longer than 52",
+        "Shorten",
+    ),
+    (
         "contract/fields/userAgent",
         {"type": "string"},
         "contract.fields.userAgent",
@@ -420,6 +427,13 @@ WRONG: list[tuple[str, object, str, str, str]] = [
     ("tables/sales/where", "amout > 0", "tables.sales.where", "no column 'amout'", "SQL"),
     ("tables/sales/retention", "10m", "tables.sales.retention", "shorter than the window", "Keep rows"),
     ("tables/sales/lateness", "31d", "tables.sales.lateness", "out of range", "30d"),
+    (
+        "retention",
+        {"events": "1h"},
+        "contract.duplicates.horizon",
+        "longer than retention.events",
+        "at least as long",
+    ),
     (
         "tables/sales/measures/items/kind",
         "summ",
