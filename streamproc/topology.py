@@ -202,6 +202,7 @@ class Derived:
 class Table:
     """A keyed, windowed aggregate. Rows are keyed by window and ``by`` columns (session: the window's key).
 
+    ``by_types``: polars types of the ``by`` columns; of a session table the type of its key (none given: text).
     ``lateness``: an event whose window ended this long before the watermark is late: not folded, counted.
     ``retention``: rows of windows older than the watermark by this much are deleted; ``None`` keeps them.
     """

@@ -19,6 +19,7 @@ from streamproc.ledger import Ledger
 from streamproc.ledger.replays import Replay, Replays
 from streamproc.quantities import Invalid
 from streamproc.runtimes.attach import running_broker
+from streamproc.runtimes.replay.edges import refuse_expired
 from streamproc.runtimes.replay.promote import opened as promoting
 from streamproc.runtimes.replay.promote import refuse_unknown_warehouse
 from streamproc.runtimes.replay.ranges import Bound, Plan, offsets, plan
@@ -61,6 +62,7 @@ async def run(settings: Settings, topic: str | None, wanted: Request, *, json_an
                 raise _unknown(wanted.name or "", await replays.all())
             name = _name(wanted.name)
             found = await _planned(settings, page.topic.name, ledger, wanted)
+            await refuse_expired(page, ledger, found.spans)
             if wanted.dry_run:
                 _tell_plan(found, json_answer=json_answer)
                 return

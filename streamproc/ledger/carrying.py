@@ -40,7 +40,7 @@ _GROUPS = """
                               ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)) AS clock_us
         FROM outside
     )
-    SELECT source, partition, through, keys, rows, clock_us FROM stamped
+    SELECT source, partition, through, keys, rows, clock_us, later FROM stamped
     WHERE newest >= %(since)s AND through > coalesce(carried, -1)
     ORDER BY source, partition, through
 """
@@ -78,13 +78,17 @@ _CARRIED = """
 
 
 class Group(NamedTuple):
-    """The objects of one live commit of one partition, outside the range; ``clock_us``: before them."""
+    """The objects of one live commit of one partition, outside the range: before it, or ``later``.
+
+    ``clock_us``: before them.
+    """
 
     partition: Partition
     through: int
     keys: Sequence[str]
     rows: int
     clock_us: int | None
+    later: bool
 
 
 async def groups(conn: AsyncConnection[Any], replay: Replay, since_us: int) -> list[Group]:
@@ -101,8 +105,8 @@ async def groups(conn: AsyncConnection[Any], replay: Replay, since_us: int) -> l
         )
     cursor = await conn.execute(_GROUPS, {**names, "since": since_us})
     return [
-        Group(Partition(source, number), int(through), keys, rows, clock)
-        for source, number, through, keys, rows, clock in await cursor.fetchall()
+        Group(Partition(source, number), int(through), keys, rows, clock, later)
+        for source, number, through, keys, rows, clock, later in await cursor.fetchall()
     ]
 
 

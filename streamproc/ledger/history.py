@@ -53,10 +53,12 @@ _LATE = """
     ) AS counted GROUP BY table_name ORDER BY table_name
 """
 
-#: One statement, so an epoch is counted in ``late_totals`` exactly when it is gone from ``epochs``.
+#: One statement, so an epoch is counted in ``late_totals`` exactly when it is gone from ``epochs``. The promotion of an
+#: open replay takes back what the commits of its range have counted: it needs to find them.
 _FORGET_EPOCHS = """
     WITH gone AS (
         DELETE FROM streamproc.epochs WHERE stream = %(stream)s AND committed_at < clock_timestamp() - %(age)s
+        AND NOT EXISTS (SELECT FROM streamproc.replays WHERE stream = %(stream)s AND state <> 'promoted')
         RETURNING late
     ), counted AS (
         INSERT INTO streamproc.late_totals AS t (stream, table_name, events)
@@ -188,7 +190,10 @@ async def late(conn: AsyncConnection[Any], stream: str) -> dict[str, int]:
 
 
 async def forget(conn: AsyncConnection[Any], stream: str, age: timedelta) -> int:
-    """Delete epochs and swept objects older than ``age``; totals stay. Returns the number of epochs."""
+    """Delete epochs and swept objects older than ``age``; totals stay, and so do epochs while a replay is open.
+
+    Returns the number of epochs.
+    """
     row = await (await conn.execute(_FORGET_EPOCHS, {"stream": stream, "age": age})).fetchone()
     await conn.execute(_FORGET_SWEPT, {"stream": stream, "age": age})
     return int(row[0]) if row else 0

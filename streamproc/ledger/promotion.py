@@ -111,11 +111,14 @@ _FENCE = """
     WHERE p.stream = %(stream)s AND (p.source, p.partition) = (new.source, new.partition)
 """
 
-#: Its objects are nobody's any more; they go where the stream's own abandoned objects go.
+#: Its objects are nobody's any more. They go where the stream's own abandoned objects go, and with them those that its
+#: workers have abandoned: no sweep looks under the name of a replay.
 _ABANDON = """
     UPDATE streamproc.objects
-    SET stream = %(stream)s, state = 'abandoned', abandoned_at = clock_timestamp()
-    WHERE stream = %(namespace)s AND state IN ('intended', 'committed')
+    SET stream = %(stream)s,
+        abandoned_at = CASE WHEN state IN ('intended', 'committed') THEN clock_timestamp() ELSE abandoned_at END,
+        state = CASE WHEN state IN ('intended', 'committed') THEN 'abandoned' ELSE state END
+    WHERE stream = %(namespace)s
 """
 
 

@@ -297,10 +297,13 @@ class Eraser:
             assert isinstance(self._warehouse, Erases)
             report.warehouse_rows = await self._warehouse.erase(self._page.erasure, values, dry=report.dry)
         failpoint("erase.warehouse")
-        for found in identifying(self._page.tables, self._page.erasure):
+        async with self._ledger.database.connection("look for tables of visitors") as conn:
+            tables = await identifying(conn, self._page.name, self._page.tables, self._page.erasure)
+        for found in tables:
             async with self._ledger.database.transaction("erase a visitor from a table") as conn:
                 rows = await erase(conn, self._page.name, found, values, dry=report.dry)
-            report.tables[found[0].name] = rows
+            if rows is not None:
+                report.tables[found.table] = rows
 
     async def _refuse_replays(self) -> None:
         async with self._ledger.database.connection("look for replays") as conn:

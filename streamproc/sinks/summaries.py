@@ -15,7 +15,8 @@ from psycopg import AsyncConnection, sql
 from streamproc.sinks import summaries_schema
 from streamproc.sinks.summaries_copy import copy_out
 from streamproc.sinks.summaries_expiry import expire
-from streamproc.sinks.summaries_layout import Layout, readable
+from streamproc.sinks.summaries_layout import Layout, readable, trusted
+from streamproc.sinks.summaries_registry import kept_states
 from streamproc.sinks.summaries_sessions import apply_sessions
 from streamproc.sinks.summaries_windows import apply_windows
 from streamproc.tables.fold import Delta
@@ -57,11 +58,12 @@ class Summaries:
         ``changed``. Raises what psycopg raises.
         """
         results: dict[str, pl.DataFrame] = {}
-        await conn.execute(_SETTINGS)
-        for name, layout in self._layouts.items():
-            delta = deltas.get(name)
-            if delta is None or not len(delta):
-                continue
+        touched = {
+            name: layout for name, layout in self._layouts.items() if name in deltas and len(deltas[name])
+        }
+        await self._begin(conn, touched)
+        for name, layout in touched.items():
+            delta = deltas[name]
             if layout.session:
                 rows = await apply_sessions(conn, layout, delta, changed=changed)
             else:
@@ -69,6 +71,31 @@ class Summaries:
             if rows is not None:
                 results[name] = _typed(layout, rows)
         return results
+
+    async def _begin(self, conn: AsyncConnection[Any], touched: Mapping[str, Layout]) -> None:
+        """Settings; and whether tables that need no state have one by now, because a worker with a newer page needs it.
+
+        That worker makes it while it has the table to itself. So once we have a lock on the table too, either the state
+        is there, or what we merge will be put into it. All tables are locked in the order in which they are merged, and
+        it is one message, because it is part of every commit.
+        """
+        alone = [name for name, layout in touched.items() if not layout.has_state]
+        if not alone:
+            await conn.execute(_SETTINGS)
+            return
+        tables = [
+            table
+            for layout in touched.values()
+            for table in ([layout.state, layout.public] if layout.has_state else [layout.public])
+        ]
+        query = sql.SQL("{}; LOCK TABLE {} IN ROW EXCLUSIVE MODE; {}").format(
+            trusted(_SETTINGS), sql.SQL(", ").join(tables), kept_states(self.schema, alone)
+        )
+        cursor = await conn.execute(query, prepare=False)
+        while cursor.nextset():
+            pass
+        for (name,) in await cursor.fetchall():
+            touched[name].keep_state()
 
     async def expire(
         self, conn: AsyncConnection[Any], name: str, watermark_us: int, *, reopening: bool = False

@@ -7,7 +7,6 @@ Rows are matched by their text, which compares like the values do and takes a nu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from psycopg import AsyncConnection, sql
 from streamproc.sinks.summaries_copy import copy_out
 from streamproc.sinks.summaries_layout import Column, Layout, published, readable
 from streamproc.sinks.summaries_pieces import numbered_by_start
+from streamproc.sinks.summaries_registry import definitions, exists, kept_states, registry
 from streamproc.topology import Table
 
 _COMMA = sql.SQL(", ")
@@ -53,20 +53,14 @@ class Beside:
         self.live = Layout(table, live)
         self.replay = Layout(table, replay)
         self.table = table
+        self._schema = live
 
     async def lateness(self, conn: AsyncConnection[Any], schema: str) -> int:
         """The longer of the lateness that the page says and that the live table was made with, µs."""
-        registry = sql.Identifier(schema, "__tables")
-        if not await exists(conn, registry):
+        if not await exists(conn, registry(schema)):
             return self.table.lateness
-        cursor = await conn.execute(
-            sql.SQL("SELECT definition FROM {} WHERE name = %s").format(registry), [self.table.name]
-        )
-        row = await cursor.fetchone()
-        if row is None:
-            return self.table.lateness
-        definition = row[0] if isinstance(row[0], dict) else json.loads(row[0])
-        return max(self.table.lateness, int(definition["lateness"]))
+        made = (await definitions(conn, schema)).get(self.table.name)
+        return self.table.lateness if made is None else max(self.table.lateness, int(made["lateness"]))
 
     async def session_starts(self, conn: AsyncConnection[Any], found: Region) -> pl.DataFrame:
         """Key and ``__start`` (µs) of live sessions that began before the region's events and reach into it."""
@@ -91,22 +85,55 @@ class Beside:
 
         The state comes before the public table, as in a commit.
         """
+        await self._ask(conn)
+        await self._lock(conn)
+        if await self._ask(conn):  # between the question and the lock
+            await self._lock(conn)
+
+    async def _lock(self, conn: AsyncConnection[Any]) -> None:
         for table in [self.live.state, self.live.public] if self.live.has_state else [self.live.public]:
             await conn.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(table))
+
+    async def _ask(self, conn: AsyncConnection[Any]) -> bool:
+        """Whether the live table has got a state that its measures do not need."""
+        if self.live.has_state:
+            return False
+        found = await (await conn.execute(kept_states(self._schema, [self.table.name]))).fetchone()
+        if found is not None:
+            self.live.keep_state()
+        return found is not None
 
     async def swap(self, conn: AsyncConnection[Any], found: Region) -> None:
         """Make the live table what the replay's is within the region; touches only rows that differ.
 
         In the caller's transaction, which keeps other writers out.
         """
-        if self.live.has_state:
+        if self.replay.has_state:
             await (self._swap_sessions if self.live.session else self._swap_state)(conn, found)
         columns = [*self.live.by, *self.live.span, *self.live.measures]
         await _replace(conn, self.live.public, self.replay.public, columns, self.within(found, "t"))
+        if self.live.has_state and not self.replay.has_state:
+            await self._restate(conn, found)
 
     async def _swap_state(self, conn: AsyncConnection[Any], found: Region) -> None:
         within = sql.SQL("t.window_start >= {}").format(sql.Literal(found.start))
         await _replace(conn, self.live.state, self.replay.state, self.live.staged, within)
+
+    async def _restate(self, conn: AsyncConnection[Any], found: Region) -> None:
+        """Of a table whose measures need no state today, the public rows say what its state is."""
+        columns = [*self.live.key, *self.live.additive]
+        await conn.execute(
+            sql.SQL("DELETE FROM {} WHERE window_start >= {}").format(self.live.state, sql.Literal(found.start))
+        )
+        await conn.execute(
+            sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} t WHERE {}").format(
+                self.live.state,
+                _COMMA.join(column.id for column in columns),
+                _COMMA.join(readable(column) for column in columns),
+                self.live.public,
+                self.within(found, "t"),
+            )
+        )
 
     async def _swap_sessions(self, conn: AsyncConnection[Any], found: Region) -> None:
         """Which session of a key is the newest may change: those of every key in question are numbered anew."""
@@ -145,12 +172,6 @@ class Beside:
         return sql.SQL("{} >= {}").format(
             sql.Identifier(row, column.name), published(column, sql.Literal(found.start))
         )
-
-
-async def exists(conn: AsyncConnection[Any], table: sql.Identifier) -> bool:
-    """Whether there is such a table."""
-    row = await (await conn.execute("SELECT to_regclass(%s)", [table.as_string(conn)])).fetchone()
-    return row != (None,)
 
 
 async def _replace(

@@ -7,8 +7,9 @@ from typing import Any
 
 from psycopg import AsyncConnection, sql
 
-from streamproc.sinks.summaries_beside import Beside, Region, as_text, exists
+from streamproc.sinks.summaries_beside import Beside, Region, as_text
 from streamproc.sinks.summaries_layout import Column
+from streamproc.sinks.summaries_registry import exists
 from streamproc.tables.sketches import SKETCHED
 
 _COMMA = sql.SQL(", ")

@@ -1,52 +1,99 @@
-"""Taking a visitor's rows out of a stream's tables."""
+"""Taking a visitor's rows out of a stream's tables: those of today's page, and those that earlier pages have left."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from psycopg import AsyncConnection, sql
 
-from streamproc.sinks.summaries_layout import Layout
+from streamproc.sinks.summaries_registry import Definition, columns_of_tables, definitions, exists, registry
 from streamproc.topology import Table
 
+#: Measures whose result is one of the values they measure.
+_SHOWING = ("first", "last", "min", "max")
 
-def identifying(tables: Sequence[Table], columns: Collection[str]) -> list[tuple[Table, list[str]]]:
-    """The tables with rows of one visitor each, and the columns that say whose: a session's key, or ``by``."""
+
+@dataclass(frozen=True, slots=True)
+class Identifying:
+    """One table with ids of visitors.
+
+    ``keys``: columns that say whose a row is: a session's key, or some of ``by``. ``shown``: measures that earlier
+    pages had, with the id of one visitor in a row of many.
+    """
+
+    table: str
+    keys: Sequence[str]
+    shown: Sequence[str]
+
+
+async def identifying(
+    conn: AsyncConnection[Any], schema: str, tables: Sequence[Table], columns: Collection[str]
+) -> list[Identifying]:
+    """The tables in which one of the ``columns`` of events stands: of today's ``tables``, and of all before them."""
+    there = await exists(conn, registry(schema))
+    known = await definitions(conn, schema) if there else {}
+    keys = {name: _keys(made) for name, made in known.items()}
+    keys |= {each.name: (each.window.key,) if each.window.kind == "session" else each.by for each in tables}
     found = []
-    for table in sorted(tables, key=lambda each: each.name):
-        keys = (table.window.key,) if table.window.kind == "session" else table.by
-        if mine := [key for key in keys if key in columns]:
-            found.append((table, mine))
+    for name, whose in sorted(keys.items()):
+        mine = [key for key in whose if key in columns]
+        shown = _shown(known[name], columns) if name in known else []
+        if mine or shown:
+            found.append(Identifying(name, mine, shown))
     return found
 
 
-async def erase(
-    conn: AsyncConnection[Any],
-    schema: str,
-    found: tuple[Table, list[str]],
-    values: Sequence[str],
-    *,
-    dry: bool,
-) -> int:
-    """Delete the rows and the state of one table in which one of its columns is one of ``values``.
+def _keys(made: Definition) -> Sequence[str]:
+    return (made["window"]["key"],) if made["window"]["kind"] == "session" else tuple(made["by"])
 
-    Returns the number of public rows; ``dry`` only counts them. One transaction a table, in the tables' order: a
-    row that a commit holds is waited for.
+
+def _shown(made: Definition, columns: Collection[str]) -> list[str]:
+    """Measures of an id. Today's page has none: it would be refused."""
+    measures = made["measures"].items()
+    return [name for name, each in measures if each["kind"] in _SHOWING and each["column"] in columns]
+
+
+async def erase(
+    conn: AsyncConnection[Any], schema: str, found: Identifying, values: Sequence[str], *, dry: bool
+) -> int | None:
+    """Delete the rows and the state of one table in which one of its keys is one of ``values``; where a measure shows
+    one, it becomes null.
+
+    Returns the number of public rows (``dry`` only counts them), ``None`` when there is no such table. One transaction
+    a table, in the tables' order: a row that a commit holds is waited for.
     """
-    table, columns = found
-    layout = Layout(table, schema)
-    theirs = sql.SQL(" OR ").join(sql.SQL("{} = ANY(%(values)s)").format(sql.Identifier(c)) for c in columns)
-    names = {"values": list(values)}
-    there = await conn.execute("SELECT to_regclass(%s) IS NOT NULL", [layout.public.as_string(conn)])
-    if await there.fetchone() != (True,):
-        return 0  # the page is newer than the tables, or never ran
-    if dry:
-        count = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(layout.public, theirs)
-        row = await (await conn.execute(count, names)).fetchone()
-        return int(row[0]) if row else 0
-    if layout.has_state:
-        await conn.execute(sql.SQL("DELETE FROM {} WHERE {}").format(layout.state, theirs), names)
-    return (
-        await conn.execute(sql.SQL("DELETE FROM {} WHERE {}").format(layout.public, theirs), names)
-    ).rowcount
+    there, names = await columns_of_tables(conn, schema), {"values": list(values)}
+    rows: int | None = None
+    for table in (f"{found.table}__state", found.table):  # as a commit does
+        written = {column for column, computed in there.get(table, {}).items() if not computed}
+        keys, shown = ([c for c in columns if c in written] for columns in (found.keys, found.shown))
+        if not keys and not shown:
+            continue
+        place = sql.Identifier(schema, table)
+        if dry:
+            query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(place, _any([*keys, *shown]))
+            row = await (await conn.execute(query, names)).fetchone()
+            rows = int(row[0]) if row else 0
+            continue
+        rows = 0
+        if keys:
+            delete = sql.SQL("DELETE FROM {} WHERE {}").format(place, _any(keys))
+            rows += (await conn.execute(delete, names)).rowcount
+        if shown:
+            rows += (await conn.execute(_emptied(place, shown), names)).rowcount
+    return rows
+
+
+def _emptied(table: sql.Identifier, columns: Sequence[str]) -> sql.Composed:
+    empty = sql.SQL("{0} = CASE WHEN {1} THEN NULL ELSE {0} END")
+    changes = [empty.format(sql.Identifier(column), _any([column])) for column in columns]
+    return sql.SQL("UPDATE {} SET {} WHERE {}").format(table, sql.SQL(", ").join(changes), _any(columns))
+
+
+def _any(columns: Sequence[str]) -> sql.Composed:
+    """SQL: whether one of the columns, which earlier pages may have had as a number, is one of the values."""
+    return sql.SQL(" OR ").join(
+        sql.SQL("{}::text = ANY(%(values)s)").format(sql.Identifier(column)) for column in columns
+    )

@@ -2,8 +2,8 @@
 
 ``<stream>.<table>`` is what analysts read: finished, typed columns only. ``<stream>.<table>__state`` holds
 what cannot be told from those but is needed to merge more events: sketches, the order of first and last
-values, the open sessions of a key. It exists only for tables that need it, its rows only while their window
-may still change. Times are ``timestamptz`` in the former, integer microseconds in the latter.
+values, the open sessions of a key. It exists only for tables that need it, or needed it once; its rows only while their
+window may still change. Times are ``timestamptz`` in the former, integer microseconds in the latter.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from streamproc.topology import Measure, Table
 #: A B-tree entry may have 2,704 bytes, and a path of 4,096 characters must not stop the stream.
 _INDEX_BYTES = 2_000
 
+
+#: Kinds of measures whose finished value is all that merging needs.
+ADDITIVE = frozenset({"count", "sum", "min", "max"})
 
 #: Microseconds. No column that analysts see is one.
 ARRAY = pl.List(pl.Int64())
@@ -55,11 +58,8 @@ class Layout:
         self.index = sql.Identifier(f"{table.name}__key")
         self.state_index = sql.Identifier(f"{table.name}__state_key")
         self.state_columns = [column for measure in table.measures for column in state_columns(measure)]
-        self.has_state = self.session or any(
-            column.merge not in {Merge.ADD, Merge.LEAST, Merge.GREATEST} or column.name != measure.name
-            for measure in table.measures
-            for column in state_columns(measure)
-        )
+        #: Whether there is a state: because the measures need one, or see :meth:`keep_state`.
+        self.has_state = self.session or any(measure.kind not in ADDITIVE for measure in table.measures)
         moment = pl.Datetime("us", "UTC")
         if self.session:
             key_type = table.by_types[0] if table.by_types else pl.String()
@@ -73,6 +73,20 @@ class Layout:
         self.measures = [Column(*pair) for measure in table.measures for pair in finished_columns(measure)]
         self.onward = [Column(f"{m.name}__onward", ARRAY) for m in table.measures if m.kind == "funnel"]
         self.derived = [Column(derived.name, derived.type) for derived in table.derived]
+
+    def keep_state(self) -> None:
+        """The table has a state, whether or not its measures need one today: it is merged into as well.
+
+        Otherwise it would be wrong when it is needed again, and for workers with a page that needs it now.
+        """
+        if not self.has_state:
+            self.has_state = True
+            self._rendered.clear()
+
+    @property
+    def additive(self) -> list[Column]:
+        """State columns that are columns of the public table too, with the same values."""
+        return [Column(m.name, m.type) for m in self.table.measures if m.kind in ADDITIVE]
 
     @property
     def columns(self) -> list[Column]:

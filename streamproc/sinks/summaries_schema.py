@@ -1,8 +1,7 @@
 """Creating and extending the tables.
 
-What each table was made for is kept beside them (``<stream>.__tables``), because the catalog knows columns
-but not windows: an addition is carried out, anything that would change the meaning of rows already there is
-refused.
+An addition is carried out, anything that would change the meaning of rows already there is refused:
+:mod:`streamproc.sinks.summaries_registry` tells the one from the other.
 """
 
 from __future__ import annotations
@@ -12,23 +11,35 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection, errors, sql
 
-from streamproc.errors import ConfigError, Mistake
-from streamproc.sinks.summaries_expiry import STATE_GRACE
+from streamproc.errors import ConfigError, DependencyError
 from streamproc.sinks.summaries_layout import (
     Column,
     Layout,
     finished_columns,
     public_type,
-    readable,
     stored_type,
     trusted,
 )
-from streamproc.topology import HOUR, Measure, Table
+from streamproc.sinks.summaries_registry import (
+    Columns,
+    Definition,
+    columns_of_tables,
+    definition,
+    definitions,
+    exists,
+    incompatible,
+    registry,
+)
+from streamproc.sinks.summaries_seed import catch_up, is_behind, with_former
+from streamproc.topology import Measure, Table
 
 _COMMA = sql.SQL(", ")
-_REGISTRY = "__tables"
+
+#: How long a table is waited for that somebody reads or writes. Every commit and every reader waits behind whoever
+#: waits for all of a table: a transaction that was left open must not hold up the stream for longer.
+_PATIENCE = "5s"
 
 #: Space for new versions of a row on its own page: an update then need not touch the indexes. Half of the open sessions
 #: may go on in one epoch: with 75, 29 of 100 updates found no room, with 60 it was 3, in tables of the same size.
@@ -38,118 +49,67 @@ _FILLFACTOR, _SESSION_FILLFACTOR = 75, 60
 async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: str) -> None:
     """Create what is missing and extend what has grown, all or nothing.
 
-    Raises :class:`ConfigError` listing every change that existing rows do not allow.
+    Raises :class:`ConfigError` listing every change that existing rows do not allow; :class:`DependencyError` when a
+    table that has grown is in use for long, and nothing is done.
     """
     async with conn.transaction():
         await conn.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"streamproc tables {schema}"]
         )
         await conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
-        registry = sql.Identifier(schema, _REGISTRY)
         await conn.execute(
             sql.SQL(
                 "CREATE TABLE IF NOT EXISTS {} (name text PRIMARY KEY, definition jsonb NOT NULL)"
-            ).format(registry)
+            ).format(registry(schema))
         )
-        rows = await (
-            await conn.execute(sql.SQL("SELECT name, definition FROM {}").format(registry))
-        ).fetchall()
-        known: dict[str, dict[str, Any]] = dict(rows)
+        known, there = await definitions(conn, schema), await columns_of_tables(conn, schema)
+        for layout in layouts:
+            if known.get(layout.table.name, {}).get("state"):
+                layout.keep_state()
         mistakes = [
             mistake
             for layout in layouts
-            if layout.table.name in known
-            for mistake in _incompatible(layout, schema, known[layout.table.name])
+            if (before := known.get(layout.table.name)) is not None
+            for mistake in incompatible(layout, schema, before, there.get(layout.table.name, {}))
         ]
         if mistakes:
             raise ConfigError(mistakes)
         for layout in layouts:
-            before = known.get(layout.table.name)
-            now = _definition(layout.table)
-            if before == now:
+            before, mine = known.get(layout.table.name), there.get(layout.table.name, {})
+            now = definition(layout, before)
+            if before == now and all(column.name in mine for column in layout.columns):
                 continue
             await _lock(conn, layout)
-            first_state = layout.has_state and await _missing(conn, layout.state)
-            await _create(conn, layout)
-            await _extend(conn, layout, before or {})
-            if first_state and before is not None:
-                await _seed(conn, layout, before)
+            behind = before is not None and await is_behind(conn, layout, before)
+            whole = with_former(layout, schema, before or {}, mine) if behind else layout
+            await _create(conn, whole)
+            await _extend(conn, whole, before or {}, mine)
+            if behind:
+                await catch_up(conn, whole, before or {})
             await _describe(conn, layout)
-            now["measures"] = {**(before or {}).get("measures", {}), **now["measures"]}
             await conn.execute(
                 sql.SQL(
                     "INSERT INTO {} VALUES (%s, %s) "
                     "ON CONFLICT (name) DO UPDATE SET definition = excluded.definition"
-                ).format(registry),
+                ).format(registry(schema)),
                 [layout.table.name, json.dumps(now)],
             )
-
-
-def _definition(table: Table) -> dict[str, Any]:
-    window = table.window
-    return {
-        **({"sessions": "numbered by start"} if window.kind == "session" else {}),
-        "window": {name: getattr(window, name) for name in ("kind", "size", "hop", "key", "gap", "cap")},
-        "by": {name: str(type_) for name, type_ in zip(table.by, table.by_types, strict=False)},
-        "where": table.where,
-        "lateness": table.lateness,
-        "measures": {measure.name: _meaning(measure) for measure in table.measures},
-        "derived": {derived.name: derived.sql for derived in table.derived},
-        "comments": [
-            table.comment,
-            *(m.comment for m in table.measures),
-            *(d.comment for d in table.derived),
-        ],
-    }
-
-
-def _meaning(measure: Measure) -> dict[str, Any]:
-    meaning = {name: getattr(measure, name) for name in ("kind", "column", "where", "at", "precision")}
-    return {**meaning, "type": str(measure.type), "steps": [list(step) for step in measure.steps]}
-
-
-def _incompatible(layout: Layout, schema: str, before: dict[str, Any]) -> list[Mistake]:
-    table = layout.table
-    now = _definition(table)
-    place = f"{schema}.{table.name}"
-    rename = f"Change it back or give the table a new name; drop {place} when its rows are not wanted"
-    mistakes = [
-        Mistake(
-            f"{schema}: tables.{table.name}.{part}",
-            f"has changed from {json.dumps(before[part])} to {json.dumps(now[part])}, "
-            f"and {place} has rows of the former",
-            rename,
-        )
-        for part in ("window", "by", "where")
-        if before[part] != now[part]
-    ]
-    if layout.has_state and now["lateness"] - before["lateness"] > STATE_GRACE:
-        hours = STATE_GRACE // HOUR
-        problem = f"has been raised by more than {hours} hours, and would reopen windows that are finished"
-        fix = f"Raise it by {hours} hours at most, or give the table a new name"
-        mistakes.append(Mistake(f"{schema}: tables.{table.name}.lateness", problem, fix))
-    for name, meaning in now["measures"].items():
-        old = before["measures"].get(name, meaning)
-        mistakes += [
-            Mistake(
-                f"{schema}: tables.{table.name}.measures.{name}.{part}",
-                f"has changed from {json.dumps(old[part])} to {json.dumps(value)}, "
-                f"and column {name} of {place} has values of the former",
-                "Give the new measure a new name",
-            )
-            for part, value in meaning.items()
-            if old[part] != value
-        ]
-    return mistakes
 
 
 async def _lock(conn: AsyncConnection[Any], layout: Layout) -> None:
     """Wait for the commits under way, in their order. What follows asks for stronger and stronger locks: a commit that
     has begun with the table would wait for the weaker one, and the stronger one for the commit.
     """
-    for table in (layout.state, layout.public):
-        if not await _missing(conn, table):
-            await conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
+    await conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_PATIENCE)))
+    try:
+        for table in (layout.state, layout.public):
+            if await exists(conn, table):
+                await conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
+    except errors.LockNotAvailable as error:
+        name = layout.public.as_string(conn).replace('"', "")
+        problem = f"is to be extended, and has been in use for {_PATIENCE}"
+        hint = "see pg_stat_activity for a transaction that was left open, and end it"
+        raise DependencyError(name, problem, hint) from error
 
 
 async def _create(conn: AsyncConnection[Any], layout: Layout) -> None:
@@ -193,8 +153,18 @@ def _stored(column: Column) -> sql.Composed:
     return sql.SQL("{} {}").format(column.id, stored_type(column.type))
 
 
-async def _extend(conn: AsyncConnection[Any], layout: Layout, before: dict[str, Any]) -> None:
-    """Columns that came later. They are null in rows that were there before: nobody counted then."""
+async def _extend(conn: AsyncConnection[Any], layout: Layout, before: Definition, there: Columns) -> None:
+    """Columns that came later. They are null in rows that were there before: nobody counted then.
+
+    ``there``: the public table's by now. Derived ones go first, for a measure may have taken the name of one.
+    """
+    old: dict[str, str] = before.get("derived", {})
+    now = {derived.name: derived.sql for derived in layout.table.derived}
+    for name, formula in old.items():
+        if now.get(name) != formula and there.get(name):  # computed from the row, so nothing is lost
+            await conn.execute(
+                sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(layout.public, sql.Identifier(name))
+            )
     add = sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}")
     if layout.has_state:
         if (
@@ -209,37 +179,12 @@ async def _extend(conn: AsyncConnection[Any], layout: Layout, before: dict[str, 
             )
     for column in layout.measures:
         await conn.execute(add.format(layout.public, column.id, public_type(column.type)))
-    old: dict[str, str] = before.get("derived", {})
-    now = {derived.name: derived.sql for derived in layout.table.derived}
-    for name, formula in old.items():
-        if now.get(name) != formula:  # computed from the row, so nothing is lost
-            await conn.execute(
-                sql.SQL("ALTER TABLE {} DROP COLUMN IF EXISTS {}").format(layout.public, sql.Identifier(name))
-            )
     for derived, column in zip(layout.table.derived, layout.derived, strict=True):
         await conn.execute(
             sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {} GENERATED ALWAYS AS ({}) STORED").format(
                 layout.public, column.id, public_type(column.type), trusted(derived.sql)
             )
         )
-
-
-async def _missing(conn: AsyncConnection[Any], table: sql.Identifier) -> bool:
-    row = await (await conn.execute("SELECT to_regclass(%s)", [table.as_string(conn)])).fetchone()
-    return row == (None,)
-
-
-async def _seed(conn: AsyncConnection[Any], layout: Layout, before: dict[str, Any]) -> None:
-    """A table that had no state gets its first measure that needs one: what is there is the state so far."""
-    columns = [*layout.key, *(column for column in layout.measures if column.name in before["measures"])]
-    await conn.execute(
-        sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} t").format(
-            layout.state,
-            _COMMA.join(column.id for column in columns),
-            _COMMA.join(readable(column) for column in columns),
-            layout.public,
-        )
-    )
 
 
 async def _describe(conn: AsyncConnection[Any], layout: Layout) -> None:

@@ -7,7 +7,7 @@ sums of floating-point numbers agree up to rounding, and sketches beyond their e
 
 ``first`` and ``last`` go by (event time, position, value): position breaks ties within a partition, the
 value makes ties between partitions deterministic. All measures but ``count`` ignore nulls, and a measure of
-nothing is null, as in SQL.
+nothing is null, as in SQL. What is no number (NaN) is a null to those that calculate.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 #: PostgreSQL raises on overflow, so one absurd event could otherwise stop a stream for good.
 FLOAT_LIMIT = 8e307
 INTEGER_LIMIT = 2**62 - 1
+
+#: Kinds for which a fraction that is no number (NaN, of 0.0 / 0.0) is no value. It would stay in the row for good, and
+#: PostgreSQL takes it for the largest of all.
+_OF_NUMBERS = frozenset({"sum", "avg", "min", "max"})
 
 
 class Merge(enum.Enum):
@@ -99,7 +103,7 @@ class Aggregation:
         self.measures = tuple(measures)
         #: Columns of events of which the coupons are wanted, see :mod:`streamproc.tables.hyperloglog`.
         self.hashed: set[str] = set()
-        self._inputs: dict[tuple[str | None, str | None], str] = {}
+        self._inputs: dict[tuple[str | None, str | None, bool], str] = {}
         self._input_of = {m.name: self._input(m) for m in self.measures if m.kind != "funnel"}
 
     def _input(self, measure: Measure) -> str | None:
@@ -111,7 +115,8 @@ class Aggregation:
             assert column is not None
             self.hashed.add(column)
             column = coupons_of(column)
-        key = (measure.where, column)
+        fraction = measure.kind in _OF_NUMBERS and measure.type.is_float()
+        key = (measure.where, column, fraction)
         return self._inputs.setdefault(key, f"__input{len(self._inputs)}")
 
     def inputs(self) -> list[pl.Expr]:
@@ -266,8 +271,10 @@ def _tied(frame: pl.DataFrame) -> bool:
     return bool(frame.select(pl.all_horizontal(same).any()).item())
 
 
-def _masked(where: str | None, column: str | None) -> pl.Expr:
+def _masked(where: str | None, column: str | None, fraction: bool) -> pl.Expr:
     value = pl.col(column) if column else None
+    if value is not None and fraction:
+        value = value.cast(pl.Float64).fill_nan(None)
     if where is None:
         assert value is not None
         return value

@@ -11,6 +11,9 @@ from streamproc.topic_pages.reader import Parse
 #: PostgreSQL cuts longer names off (NAMEDATALEN - 1).
 LONGEST_NAME = 63
 
+#: The index of a table's state has the table's name and this.
+LONGEST_TABLE = LONGEST_NAME - len("__state_key")
+
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}", re.ASCII)
 
@@ -46,14 +49,16 @@ EVENT_COLUMNS = frozenset({*SYSTEM_COLUMNS, "event_time", "watermark", *TABLE_CO
 SCHEMAS = frozenset({"public", "information_schema", "ledger", "streamproc", "warehouse"})
 
 
-def identifier(what: str, taken: frozenset[str] = frozenset()) -> Parse[str]:
+def identifier(
+    what: str, taken: frozenset[str] = frozenset(), longest: int = LONGEST_NAME
+) -> Parse[str]:
     """A name that needs no quotes in SQL, is not reserved and not ``taken``. ``what``: for messages."""
 
     def parse(value: object) -> str:
         if not isinstance(value, str):
             raise Invalid(f"{shown(value)} is not text", f"Give the {what} a name in quotes")
-        if len(value) > LONGEST_NAME:
-            raise Invalid(f"{shown(value)} is longer than {LONGEST_NAME} characters", "Shorten it")
+        if len(value) > longest:
+            raise Invalid(f"{shown(value)} is longer than {longest} characters", "Shorten it")
         if not _IDENTIFIER.fullmatch(value):
             problem = f"{shown(value)} is not a name SQL takes without quotes"
             raise Invalid(problem, f"Use a-z, 0-9 and _, a letter first{_snake_case(value)}")

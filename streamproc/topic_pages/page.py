@@ -139,7 +139,7 @@ def _topology(page: Reader, fingerprint: str) -> Topology:
     sinks = _read_sinks(page.table("sinks"), topic.name, columns)
     retention = _read_retention(page.table("retention"), topic, sinks)
     erasure = _read_erasure(page.table("erasure"), columns, tables)
-    _check_duplicates(page, contract.duplicates, privacy, sinks)
+    _check_duplicates(page, contract.duplicates, privacy, sinks, retention)
     if sinks.publish_tables is not None and not tables:
         page.mistakes.add("sinks.publish_tables", "there is no table to publish", "Declare one, or remove it")
     page.finish()
@@ -160,7 +160,11 @@ def _topology(page: Reader, fingerprint: str) -> Topology:
 
 
 def _check_duplicates(
-    page: Reader, duplicates: Duplicates | None, privacy: tuple[Enrichment, ...], sinks: Sinks
+    page: Reader,
+    duplicates: Duplicates | None,
+    privacy: tuple[Enrichment, ...],
+    sinks: Sinks,
+    retention: Retention,
 ) -> None:
     """After a restart, the ids seen are read back from the lake: they must be there, as they came."""
     if duplicates is None:
@@ -169,6 +173,9 @@ def _check_duplicates(
         fix = "Write sinks.lake = true, or remove [contract.duplicates]"
         problem = "needs the lake, from which the ids seen are read back after a restart"
         page.mistakes.add("contract.duplicates", problem, fix)
+    if retention.events is not None and duplicates.horizon > retention.events:
+        fix = "Keep events at least as long: after a restart the ids seen are read back from them"
+        page.mistakes.add("contract.duplicates.horizon", "is longer than retention.events", fix)
     for enrichment in privacy:
         hidden = enrichment.options.get("fields", enrichment.options.get("field"))
         if duplicates.field == hidden or (isinstance(hidden, tuple) and duplicates.field in hidden):

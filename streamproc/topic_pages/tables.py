@@ -30,7 +30,7 @@ def read_tables(page: Reader, columns: Columns) -> tuple[Table, ...]:
     section = page.table("tables")
     for name, table in section.tables():
         try:
-            names.identifier("table")(name)
+            names.identifier("table", longest=names.LONGEST_TABLE)(name)
         except Invalid as error:
             table.mistake("", error.problem, error.fix)
         found.append(_read_table(name, table, columns))
@@ -55,7 +55,7 @@ def _read_table(name: str, table: Reader, columns: Columns) -> Table:
         name=name,
         window=window,
         by=() if window.kind == "session" else tuple(by),
-        by_types=() if window.kind == "session" else tuple(by.values()),
+        by_types=tuple(by.values()),
         measures=measures,
         derived=_read_derived(table, finished),
         where=columns.condition(table, "where"),

@@ -195,6 +195,13 @@ def test_tables_know_the_types_of_their_keys_and_measures() -> None:
     assert visits.measures[1].steps == (("seen", "url is not null"), ("bought", "paid"))
 
 
+def test_a_session_table_knows_the_type_of_its_key() -> None:
+    page = raw()
+    put(page, "tables/visits/window/key", "amount")
+    visits = read_page(page, "shop.toml").tables[1]
+    assert (visits.by, visits.by_types) == ((), (pl.Int64(),))
+
+
 def test_the_fingerprint_is_of_what_the_page_says_and_not_of_its_layout(tmp_path: Path) -> None:
     path = tmp_path / "shop.toml"
 
@@ -257,6 +264,13 @@ WRONG: list[tuple[str, object, str, str, str]] = [
     ("stream/name", "public", "stream.name", "system", "another name"),
     ("stream/name", "pg_shop", "stream.name", "system", "another name"),
     ("stream/name", "s" * 64, "stream.name", "longer than 63", "Shorten"),
+    (
+        f"tables/{'t' * 53}",
+        {"window": {"kind": "tumbling", "size": "1m"}, "measures": {"n": {"kind": "count"}}},
+        f"tables.{'t' * 53}",
+        "longer than 52",
+        "Shorten",
+    ),
     (
         "contract/fields/userAgent",
         {"type": "string"},
@@ -413,6 +427,13 @@ WRONG: list[tuple[str, object, str, str, str]] = [
     ("tables/sales/where", "amout > 0", "tables.sales.where", "no column 'amout'", "SQL"),
     ("tables/sales/retention", "10m", "tables.sales.retention", "shorter than the window", "Keep rows"),
     ("tables/sales/lateness", "31d", "tables.sales.lateness", "out of range", "30d"),
+    (
+        "retention",
+        {"events": "1h"},
+        "contract.duplicates.horizon",
+        "longer than retention.events",
+        "at least as long",
+    ),
     (
         "tables/sales/measures/items/kind",
         "summ",

@@ -8,6 +8,8 @@ import pytest
 from streamproc.errors import Fenced, LedgerError
 from streamproc.ledger import Ledger, NewPosition
 from streamproc.ledger import objects as object_list
+from streamproc.ledger.replay_spans import Span
+from streamproc.ledger.replays import Replays
 from streamproc.model import Counts
 from tests.ledger.epochs import P0, P1, advance, nothing, planned, record, written
 
@@ -86,6 +88,17 @@ async def test_late_totals_outlive_the_epochs_they_came_from(ledger: Ledger) -> 
     assert await ledger.late() == {"a": 13, "b": 7}
     [row] = await ledger.status()
     assert row.counts.records == 10
+
+
+async def test_no_epoch_is_forgotten_while_a_replay_is_open(ledger: Ledger) -> None:
+    claims = await ledger.claim([P0])
+    await ledger.commit(record(advance(claims[P0], 9), a=1), nothing)
+    await Replays(ledger.database, "clicks").create("fix", "f", "asked", "me", {P0: Span(-1, 9)})
+    assert await ledger.forget(-SECOND) == 0
+    assert len(await ledger.epochs()) == 1
+    async with ledger.database.connection("discard it") as conn:
+        await conn.execute("DELETE FROM streamproc.replays")
+    assert await ledger.forget(-SECOND) == 1
 
 
 async def test_the_manifest_gives_objects_that_may_hold_a_time(ledger: Ledger) -> None:

@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from streamproc.errors import DependencyError
-from streamproc.ledger import Ledger, SweepTimes
+from streamproc.ledger import Ledger, SweepTimes, promotion
+from streamproc.ledger.replay_spans import Span
+from streamproc.ledger.replays import Replays
 from tests.ledger.epochs import P0, P1, advance, nothing, planned, record, written
 
 LATER = timedelta(seconds=60)  # covers what a test takes
@@ -94,6 +96,21 @@ async def test_a_sweep_goes_past_a_page(ledger: Ledger) -> None:
     store = Store()
     assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(minutes=11) + LATER) == 1201
     assert sorted(store.deleted) == sorted(keys)
+
+
+async def test_what_a_replay_has_abandoned_is_deleted_after_it_was_discarded(
+    ledger: Ledger, postgres: str
+) -> None:
+    await ledger.commit(record(advance((await ledger.claim([P0]))[P0], 9)), nothing)
+    replay = await Replays(ledger.database, "clicks").create("fix", "f", "asked", "me", {P0: Span(-1, 9)})
+    async with Ledger(postgres, replay.namespace, "w2") as own:
+        [key] = await abandoned(own)
+    async with ledger.database.transaction("discard") as conn:
+        await promotion.discard(conn, replay)
+    store = Store()
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(minutes=9)) == 0
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(minutes=10) + LATER) == 1
+    assert store.deleted == [key]
 
 
 async def test_swept_objects_are_forgotten_in_the_end(ledger: Ledger) -> None:

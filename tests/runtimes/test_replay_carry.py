@@ -64,6 +64,40 @@ async def sessions(ledger: Ledger, summaries: Summaries) -> Sequence[tuple[int, 
     return rows.select(hour, "events").rows()
 
 
+async def test_events_behind_the_range_are_late_by_the_clock_that_the_range_has_left(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path.as_uri(), durable=False)
+    await store.open()
+    lake = Lake(store, PAGE)
+    for position, hour in enumerate((0, 10, 1)):  # before the range, in it, behind it and nine hours late
+        one = frame([event(hour * HOUR, position=position)]).with_columns(source_partition=pl.lit("0"))
+        await commit(ledger, lake, one)
+    replay = await Replays(ledger.database, "clicks").create("fix", "f", "all", "me", {P0: Span(0, 1)})
+    summaries = Summaries([TABLE], replay.namespace)
+    async with ledger.database.connection("process the range") as conn:
+        await summaries.ensure(conn)
+        await conn.execute(
+            "UPDATE streamproc.partitions SET position = 1, clock_us = %s WHERE stream = %s",
+            [START + 10 * HOUR, replay.namespace],
+        )
+    assert await Carrier(PAGE, replace(replay, since_us=START), ledger.database, lake).carry() == 2
+    assert await sessions(ledger, summaries) == [(0, 1)]
+    await store.close()
+
+
+async def test_nothing_is_read_for_a_page_without_tables(ledger: Ledger, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path.as_uri(), durable=False)
+    await store.open()
+    lake = Lake(store, PAGE)
+    await commit(ledger, lake, visit(0, 1))
+    replay = await Replays(ledger.database, "clicks").create("fix", "f", "all", "me", {P0: Span(-1, 1)})
+    await commit(ledger, lake, visit(2))
+    page = replace(PAGE, tables=())
+    assert await Carrier(page, replace(replay, since_us=START), ledger.database, lake).carry() == 0
+    await store.close()
+
+
 async def test_events_are_carried_into_tables_that_a_version_before_has_made(
     ledger: Ledger, tmp_path: Path
 ) -> None:

@@ -17,7 +17,9 @@ from psycopg import AsyncConnection, errors
 from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_expiry import STATE_GRACE
 from streamproc.tables.fold import TableFold
+from streamproc.topic_pages import read_page
 from streamproc.topology import DAY, MINUTE, Measure
+from tests.config.test_topic_pages import put, raw
 from tests.tables import oracle
 from tests.tables.streams import (
     FUNNEL,
@@ -318,7 +320,7 @@ async def test_the_key_of_sessions_may_be_called_anything(conn):
     ids=str,
 )
 async def test_sessions_may_be_of_anything_that_a_key_can_be(conn, type_, key):
-    table = replace(visits(IN_SERVER, gap=MINUTE, cap=3 * MINUTE), by=("visitor",), by_types=(type_,))
+    table = replace(visits(IN_SERVER, gap=MINUTE, cap=3 * MINUTE), by_types=(type_,))
     summaries, fold = Summaries([table], "clicks"), TableFold(table)
     await summaries.ensure(conn)
     value = pl.Series([key]).cast(type_)
@@ -335,6 +337,24 @@ async def test_sessions_may_be_of_anything_that_a_key_can_be(conn, type_, key):
         rows = keyed(table, await summaries.rows(conn, table.name))
         assert rows == expected(table, done)
         assert keyed(table, changed[table.name]).items() <= rows.items()
+
+
+async def test_sessions_of_a_page_whose_key_is_a_number_are_stitched(conn):
+    page = raw()
+    put(page, "tables/visits/window/key", "amount")
+    put(page, "tables/visits/measures", {"events": {"kind": "count"}})
+    put(page, "tables/visits/derived", ...)
+    table = read_page(page, "shop.toml").tables[1]
+    summaries, fold = Summaries([table], fresh_schema()), TableFold(table)
+    await summaries.ensure(conn)
+    for minute in (5, 3):
+        events = frame([event(minute * MINUTE)]).with_columns(amount=pl.lit(7, pl.Int64()))
+        async with conn.transaction():
+            delta = fold.seal(fold.partial(events)[0])
+            changed = await summaries.apply(conn, {table.name: delta}, changed=True)
+    rows = (await summaries.rows(conn, table.name)).select("amount", "session_start", "events").rows()
+    assert rows == [(7, oracle.moment(START + 3 * MINUTE), 2)]
+    assert changed[table.name].select("amount", "events").rows() == [(7, 2)]
 
 
 async def test_changed_rows_are_returned_as_analysts_see_them(conn):

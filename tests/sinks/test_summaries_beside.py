@@ -119,3 +119,22 @@ async def test_keys_may_be_called_anything(conn):
     found = replace(region(visit, START, 0), events=START + 1)
     starts = await Beside(visit, live, beside).session_starts(conn, found)
     assert starts.rows() == [("both", START)]
+
+
+async def test_a_state_that_the_measures_need_no_more_is_put_right_by_a_promotion(conn):
+    events = Measure("events", "count", pl.Int64())
+    visitors = Measure("visitors", "approx_distinct", pl.Int64(), "visitor")
+    table, former = tumbling([events]), tumbling([events, visitors])
+    live, beside = fresh_schema(), fresh_schema()
+    await Summaries([former], live).ensure(conn)
+    lives, replays = Summaries([table], live), Summaries([table], beside)
+    for each in (lives, replays):
+        await each.ensure(conn)
+    await commit(conn, lives, [table], [[event(0)]])
+    await commit(conn, replays, [table], [[event(1), event(2)]])
+    both = Beside(table, live, beside)
+    async with conn.transaction():
+        await both.lock(conn)
+        await both.swap(conn, region(table, START, 0))
+    await commit(conn, lives, [table], [[event(3)]])
+    await assert_tables_equal_the_oracle(conn, lives, [table], [event(1), event(2), event(3)])

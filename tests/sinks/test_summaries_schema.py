@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from psycopg import AsyncConnection
 
-from streamproc.errors import ConfigError
+from streamproc.errors import ConfigError, DependencyError
 from streamproc.sinks.summaries import Summaries
 from streamproc.tables.fold import TableFold
 from streamproc.topic_pages import load_page
@@ -130,6 +130,28 @@ async def test_a_worker_that_extends_a_table_waits_for_a_commit_that_has_begun_w
     assert (await summaries.rows(conn, "visits"))["events"].to_list() == [2, 1]
 
 
+async def test_a_page_without_an_old_measure_asks_for_no_lock_when_it_starts_again(conn, postgres):
+    await ensured(conn, tumbling([EVENTS, VISITORS]))
+    await ensured(conn, tumbling([EVENTS]))
+    async with await AsyncConnection.connect(postgres) as analyst:  # in a transaction from here on
+        await analyst.execute("SELECT count(*) FROM clicks.per_minute")
+        await conn.execute("SET lock_timeout = '500ms'")
+        await ensured(conn, tumbling([EVENTS]))
+
+
+async def test_a_table_that_is_read_for_long_is_extended_another_time(conn, postgres, monkeypatch):
+    monkeypatch.setattr("streamproc.sinks.summaries_schema._PATIENCE", "50ms")
+    table = tumbling([EVENTS])
+    summaries = await ensured(conn, table)
+    async with await AsyncConnection.connect(postgres) as analyst:  # in a transaction from here on
+        await analyst.execute("SELECT count(*) FROM clicks.per_minute")
+        with pytest.raises(DependencyError, match=r"clicks\.per_minute: .*50ms.*pg_stat_activity"):
+            await ensured(conn, tumbling([EVENTS, VISITORS]))
+        await commit(conn, summaries, table, [event(0)])
+    await ensured(conn, tumbling([EVENTS, VISITORS]))
+    assert "visitors" in await columns(conn, "per_minute")
+
+
 async def blocked(conn, other):
     found = await conn.execute("SELECT pg_blocking_pids(%s)", [other.info.backend_pid])
     return (await found.fetchone())[0]
@@ -184,6 +206,80 @@ async def test_a_measure_taken_away_stays_as_it_is_and_may_come_back(conn):
         await ensured(conn, changed)
 
 
+async def test_counts_go_on_where_they_are_when_a_measure_with_a_state_comes_back(conn):
+    both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
+    await commit(conn, await ensured(conn, both), both, [event(0)])
+    await commit(conn, await ensured(conn, one), one, [event(1), event(60 * MINUTE)])
+    summaries = await ensured(conn, both)
+    await commit(conn, summaries, both, [event(2), event(60 * MINUTE + 1)])
+    assert (await summaries.rows(conn, "per_minute")).select("events", "visitors").rows() == [(3, 1), (2, 1)]
+
+
+async def test_a_worker_with_the_page_of_before_counts_where_a_newer_one_looks(conn):
+    both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
+    older = await ensured(conn, one)
+    await commit(conn, older, one, [event(0), event(1, site=None)])
+    newer = await ensured(conn, both)
+    await commit(conn, older, one, [event(2), event(3, site=None)])
+    await commit(conn, newer, both, [event(4), event(5, site=None)])
+    await commit(conn, older, one, [event(6), event(7, site=None)])
+    assert (await newer.rows(conn, "per_minute"))["events"].to_list() == [4, 4]
+
+
+async def test_a_count_that_the_newer_page_has_no_more_is_kept_up_by_the_workers_that_have_it(conn):
+    older_page, newer_page = tumbling([EVENTS]), tumbling([VISITORS])
+    older = await ensured(conn, older_page)
+    await commit(conn, older, older_page, [event(0)])
+    newer = await ensured(conn, newer_page)
+    await commit(conn, older, older_page, [event(1)])
+    await commit(conn, newer, newer_page, [event(2)])
+    both = tumbling([EVENTS, VISITORS])
+    summaries = await ensured(conn, both)
+    await commit(conn, summaries, both, [event(3)])
+    assert (await summaries.rows(conn, "per_minute")).select("events", "visitors").rows() == [(3, 1)]
+
+
+async def test_a_commit_that_has_begun_with_a_table_is_in_the_state_that_it_gets(conn, postgres):
+    both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
+    older = await ensured(conn, one)
+    newer = Summaries([both], "clicks")
+    async with await AsyncConnection.connect(postgres, autocommit=True) as other:
+        async with conn.transaction():
+            await older.apply(conn, {one.name: sealed(TableFold(one), [[event(0)]])[0]})
+            extending = asyncio.create_task(newer.ensure(other))
+            while not await blocked(conn, other):
+                assert not extending.done()
+                await asyncio.sleep(0)
+        await extending
+        await commit(other, newer, both, [event(1)])
+    assert (await newer.rows(conn, "per_minute"))["events"].to_list() == [2]
+
+
+async def test_a_state_that_a_version_before_has_left_behind_is_made_good_when_it_is_needed(conn):
+    both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
+    await commit(conn, await ensured(conn, both), both, [event(0)])
+    await ensured(conn, one)
+    await conn.execute("UPDATE clicks.__tables SET definition = definition - 'state'")
+    before = Summaries([one], "clicks")  # merges into the public rows only, as that version did
+    await commit(conn, before, one, [event(1), event(60 * MINUTE)])
+    assert await (await conn.execute("SELECT count(*) FROM clicks.per_minute__state")).fetchone() == (1,)
+    await commit(conn, await ensured(conn, one), one, [event(2)])
+    summaries = await ensured(conn, both)
+    await commit(conn, summaries, both, [event(3)])
+    rows = (await summaries.rows(conn, "per_minute")).select("events", "visitors").rows()
+    assert rows == [(4, 1), (1, None)]
+
+
+async def test_a_state_that_a_version_before_has_kept_up_is_kept(conn):
+    both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
+    await commit(conn, await ensured(conn, both), both, [event(0)])
+    await conn.execute("UPDATE clicks.__tables SET definition = definition - 'state'")
+    older = Summaries([both], "clicks")
+    await commit(conn, await ensured(conn, one), one, [event(1)])
+    await commit(conn, older, both, [event(2)])
+    assert (await older.rows(conn, "per_minute")).select("events", "visitors").rows() == [(3, 1)]
+
+
 @pytest.mark.parametrize("meanwhile", [[DAY], [1, DAY]], ids=["merged", "stitched"])
 async def test_a_measure_taken_away_from_sessions_stays_with_the_session_it_was_counted_in(conn, meanwhile):
     landing = Measure("landing", "first", pl.String(), "page")
@@ -232,6 +328,32 @@ async def test_a_derived_column_may_be_computed_differently(conn):
     assert "many" not in await columns(conn, "per_minute")
 
 
+async def test_a_derived_column_does_not_take_the_place_of_a_measure_that_was_removed(conn):
+    many = Measure("many", "count", pl.Int64(), where="kind = 'view'")
+    derived = tumbling([EVENTS], derived=(Derived("many", "events > 1", pl.Boolean()),))
+    await commit(conn, await ensured(conn, tumbling([EVENTS, many])), tumbling([EVENTS, many]), [event(0)])
+    with pytest.raises(ConfigError, match=r"per_minute\.derived\.many: .*another name, or drop the column"):
+        await ensured(conn, derived)
+    await conn.execute("ALTER TABLE clicks.per_minute DROP COLUMN many")
+    summaries = await ensured(conn, derived)
+    assert (await summaries.rows(conn, "per_minute"))["many"].to_list() == [False]
+
+
+async def test_a_measure_does_not_take_a_column_that_another_has_left(conn):
+    await ensured(conn, visits([EVENTS, FUNNEL]))
+    with pytest.raises(ConfigError, match=r"visits\.measures\.shop_step: .*another name$"):
+        await ensured(conn, visits([EVENTS, Measure("shop_step", "count", pl.Int64())]))
+
+
+async def test_a_measure_may_have_the_name_of_a_derived_column_that_was_removed(conn):
+    derived = tumbling([EVENTS], derived=(Derived("many", "events > 1", pl.Boolean()),))
+    await commit(conn, await ensured(conn, derived), derived, [event(0)])
+    both = tumbling([EVENTS, Measure("many", "count", pl.Int64(), where="kind = 'view'")])
+    summaries = await ensured(conn, both)
+    await commit(conn, summaries, both, [event(60 * MINUTE)])
+    assert (await summaries.rows(conn, "per_minute"))["many"].to_list() == [None, 1]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -259,6 +381,16 @@ async def test_changes_of_meaning_are_refused_with_their_place_and_a_fix(conn, c
     assert len(await summaries.rows(conn, "per_minute")) == 1
     exists = await (await conn.execute("SELECT to_regclass('clicks.visits')")).fetchone()
     assert exists == (None,), "all or nothing"
+
+
+async def test_a_session_key_of_another_type_is_refused(conn):
+    text = visits([EVENTS])
+    await ensured(conn, text)
+    # A version before knew no other keys.
+    await conn.execute("UPDATE clicks.__tables SET definition = definition - 'key'")
+    with pytest.raises(ConfigError, match=r'visits\.window\.key: .* from "String" to "Int64".*new name'):
+        await ensured(conn, replace(text, by_types=(pl.Int64(),)))
+    await ensured(conn, text)
 
 
 async def test_comments_and_lateness_may_change_at_any_time(conn):

@@ -257,6 +257,21 @@ def test_sums_saturate_where_the_database_would_overflow():
     assert list(rows.values()) == [{"units": 2**62 - 1, "amount": 8e307}]
 
 
+def test_what_is_no_number_is_no_value_of_a_measure_that_calculates():
+    table = tumbling(
+        [Measure(kind, kind, pl.Float64(), "amount") for kind in ("sum", "avg", "min", "max")]
+        + [Measure("median", "approx_percentile", pl.Float64(), "amount", at=0.5)]
+    )
+    nan = float("nan")
+    some = [event(0, amount=nan), event(1, amount=2.0), event(2, amount=4.0), event(3, amount=nan)]
+    none = [event(4, amount=nan, site="y")]
+    rows, _ = folded(table, [[some[:2]], [some[2:], none]])
+    assert {site: row for (_, site), row in rows.items()} == {
+        "x": {"sum": 6.0, "avg": 3.0, "min": 2.0, "max": 4.0, "median": 2.0},
+        "y": dict.fromkeys(("sum", "avg", "min", "max", "median")),
+    }
+
+
 def test_a_batch_without_a_matching_event_folds_to_nothing():
     for table in (
         tumbling(where="kind = 'buy'"),

@@ -34,6 +34,9 @@ log = structlog.get_logger(__name__)
 #: Rows read, folded and merged at a time; one commit may have more.
 _ROWS = 200_000
 
+#: The year 9999, after every event: a page without tables needs none.
+_NEVER = 253_402_300_799_000_000
+
 
 class Carrier:
     """Carries events into one replay's tables. ``page``: the live one, of today."""
@@ -54,7 +57,7 @@ class Carrier:
         self._folds = {table.name: TableFold(table) for table in page.tables}
         self._regions: dict[str, Region] = {}
         self._starts: dict[str, pl.DataFrame] = {}
-        self._oldest = 0
+        self._oldest = _NEVER
 
     async def regions(self) -> Mapping[str, Region]:
         """What of each table is rebuilt. It never changes: see :attr:`Replay.since_us`."""
@@ -138,11 +141,15 @@ class Carrier:
 
 
 def _chunks(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """Commits of one partition, in order, some hundred thousand rows at a time."""
+    """Commits of one partition, in order, some hundred thousand rows at a time.
+
+    No chunk has commits from both sides of the range, which moves the partition's clock.
+    """
     chunk: list[Group] = []
     rows = 0
     for group in groups:
-        if chunk and (group.partition != chunk[0].partition or rows + group.rows > _ROWS):
+        beside = bool(chunk) and (group.partition, group.later) == (chunk[0].partition, chunk[0].later)
+        if chunk and (not beside or rows + group.rows > _ROWS):
             yield chunk
             chunk, rows = [], 0
         chunk.append(group)

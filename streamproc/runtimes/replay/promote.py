@@ -24,6 +24,7 @@ from streamproc.ledger.reading import owner
 from streamproc.ledger.replays import Replay, Replays
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.replay.carry import Carrier
+from streamproc.runtimes.replay.edges import patience
 from streamproc.runtimes.replay.work import page_of, store_of
 from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
@@ -31,12 +32,9 @@ from streamproc.sinks.loader import Loader
 from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_compare import Comparison, TableDifference
 from streamproc.sinks.warehouse import Rows, Swaps, Warehouse, layout_of, open_warehouse
-from streamproc.topology import HOUR, Topology
+from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)
-
-#: Beyond the page's disorder: the page may have had a larger one when the range was live.
-_SLACK = HOUR
 
 #: Enough memory to join two tables' rows, and no time limit while this transaction waits for another of ours.
 _SETTINGS = """
@@ -74,8 +72,7 @@ class Promoter:
         Doing it again does what is left. Raises :class:`LedgerError` when the range is not processed.
         """
         if self.replay.state == "running":
-            patience = self._page.contract.event_time.disorder + _SLACK
-            self.replay = await self._replays.complete(self.replay, patience)
+            self.replay = await self._replays.complete(self.replay, patience(self._page))
         await self._carrier().carry()
         await self._load()
         return self.replay
