@@ -50,6 +50,7 @@ def run(worker: StreamprocWorker, dataset: Dataset, folder: Path, chrome: Browse
         assert chrome is not None
         address, process = viewers.enter_context(served(url, folder))
         page = viewers.enter_context(chrome.new_page())
+        page.set_default_timeout(300_000)  # it may get what others leave of the processors
         page.goto(address)
         page.wait_for_selector("#main")
         watching.append((process, page))
