@@ -78,7 +78,7 @@ def form_option(word: str, text: str) -> Callable[[F], F]:
     Two of them together are a mistake: click's UsageError.
     """
 
-    def choose(context: click.Context, _: click.Parameter, given: bool) -> None:  # noqa: FBT001 - click's
+    def choose(context: click.Context, _: click.Parameter, given: bool) -> None:
         other = context.params.setdefault("form", None)
         if given and other is not None:
             raise click.UsageError(f"--{other} and --{word} are two forms of one answer: leave one out.")

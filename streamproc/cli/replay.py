@@ -16,9 +16,7 @@ from streamproc.cli.streams import set_up_options
 from streamproc.errors import ConfigError, Mistake
 from streamproc.settings import Settings
 
-_STREAM = click.option(
-    "--stream", "topic", metavar="STREAM", help="The topic page, where there are several."
-)
+_STREAM = click.option("--stream", "topic", metavar="STREAM", help="The topic page, where there are several.")
 
 
 @click.group(name="replay", cls=Group, invoke_without_command=True)

@@ -117,7 +117,9 @@ def _with_admin(settings: Settings, action: Callable[[Admin], Awaitable[T]]) -> 
     folder = settings.data_dir / "broker"
     joined = join_broker(folder)
     if joined is None:
-        click.echo(f"No embedded broker runs in {settings.data_dir}: this one ends with the command.", err=True)
+        click.echo(
+            f"No embedded broker runs in {settings.data_dir}: this one ends with the command.", err=True
+        )
     with joined or start_broker(folder) as embedded:
         return asyncio.run(connected(KafkaConnection(embedded.bootstrap, embedded=True)))
 

@@ -92,8 +92,8 @@ class Eraser:
             )
         if warehouse is None and page.sinks.warehouse:
             problem = (
-                f"{page.name} is loaded into a warehouse, and none is set here: it would keep the visitor, and load the "
-                "rows of others again"
+                f"{page.name} is loaded into a warehouse, and none is set here: it would keep the visitor, and "
+                "load the rows of others again"
             )
             fix = "Erase where the loader runs; without a warehouse write sinks.warehouse = false in the topic page"
             mistakes.append(Mistake("warehouse", problem, fix))

@@ -91,7 +91,9 @@ class Upkeep:
             if self._compacts():
                 group.create_task(self._every(self._settings.compact_every, "compact", self.compact))
             if self._elsewhere and self._topology.retention.events is not None:
-                log.info("not_expiring", why="the page has a warehouse and this worker knows none: its loader does")
+                log.info(
+                    "not_expiring", why="the page has a warehouse and this worker knows none: its loader does"
+                )
             group.create_task(self._every(RETAIN_EVERY, "retain", self.retain))
             if self._loader is not None:
                 group.create_task(self._every(LOAD_EVERY, "load", self.load))

@@ -123,7 +123,9 @@ class Beside:
         """Of a table whose measures need no state today, the public rows say what its state is."""
         columns = [*self.live.key, *self.live.additive]
         await conn.execute(
-            sql.SQL("DELETE FROM {} WHERE window_start >= {}").format(self.live.state, sql.Literal(found.start))
+            sql.SQL("DELETE FROM {} WHERE window_start >= {}").format(
+                self.live.state, sql.Literal(found.start)
+            )
         )
         await conn.execute(
             sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} t WHERE {}").format(

@@ -44,8 +44,8 @@ class Difference:
 class TopicState:
     """A topic as the broker has it. ``overrides``: configuration set on the topic itself.
 
-    ``timestamps``: of its producers' clocks (``CreateTime``) or the broker's (``LogAppendTime``), where that is told. Its
-    configuration is empty when we are not allowed to see it.
+    ``timestamps``: of its producers' clocks (``CreateTime``) or the broker's (``LogAppendTime``), where that is told.
+    Its configuration is empty when we are not allowed to see it.
     """
 
     name: str

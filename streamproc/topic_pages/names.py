@@ -49,9 +49,7 @@ EVENT_COLUMNS = frozenset({*SYSTEM_COLUMNS, "event_time", "watermark", *TABLE_CO
 SCHEMAS = frozenset({"public", "information_schema", "ledger", "streamproc", "warehouse"})
 
 
-def identifier(
-    what: str, taken: frozenset[str] = frozenset(), longest: int = LONGEST_NAME
-) -> Parse[str]:
+def identifier(what: str, taken: frozenset[str] = frozenset(), longest: int = LONGEST_NAME) -> Parse[str]:
     """A name that needs no quotes in SQL, is not reserved and not ``taken``. ``what``: for messages."""
 
     def parse(value: object) -> str:

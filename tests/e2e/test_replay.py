@@ -184,7 +184,11 @@ async def test_a_range_in_the_middle_leaves_tables_and_lake_in_agreement(site, s
     assert named_differences(difference) == expected
     assert expected["sessions"] and expected["checkout_funnel"]
     site.extra["STREAMPROC_WAREHOUSE"] = "none"  # a loader elsewhere would load the range again
-    verbs = ("promote", "middle", "--yes"), ("discard", "middle", "--yes"), ("--from=earliest", "--into=other")
+    verbs = (
+        ("promote", "middle", "--yes"),
+        ("discard", "middle", "--yes"),
+        ("--from=earliest", "--into=other"),
+    )
     for arguments in verbs:
         refused = site.run("replay", *arguments, check=False)
         assert refused.returncode == 2 and "none is set here" in refused.stderr

@@ -249,5 +249,5 @@ async def test_a_stream_without_a_lake_has_nothing_to_rebuild_from(world: World,
     setup = replace(world.setup, topics=pages, stream="bare", fingerprint=page.fingerprint)
     async with Ledger(world.ledger, "bare", "job") as ledger:
         await ledger.migrate()
-        with pytest.raises(ConfigError, match="sinks.lake: is false"):
+        with pytest.raises(ConfigError, match=r"sinks\.lake: is false"):
             await Rebuild(setup, ledger, Inline()).run(["hits"], 0, DAY, 20_000, lambda what, done: None)

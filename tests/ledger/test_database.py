@@ -58,7 +58,7 @@ async def test_a_server_that_only_reads_is_waited_for_on_another_connection(post
         async with database.connection("demote") as conn:
             before = conn.info.backend_pid
             await conn.execute("SET default_transaction_read_only = on")
-        with pytest.raises(DependencyError, match="work: .*read-only.*primary"):
+        with pytest.raises(DependencyError, match=r"work: .*read-only.*primary"):
             async with getattr(database, way)("work") as conn:
                 await conn.execute("CREATE TABLE t (n int)")
         async with database.transaction("work") as conn:

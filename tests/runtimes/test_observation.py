@@ -105,7 +105,7 @@ async def test_a_position_that_stands_still_makes_the_worker_not_ready_and_ends_
     assert observation.not_ready() is None
     await clock.look(observation)
     assert observation.not_ready() == "stuck: clicks/0 has records and its position has not moved for 120 s"
-    with pytest.raises(Stuck, match="clicks/0.*600 s"):
+    with pytest.raises(Stuck, match=r"clicks/0.*600 s"):
         await clock.look(observation, 480)
 
 

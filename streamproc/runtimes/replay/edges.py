@@ -43,7 +43,9 @@ async def refuse_expired(page: Topology, ledger: Ledger, spans: Mapping[Partitio
         f"windows at its beginning need events from outside it, and the lake has those from {_moment(left)} on only "
         "(retention.events): what live has counted of older ones would go from the tables"
     )
-    fix = f"Begin at {_moment(begin)} or later; keep events longer than the longest window if that is too late"
+    fix = (
+        f"Begin at {_moment(begin)} or later; keep events longer than the longest window if that is too late"
+    )
     raise ConfigError([Mistake("--from", problem, fix)])
 
 

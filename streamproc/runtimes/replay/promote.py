@@ -108,7 +108,8 @@ class Promoter:
         """Put the replay in the place of what live has; false when that was done before.
 
         Raises :class:`LedgerError` when it cannot be done any more, before anything was changed, and
-        :class:`ConfigError` when the page has a warehouse that is not known here: its loader would load the range again.
+        :class:`ConfigError` when the page has a warehouse that is not known here: its loader would load the range
+        again.
         """
         if self.replay.state == "promoted":
             return False
@@ -129,8 +130,8 @@ class Promoter:
     async def discard(self) -> None:
         """Drop everything the replay has made.
 
-        Raises :class:`LedgerError` when it is promoted or at work, and :class:`ConfigError` when the page has a warehouse
-        that is not known here: the replay's table there would be found by the next replay of that name.
+        Raises :class:`LedgerError` when it is promoted or at work, and :class:`ConfigError` when the page has a
+        warehouse that is not known here: the replay's table there would be found by the next replay of that name.
         """
         refuse_unknown_warehouse(self._page, known=self._live is not None)
         for partition in self.replay.ranges:
