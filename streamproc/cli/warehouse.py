@@ -162,7 +162,9 @@ async def _found(stream: OpenedStream, warehouse: Warehouse) -> _Found:
     lake = behind = 0
     async for page in stream.ledger.committed("events"):
         rows = {each.plan.key: each.plan.rows for each in page}
-        lacking = await warehouse.missing(list(rows)) | {each.key for each in aside}
+        # Before the first load there may be nothing to ask.
+        lacking = set(rows) if status.loaded_at is None else await warehouse.missing(list(rows))
+        lacking |= {each.key for each in aside}
         lake += sum(rows.values())
         behind += sum(count for key, count in rows.items() if key in lacking)
     return _Found(stream.page.name, status, aside, lake, behind)

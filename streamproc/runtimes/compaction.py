@@ -26,8 +26,9 @@ from streamproc.ledger import Ledger, compaction
 from streamproc.ledger.compaction import Moved, Source
 from streamproc.model import PlannedObject, WrittenObject
 from streamproc.runtimes.compaction_runs import CompactionLimits, Run, runs
+from streamproc.runtimes.merging_process import MergingProcess
 from streamproc.sinks.lake import object_name
-from streamproc.sinks.merging import compatible, first_positions, merge
+from streamproc.sinks.merging import compatible
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.warehouse import Merges, Quarantines, Warehouse
 from streamproc.topology import Topology
@@ -105,15 +106,16 @@ class Compactor:
             if not alone:
                 report.waiting["another compactor is at work"] = 1
                 return report
-            for run in await self.plan():
-                waits = await self._compact(run, report)
-                if waits is not None:
-                    report.waiting[waits] = report.waiting.get(waits, 0) + 1
-                if tell is not None:
-                    tell(run, report)
+            async with MergingProcess() as merging:
+                for run in await self.plan():
+                    waits = await self._compact(run, report, merging)
+                    if waits is not None:
+                        report.waiting[waits] = report.waiting.get(waits, 0) + 1
+                    if tell is not None:
+                        tell(run, report)
         return report
 
-    async def _compact(self, run: Run, report: CompactionReport) -> str | None:
+    async def _compact(self, run: Run, report: CompactionReport, merging: MergingProcess) -> str | None:
         """Compact one run; why not, when it has to wait."""
         found = await compaction.sources(
             self._ledger.database, self._ledger.stream, run.partition, run.after, run.through
@@ -136,7 +138,7 @@ class Compactor:
             if len({each.committed.plan.through for each in mergeable}) < 2:
                 return "its columns have changed their types"
             try:
-                written = await self._write(mergeable, files, scratch)
+                written = await self._write(mergeable, files, scratch, merging)
             except Moved as moved:
                 log.info("not_compacted", run=str(run), why=str(moved))
                 return "it has changed meanwhile"
@@ -168,7 +170,7 @@ class Compactor:
         return dict(await each(lambda pair: fetch(*pair), numbered, at_once=_PARALLEL))
 
     async def _write(
-        self, found: Sequence[Source], files: dict[str, Path], scratch: Path
+        self, found: Sequence[Source], files: dict[str, Path], scratch: Path, merging: MergingProcess
     ) -> list[WrittenObject]:
         """Merge, put and commit; see :mod:`streamproc.ledger.compaction` for the order."""
         database, stream = self._ledger.database, self._ledger.stream
@@ -181,7 +183,10 @@ class Compactor:
         try:
             for plan, parts in merged.values():
                 target = scratch / "merged.parquet"
-                await asyncio.to_thread(_merge, parts, files, plan.rows, target)
+                committed = [part.committed.plan for part in parts]
+                await merging.merge(
+                    [(each.through, files[each.key]) for each in committed], plan.rows, target
+                )
                 stored = await self._store.put(plan.key, await asyncio.to_thread(target.read_bytes))
                 written.append(WrittenObject(plan, stored.size, stored.checksum))
             failpoint("compact.put")
@@ -269,11 +274,3 @@ def _planned(stream: str, found: Sequence[Source]) -> Iterator[tuple[PlannedObje
             ),
             parts,
         )
-
-
-def _merge(parts: Sequence[Source], files: dict[str, Path], rows: int, target: Path) -> None:
-    """In the order of positions: a commit can have several files of one folder, whose names say nothing."""
-    paths = [files[part.committed.plan.key] for part in parts]
-    throughs = [part.committed.plan.through for part in parts]
-    ordered = sorted(zip(throughs, first_positions(paths), paths, strict=True), key=lambda each: each[:2])
-    merge([path for *_, path in ordered], rows, target)

@@ -299,11 +299,12 @@ class Eraser:
         failpoint("erase.warehouse")
         async with self._ledger.database.connection("look for tables of visitors") as conn:
             tables = await identifying(conn, self._page.name, self._page.tables, self._page.erasure)
+        today = {table.name for table in self._page.tables}
         for found in tables:
             async with self._ledger.database.transaction("erase a visitor from a table") as conn:
                 rows = await erase(conn, self._page.name, found, values, dry=report.dry)
-            if rows is not None:
-                report.tables[found.table] = rows
+            if rows is not None or found.table in today:  # a page's new table may still have to be made
+                report.tables[found.table] = rows or 0
 
     async def _refuse_replays(self) -> None:
         async with self._ledger.database.connection("look for replays") as conn:

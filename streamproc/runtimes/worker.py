@@ -182,8 +182,8 @@ class Worker:
         for task in waiting:
             task.cancel()
         finished = await asyncio.gather(*waiting, return_exceptions=True)
-        for result in finished:
-            if isinstance(result, Exception):
+        for result in finished:  # a panic of polars is no Exception, nor a group that holds one
+            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 self._failure = self._failure or result
 
     async def _connect(self, stack: AsyncExitStack, ending: asyncio.Event) -> bool:

@@ -1,9 +1,16 @@
-"""Merging Parquet files of the lake into one, row group by row group, without holding more than a few of them."""
+"""Merging Parquet files of the lake into one, row group by row group, without holding more than a few of them.
+
+As a program (``python -m streamproc.sinks.merging``) it merges as it is told on standard input, see :func:`serve`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import polars as pl
 
@@ -36,6 +43,19 @@ def compatible(known: dict[str, pl.DataType], files: Sequence[Path]) -> bool:
     return True
 
 
+def merge_parts(parts: Sequence[tuple[int, Path]], rows: int, target: Path) -> None:
+    """:func:`merge` files in the order of their positions, each with the position through which its commit goes.
+
+    A commit can have several files of one folder, whose names say nothing.
+    """
+    begins = first_positions([file for _, file in parts])
+    ordered = sorted(
+        ((through, begin, file) for (through, file), begin in zip(parts, begins, strict=True)),
+        key=lambda each: each[:2],
+    )
+    merge([file for *_, file in ordered], rows, target)
+
+
 def merge(files: Sequence[Path], rows: int, target: Path) -> None:
     """Write the rows of ``files``, one after the other, as ``target``; columns that a file lacks are null.
 
@@ -49,3 +69,31 @@ def merge(files: Sequence[Path], rows: int, target: Path) -> None:
     found = pl.scan_parquet(target).select(pl.len()).collect().item()
     if found != rows:
         raise Inconsistent(f"{len(files)} objects hold {found} rows, {rows} in the ledger")
+
+
+def serve(requests: Iterable[str], answers: TextIO) -> None:
+    """:func:`merge_parts` as each line of ``requests`` says: a JSON object of its arguments.
+
+    A line of ``answers`` for each: ``{}`` when it is done, else what was ``inconsistent``, or why it ``failed``.
+    """
+    for line in requests:
+        asked = json.loads(line)
+        answer: dict[str, str] = {}
+        try:
+            merge_parts(
+                [(through, Path(file)) for through, file in asked["parts"]],
+                asked["rows"],
+                Path(asked["target"]),
+            )
+        except Inconsistent as error:
+            answer["inconsistent"] = str(error)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            answer["failed"] = str(error)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    if hasattr(os, "nice"):
+        os.nice(10)  # the stream comes first
+    serve(sys.stdin, sys.stdout)

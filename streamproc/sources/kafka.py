@@ -19,6 +19,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import DependencyError, SourceError
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources import Listener, kafka_fetch
@@ -365,6 +366,7 @@ class KafkaSource:
                 try:
                     return await act()
                 except DependencyError as error:
+                    end_if_cancelled(error)
                     log.warning("waiting", on=error.what, problem=error.problem, attempt=attempt.num)
                     if self._waiting is not None:
                         self._waiting(error)

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import DependencyError, SourceError
 from streamproc.log_objects import LogLedger
 from streamproc.model import Partition, RecordBatch
@@ -62,6 +63,7 @@ class LogSource:
                 await self._store.open()
                 break
             except DependencyError as error:
+                end_if_cancelled(error)
                 self._waiting(error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 15.0)

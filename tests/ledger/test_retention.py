@@ -46,7 +46,7 @@ async def test_rejects_of_an_old_log_are_kept_as_long_from_when_they_were_found(
     """They were received when the log was last changed, here in 1970."""
     claims = await ledger.claim([P0])
     part = advance(claims[P0], 10)
-    (epoch,) = [record(part, objects=written(replace(planned(part), kind="rejects")))]
+    epoch = record(part, objects=written(replace(planned(part), kind="rejects")))
     await ledger.intend(epoch.id, [each.plan for each in epoch.objects], claims)
     await ledger.commit(epoch, nothing)
     now = time.time_ns() // 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,3 +57,34 @@ async def test_whatever_the_last_commit_fails_with_the_worker_leaves_the_group(
     await Worker._wind_down(worker)
     assert worker._failure is failure
     assert left == ["claims", "group"]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [*FAILURES, BaseExceptionGroup("unhandled errors in a TaskGroup", FAILURES)],
+    ids=lambda failure: type(failure).__name__,
+)
+async def test_whatever_the_work_beside_the_records_fails_with_is_the_workers_failure(
+    failure: BaseException,
+) -> None:
+    async def fail() -> None:
+        raise failure
+
+    async def work_on(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    worker: Any = SimpleNamespace(
+        settings=SimpleNamespace(worker="w1"),
+        topology=SimpleNamespace(name="clicks"),
+        upkeep=SimpleNamespace(run=fail),
+        observation=SimpleNamespace(run=work_on),
+        _pump=work_on,
+        _agents=None,
+        _publication=None,
+        _failure=None,
+        _ended=asyncio.Event(),
+    )
+    async with asyncio.timeout(10), AsyncExitStack() as stack:
+        await Worker._work(worker, stack, None, asyncio.Event())  # type: ignore[arg-type]  # no application
+    assert worker._failure is failure
+    assert worker.state == "draining"

@@ -1,0 +1,79 @@
+"""A process that merges files for a compaction, and ends with it.
+
+polars reads many files with a thread for each, and the threads, their heaps and the pages that were freed stay with the
+process. Beside the stream, a worker kept some megabytes more after each compaction, and held 170 MiB while it ran. Here
+all of it goes back, and merging, which has time, takes the processors only when nobody else wants them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from streamproc.errors import DependencyError, Inconsistent
+
+_WHAT = "the process that merges files"
+
+
+class MergingProcess:
+    """Started with the first merge, ended with the block. One merge at a time."""
+
+    def __init__(self) -> None:
+        self._process: Process | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            if self._process.returncode is None:
+                self._process.kill()  # it is at nothing, or what it is at is not wanted any more
+            await self._process.communicate()
+
+    async def merge(self, parts: Sequence[tuple[int, Path]], rows: int, target: Path) -> None:
+        """See :func:`streamproc.sinks.merging.merge_parts`.
+
+        Raises :class:`Inconsistent`, :class:`OSError` with what was wrong with a file, and :class:`DependencyError`
+        when the process has come to an end of its own.
+        """
+        if self._process is None:
+            self._process = await self._started()
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        asked = {
+            "parts": [(through, str(file)) for through, file in parts],
+            "rows": rows,
+            "target": str(target),
+        }
+        with suppress(ConnectionError):  # it is no more: the answer is missing too
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
+            await process.stdin.drain()
+        line = await process.stdout.readline()
+        if not line:
+            code = await process.wait()
+            problem = f"ended with {code} before it was done"
+            raise DependencyError(_WHAT, problem, "what it wrote is in the log; -9: was there memory enough?")
+        answer = json.loads(line)
+        if "inconsistent" in answer:
+            raise Inconsistent(answer["inconsistent"])
+        if "failed" in answer:
+            raise OSError(answer["failed"])
+
+    async def _started(self) -> Process:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "streamproc.sinks.merging"),
+            stdin=PIPE,  # closed by whatever ends us: it ends then, too
+            stdout=PIPE,
+            env={**os.environ, "POLARS_MAX_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is for us to pass on
+        )
