@@ -738,7 +738,7 @@ async def test_a_packed_file_that_ends_in_the_middle_and_grows_no_more_is_broken
 async def test_what_is_no_regular_file_is_passed_over(folder: Path) -> None:
     pipe = folder / "a.pipe"
     os.mkfifo(pipe)
-    (folder / "b.log").write_bytes(b"1\n")
+    (folder / "b.log").write_bytes(b"first\n")
     (folder / "c.log").symlink_to(pipe)
     store = Folder(LogConnection(folder.as_uri()))
     try:
