@@ -47,7 +47,7 @@ SAFE = [
     "case when a + b > 0 then a / (a + b) end",
     "case b when 0 then 0 else a / b end",
     "case b when 3 then a / b end",
-    "case when 'a / b' = 'it''s %' then a else b end",
+    "case when cast(a as varchar) = 'it''s a / b %' then a else b end",
     'case when "b" > 0 then a / "b" end',
     "a /* / b */ + b",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from streamproc.ledger import Ledger
@@ -45,8 +44,8 @@ async def test_objects_whose_newest_row_is_older_go_and_are_deleted_a_day_later(
 async def test_rejects_of_an_old_log_are_kept_as_long_from_when_they_were_found(ledger: Ledger) -> None:
     """They were received when the log was last changed, here in 1970."""
     claims = await ledger.claim([P0])
-    part = advance(claims[P0], 10)
-    epoch = record(part, objects=written(replace(planned(part), kind="rejects")))
+    part = advance(claims[P0], 10, records=11, rejected=11)
+    epoch = record(part, objects=written(planned(part, "rejects")))
     await ledger.intend(epoch.id, [each.plan for each in epoch.objects], claims)
     await ledger.commit(epoch, nothing)
     now = time.time_ns() // 1000
