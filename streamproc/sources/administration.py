@@ -10,6 +10,9 @@ from streamproc.topology import Topic
 
 FOREVER = "-1"
 
+#: Says whose clock stamps the records. See decision 4.
+TIMESTAMPS = "message.timestamp.type"
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -28,6 +31,11 @@ class Difference:
     def __str__(self) -> str:
         obstacle = f" ({self.obstacle})" if self.obstacle else ""
         return f"{self.topic}: {self._change}{obstacle}"
+
+    @property
+    def advice(self) -> bool:
+        """Whether it is only good to know: for a topic that is there, whose clock stamps the records is its owner's."""
+        return self.what == TIMESTAMPS
 
     @property
     def _change(self) -> str:

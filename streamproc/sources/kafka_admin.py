@@ -19,18 +19,18 @@ from aiokafka.errors import (
 )
 
 from streamproc.errors import ConfigError, DependencyError
-from streamproc.sources.administration import Difference, TopicState, retention_ms
+from streamproc.sources.administration import TIMESTAMPS, Difference, TopicState, retention_ms
 from streamproc.sources.kafka_client import KafkaConnection, words
 from streamproc.topology import Topic
 
 #: ``config_source`` of an override that was set on the topic itself (DescribeConfigs, version 1 and later).
 _SET_ON_TOPIC = 1
 
-#: Says whose clock stamps the records; its value for the broker's. See decision 4.
-_TIMESTAMPS, _APPEND_TIME = "message.timestamp.type", "LogAppendTime"
+#: The broker's clock stamps the records.
+_APPEND_TIME = "LogAppendTime"
 
 #: Worth a word in the diff, no reason to fail.
-_LEFT_ALONE = ("replication", _TIMESTAMPS)
+_LEFT_ALONE = ("replication", TIMESTAMPS)
 
 _VISIBLE_DEADLINE = 15.0
 
@@ -87,7 +87,7 @@ class KafkaAdmin:
             retention_ms=values.get("retention.ms"),
             cleanup_policy=(values.get("cleanup.policy") or "delete") if code == 0 else None,
             overrides={entry[0]: entry[1] for entry in entries if entry[3] == _SET_ON_TOPIC},
-            timestamps=values.get(_TIMESTAMPS),
+            timestamps=values.get(TIMESTAMPS),
         )
 
     async def diff(self, topic: Topic) -> list[Difference]:
@@ -139,7 +139,7 @@ class KafkaAdmin:
     async def _create(self, topic: Topic) -> None:
         configs = {"retention.ms": retention_ms(topic), "cleanup.policy": "delete"}
         if topic.append_time:
-            configs[_TIMESTAMPS] = _APPEND_TIME
+            configs[TIMESTAMPS] = _APPEND_TIME
         new = NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=configs)
         answer = await self._client.create_topics([new])
         ((_, code, message),) = answer.topic_errors
@@ -173,7 +173,7 @@ def _differences(topic: Topic, state: TopicState) -> Iterator[Difference]:
         yield Difference(topic.name, "retention.ms", retention_ms(topic), state.retention_ms)
     if topic.append_time and state.timestamps not in (None, _APPEND_TIME):
         obstacle = "left as it is, for what goes by its producers' clocks; Kafka's own tools change it"
-        yield Difference(topic.name, _TIMESTAMPS, _APPEND_TIME, state.timestamps, obstacle)
+        yield Difference(topic.name, TIMESTAMPS, _APPEND_TIME, state.timestamps, obstacle)
 
 
 def _check(code: int, message: str | None = None) -> None:

@@ -13,12 +13,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from streamproc.errors import ConfigError, DependencyError
-from streamproc.sources.kafka_admin import TopicState, _differences, admin
+from streamproc.sources.administration import TIMESTAMPS, TopicState
+from streamproc.sources.kafka_admin import _differences, admin
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.topology import DAY, Topic
 from tests.support.apache_kafka import ApacheKafka, free_ports
-
-TIMESTAMPS = "message.timestamp.type"
 
 
 def fresh() -> str:
@@ -78,7 +77,10 @@ def test_a_topic_whose_configuration_is_hidden_from_us_may_be_compacted() -> Non
 def test_timestamps_of_producers_are_told_of_the_topic_that_is_read() -> None:
     read = Topic("t")
     state = TopicState("t", 4, 1, str(7 * 86_400_000), "delete", {}, timestamps="CreateTime")
-    assert [d.what for d in _differences(read, state)] == [TIMESTAMPS]
+    assert [(d.what, d.advice) for d in _differences(read, state)] == [(TIMESTAMPS, True)]
+    assert not any(
+        d.advice for d in _differences(replace(read, partitions=5), replace(state, timestamps=None))
+    )
     assert list(_differences(replace(read, append_time=False), state)) == []
     for fine in ("LogAppendTime", None):  # some brokers do not say
         assert list(_differences(read, replace(state, timestamps=fine))) == []
