@@ -29,7 +29,7 @@ def privacy_command() -> None:
 
 
 @privacy_command.command(name="erase")
-@click.argument("topic")
+@click.argument("topic", metavar="STREAM")
 @click.argument("visitors", nargs=-1)
 @set_up_options
 @click.option("--file", type=click.File("r"), help="Read ids from a file, one a line; - is standard input.")

@@ -122,7 +122,7 @@ def publish_command(  # noqa: PLR0917 - click calls it by name
 
 
 @quicksight_command.command(name="delete")
-@click.argument("topic")
+@click.argument("topic", metavar="STREAM")
 @settings_options
 @json_option
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before deleting.")
