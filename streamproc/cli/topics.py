@@ -92,7 +92,7 @@ def apply_command(config: Path | None, topics: Path | None, as_json: bool, yes: 
             click.echo(str(difference), err=True)
         if possible and not click.confirm("Apply?", err=True):
             raise click.Abort
-    done = _with_admin(settings, lambda broker: _apply(broker, wanted))
+    done = _with_admin(settings, lambda broker: _apply(broker, wanted), told=not yes)
     if as_json:
         click.echo(json.dumps({"applied": [_difference_json(each) for each in done]}, indent=2))
     elif done:
@@ -110,7 +110,9 @@ def _wanted(settings: Settings) -> list[tuple[str, Topic]]:
     return [(stream, topic) for stream, page in pages.items() for topic in page.topics]
 
 
-def _with_admin(settings: Settings, action: Callable[[Admin], Awaitable[T]]) -> T:
+def _with_admin(settings: Settings, action: Callable[[Admin], Awaitable[T]], *, told: bool = False) -> T:
+    """What ``action`` returns; says if its broker ends with it, unless that is ``told``."""
+
     async def connected(connection: Connection) -> T:
         async with admin(connection) as broker:
             return await action(broker)
@@ -120,7 +122,7 @@ def _with_admin(settings: Settings, action: Callable[[Admin], Awaitable[T]]) -> 
     # The broker of a service that runs on the same data folder, or one that lives as long as this command.
     folder = settings.data_dir / "broker"
     joined = join_broker(folder)
-    if joined is None:
+    if joined is None and not told:
         click.echo(
             f"No embedded broker runs in {settings.data_dir}: this one ends with the command.", err=True
         )
