@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from streamproc.cli.offsets import effect
 from streamproc.errors import Fenced
 from streamproc.ledger import Ledger
 from streamproc.model import Advance, Claim, Counts
+from streamproc.sources.kafka_admin import admin
+from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_positions import Span
 from tests.cli.shop import Shop
 from tests.ledger.epochs import nothing, record
@@ -77,13 +81,19 @@ def test_a_position_is_set_by_number_end_or_time(at_five: Shop, where: str, next
     assert position(at_five) == next_read - 1
 
 
+async def stamped_by_producers(apache_kafka: ApacheKafka, shop: Shop) -> None:
+    """The page's topic as another tool makes it, so that records can be as old as the test says."""
+    async with admin(KafkaConnection(apache_kafka.bootstrap)) as broker:
+        await broker.apply(replace(shop.topology.topic, append_time=False))
+
+
 @pytest.mark.kafka
 @pytest.mark.parametrize("late", [0, 1, 59])
 def test_a_time_between_two_records_means_the_later_one(
     tmp_path: Path, postgres: str, apache_kafka: ApacheKafka, late: int
 ) -> None:
     shop = Shop(tmp_path / "shop", postgres, apache_kafka.bootstrap, f"shop-{late}")
-    shop.call("topics", "apply", "--yes")
+    asyncio.run(stamped_by_producers(apache_kafka, shop))
     first = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=10)
     shop.produce(0, [b"x"] * 10, first)
     shop.commit(0, list(range(6)))
