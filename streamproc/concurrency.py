@@ -9,6 +9,10 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+#: The variable by which ``streamproc run --workers N`` tells each of its processes how many they are: each tells its
+#: share of the memory.
+PROCESSES = "_STREAMPROC_PROCESSES"
+
 
 async def each(
     function: Callable[[Item], Awaitable[Result]], items: Iterable[Item], *, at_once: int

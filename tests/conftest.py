@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import pytest
 
 from streamproc.embedded.broker import start_broker
 from streamproc.embedded.postgres import EmbeddedPostgres, start_postgres
+from streamproc.ledger import Ledger
 from streamproc.sources.kafka_client import KafkaConnection
 from tests.support.apache_kafka import ApacheKafka, KafkaUnavailable
 from tests.support.installed_postgres import InstalledPostgres
@@ -206,3 +207,11 @@ def kinesis_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KinesisL
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture
+async def ledger(postgres: str) -> AsyncIterator[Ledger]:
+    """Worker ``w1``'s view of stream ``clicks``."""
+    async with Ledger(postgres, "clicks", "w1") as ledger:
+        await ledger.migrate()
+        yield ledger

@@ -21,8 +21,7 @@ from streamproc.cli.streams import (
     topic_argument,
 )
 from streamproc.errors import ConfigError, Inconsistent, MissingObject, Mistake
-from streamproc.ledger.retention import expire_objects
-from streamproc.runtimes import clocks
+from streamproc.runtimes import expiry
 from streamproc.settings import Settings
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.warehouse import (
@@ -32,7 +31,6 @@ from streamproc.sinks.warehouse import (
     Warehouse,
     WarehouseStatus,
     layout_of,
-    needed_by,
     open_warehouse,
 )
 
@@ -141,13 +139,10 @@ async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tupl
 
 async def _expire(stream: OpenedStream, warehouse: Warehouse) -> None:
     """Let go of the objects that the page keeps no longer: workers that know no warehouse leave it to its loader."""
-    page, kept = stream.page, stream.page.retention.events
-    clock = None if kept is None else await clocks.without_broker(stream.ledger, page)
-    if kept is not None and clock is not None:
-        before = clock - page.contract.event_time.disorder - kept
-        needed = needed_by(warehouse)
-        expired = await expire_objects(stream.ledger.database, page.name, "events", before, needed)
-        _log.debug("retained", stream=page.name, expired_events=expired)
+    if stream.page.retention.events is not None:
+        clock = await expiry.without_broker(stream.ledger, stream.page)
+        expired = await expiry.expire_events(stream.ledger, stream.page, clock, warehouse)
+        _log.debug("retained", stream=stream.page.name, expired_events=expired)
 
 
 async def _status(settings: Settings, topic: str | None) -> list[_Found]:

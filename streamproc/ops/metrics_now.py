@@ -13,10 +13,8 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from streamproc.concurrency import PROCESSES
 from streamproc.model import Partition
-
-#: The variable by which ``streamproc run --workers N`` tells each of its processes how many they are.
-PROCESSES = "_STREAMPROC_PROCESSES"
 
 
 @dataclass(frozen=True, slots=True)

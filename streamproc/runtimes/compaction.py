@@ -26,6 +26,7 @@ from streamproc.ledger import Ledger, compaction
 from streamproc.ledger.compaction import Moved, Source
 from streamproc.model import PlannedObject, WrittenObject
 from streamproc.runtimes.compaction_runs import CompactionLimits, Run, runs
+from streamproc.runtimes.expiry import unknown_warehouse
 from streamproc.runtimes.merging_process import MergingProcess
 from streamproc.sinks.lake import object_name
 from streamproc.sinks.merging import compatible
@@ -39,9 +40,6 @@ log = structlog.get_logger(__name__)
 _PARALLEL = 4
 
 _AGAIN = "it would load their rows again"
-_ELSEWHERE = (
-    "Compact where the loader runs; without a warehouse write sinks.warehouse = false in the topic page"
-)
 
 #: One compactor of a stream at a time. Not for safety, see :mod:`streamproc.ledger.compaction`: for the work.
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('streamproc compactor ' || %(stream)s, 0))"
@@ -76,9 +74,8 @@ class Compactor:
         warehouse: Warehouse | None,
         limits: CompactionLimits | None = None,
     ) -> None:
-        if warehouse is None and page.sinks.warehouse:
-            problem = f"{page.name} is loaded into a warehouse, and none is set here: {_AGAIN}"
-            raise ConfigError([Mistake("warehouse", problem, _ELSEWHERE)])
+        if mistakes := unknown_warehouse(page, "Compact", _AGAIN, known=warehouse is not None):
+            raise ConfigError(mistakes)
         if warehouse is not None and not isinstance(warehouse, Merges):
             problem = f"cannot be told that objects of the lake were merged: {_AGAIN}"
             raise ConfigError([Mistake("warehouse", problem, "Use one in PostgreSQL or Redshift")])

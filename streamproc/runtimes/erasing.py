@@ -25,6 +25,7 @@ from streamproc.ledger import Ledger, compaction
 from streamproc.ledger.compaction import Moved, Source
 from streamproc.ledger.erasures import Erasures
 from streamproc.model import REJECT_SCHEMA, WrittenObject
+from streamproc.runtimes.expiry import unknown_warehouse
 from streamproc.sinks.lake import ROW_GROUP, object_name
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
@@ -90,13 +91,8 @@ class Eraser:
             mistakes.append(
                 Mistake(f"{page.name}: erasure.columns", "names no column to find visitors by", fix)
             )
-        if warehouse is None and page.sinks.warehouse:
-            problem = (
-                f"{page.name} is loaded into a warehouse, and none is set here: it would keep the visitor, and "
-                "load the rows of others again"
-            )
-            fix = "Erase where the loader runs; without a warehouse write sinks.warehouse = false in the topic page"
-            mistakes.append(Mistake("warehouse", problem, fix))
+        otherwise = "it would keep the visitor, and load the rows of others again"
+        mistakes += unknown_warehouse(page, "Erase", otherwise, known=warehouse is not None)
         if warehouse is not None and not isinstance(warehouse, Erases):
             mistakes.append(
                 Mistake("warehouse", "cannot delete a visitor's rows", "Use one in PostgreSQL or Redshift")

@@ -14,16 +14,13 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
+from streamproc.concurrency import PROCESSES
 from streamproc.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 #: polars starts so many threads a process; of several processes each gets its share of the cores.
 _POLARS_THREADS = "POLARS_MAX_THREADS"
-
-#: How many they are: each tells its share of the memory (:data:`streamproc.ops.metrics_now.PROCESSES`, which is not
-#: imported here, since it would bring polars along).
-_PROCESSES = "_STREAMPROC_PROCESSES"
 
 #: Beyond the drain deadline, for what comes before and after draining. Seconds.
 _GRACE = 15.0
@@ -79,5 +76,5 @@ def environment(settings: Settings, count: int, number: int) -> Mapping[str, str
         **os.environ,
         "STREAMPROC_WORKER": f"{settings.worker}-{number}",
         "STREAMPROC_HEALTH": f"{host}:{port}",
-        _PROCESSES: str(count),
+        PROCESSES: str(count),
     }

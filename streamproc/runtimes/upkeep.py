@@ -18,13 +18,13 @@ from streamproc.errors import StreamprocError
 from streamproc.ledger import Ledger
 from streamproc.ledger.retention import expire_objects, forget_redrives, forget_swept
 from streamproc.model import Partition
-from streamproc.runtimes import clocks
+from streamproc.runtimes import expiry
 from streamproc.runtimes.compaction import Compactor
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.summaries import Summaries
-from streamproc.sinks.warehouse import Warehouse, layout_of, needed_by, open_warehouse
+from streamproc.sinks.warehouse import Warehouse, layout_of, open_warehouse
 from streamproc.sources.log_store import LogConnection
 from streamproc.topology import Topology
 
@@ -139,10 +139,9 @@ class Upkeep:
         """
         database, stream, kept = self._ledger.database, self._topology.name, self._topology.retention
         events = rejects = 0
-        watermark = None if kept.events is None or self._elsewhere else await self._watermark()
-        if kept.events is not None and watermark is not None:
-            needed = needed_by(self._warehouse) if self._warehouse is not None else None
-            events = await expire_objects(database, stream, "events", watermark - kept.events, needed)
+        if kept.events is not None and not self._elsewhere:
+            clock = await self._clock()
+            events = await expiry.expire_events(self._ledger, self._topology, clock, self._warehouse)
         if kept.rejects is not None:
             before = time.time_ns() // 1000 - kept.rejects
             rejects = await expire_objects(database, stream, "rejects", before)
@@ -160,9 +159,10 @@ class Upkeep:
         Logs of any age may come, and each has a clock of its own: the newest event of all says what is beyond
         retention, and state is kept as long as its row.
         """
-        watermark = await self._watermark()
-        if watermark is None:
+        clock = await self._clock()
+        if clock is None:
             return
+        watermark = clock - self._topology.contract.event_time.disorder
         for table in self._topology.tables:
             async with self._ledger.database.connection("expire") as conn:
                 await self._summaries.expire(conn, table.name, watermark, reopening=self._logs)
@@ -180,14 +180,12 @@ class Upkeep:
         """Whether the page has a warehouse that this worker does not know."""
         return self._topology.sinks.warehouse and self._warehouse is None
 
-    async def _watermark(self) -> int | None:
+    async def _clock(self) -> int | None:
         """Unix microseconds; ``None`` before the first event."""
         if self._logs:
             place = str(self._broker)
-            clock = await clocks.newest(self._ledger, lambda partition: partition.source == place)
-        else:
-            clock = await clocks.slowest(self._ledger, self._goes_on)
-        return None if clock is None else clock - self._topology.contract.event_time.disorder
+            return await expiry.newest(self._ledger, lambda partition: partition.source == place)
+        return await expiry.slowest(self._ledger, self._goes_on)
 
     def _goes_on(self, partition: Partition) -> bool:
         """Whether the partition can get events: its clock would otherwise hold back everything for ever."""

@@ -210,14 +210,15 @@ class LogReader:
 
     def _put(self, lines: list[bytes], damage: Damage | None) -> Damage | None:
         """Number these lines and queue what is not committed yet; returns why reading cannot go on."""
-        if damage is None and (wrong := self._wrong_header(lines)) is not None:
+        headers = damage is None and self._how.headers and any(line.startswith(b"#") for line in lines)
+        if headers and (wrong := self._wrong_header(lines)) is not None:
             at, why = wrong
             self._put(lines[:at], None)
             return why
         first = self._row + 1
         self._row += len(lines)
         positions: Sequence[int] = range(first, first + len(lines))
-        if self._how.headers and any(line.startswith(b"#") for line in lines) and damage is None:
+        if headers:
             kept = [
                 (at, line) for at, line in zip(positions, lines, strict=True) if not line.startswith(b"#")
             ]
@@ -248,7 +249,7 @@ class LogReader:
 
     def _wrong_header(self, lines: list[bytes]) -> tuple[int, Damage] | None:
         """Which of the lines says other fields than the page; ``None``: none does."""
-        if not self._how.headers or self._how.fields is None:
+        if self._how.fields is None:
             return None
         for at, line in enumerate(lines):
             if not line.startswith(_FIELDS):

@@ -10,14 +10,6 @@ from streamproc.ledger import Ledger
 
 
 @pytest.fixture
-async def ledger(postgres: str) -> AsyncIterator[Ledger]:
-    """Worker ``w1``'s view of stream ``clicks``."""
-    async with Ledger(postgres, "clicks", "w1") as ledger:
-        await ledger.migrate()
-        yield ledger
-
-
-@pytest.fixture
 async def rival(ledger: Ledger, postgres: str) -> AsyncIterator[Ledger]:
     """Worker ``w2`` on the same stream and database."""
     async with Ledger(postgres, "clicks", "w2") as rival:

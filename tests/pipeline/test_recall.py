@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,13 +38,6 @@ class Store(LocalStore):
             act, self.meanwhile = self.meanwhile, None
             act(key)
         return await super().get(key)
-
-
-@pytest.fixture
-async def ledger(postgres: str) -> AsyncIterator[Ledger]:
-    async with Ledger(postgres, "clicks", "w1") as ledger:
-        await ledger.migrate()
-        yield ledger
 
 
 @pytest.fixture

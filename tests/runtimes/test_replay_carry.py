@@ -30,10 +30,16 @@ PAGE = replace(topology(COLUMNS), tables=(TABLE,))
 
 
 @pytest.fixture
-async def ledger(postgres: str) -> AsyncIterator[Ledger]:
-    async with Ledger(postgres, "clicks", "w1") as ledger:
-        await ledger.migrate()
-        yield ledger
+async def store(tmp_path: Path) -> AsyncIterator[LocalStore]:
+    store = LocalStore(tmp_path.as_uri(), durable=False)
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def lake(store: LocalStore) -> Lake:
+    return Lake(store, PAGE)
 
 
 def visit(*hours: int) -> pl.DataFrame:
@@ -65,11 +71,8 @@ async def sessions(ledger: Ledger, summaries: Summaries) -> Sequence[tuple[int, 
 
 
 async def test_events_behind_the_range_are_late_by_the_clock_that_the_range_has_left(
-    ledger: Ledger, tmp_path: Path
+    ledger: Ledger, lake: Lake
 ) -> None:
-    store = LocalStore(tmp_path.as_uri(), durable=False)
-    await store.open()
-    lake = Lake(store, PAGE)
     for position, hour in enumerate((0, 10, 1)):  # before the range, in it, behind it and nine hours late
         one = frame([event(hour * HOUR, position=position)]).with_columns(source_partition=pl.lit("0"))
         await commit(ledger, lake, one)
@@ -83,27 +86,19 @@ async def test_events_behind_the_range_are_late_by_the_clock_that_the_range_has_
         )
     assert await Carrier(PAGE, replace(replay, since_us=START), ledger.database, lake).carry() == 2
     assert await sessions(ledger, summaries) == [(0, 1)]
-    await store.close()
 
 
-async def test_nothing_is_read_for_a_page_without_tables(ledger: Ledger, tmp_path: Path) -> None:
-    store = LocalStore(tmp_path.as_uri(), durable=False)
-    await store.open()
-    lake = Lake(store, PAGE)
+async def test_nothing_is_read_for_a_page_without_tables(ledger: Ledger, lake: Lake) -> None:
     await commit(ledger, lake, visit(0, 1))
     replay = await Replays(ledger.database, "clicks").create("fix", "f", "all", "me", {P0: Span(-1, 1)})
     await commit(ledger, lake, visit(2))
     page = replace(PAGE, tables=())
     assert await Carrier(page, replace(replay, since_us=START), ledger.database, lake).carry() == 0
-    await store.close()
 
 
 async def test_events_are_carried_into_tables_that_a_version_before_has_made(
-    ledger: Ledger, tmp_path: Path
+    ledger: Ledger, lake: Lake
 ) -> None:
-    store = LocalStore(tmp_path.as_uri(), durable=False)
-    await store.open()
-    lake = Lake(store, PAGE)
     await commit(ledger, lake, visit(0, 1))
     replay = await Replays(ledger.database, "clicks").create("fix", "f", "all", "me", {P0: Span(-1, 1)})
     summaries, fold = Summaries([TABLE], replay.namespace), TableFold(TABLE)
@@ -122,13 +117,11 @@ async def test_events_are_carried_into_tables_that_a_version_before_has_made(
     assert await carrier.carry() == 2
     assert await carrier.carry() == 0
     assert await sessions(ledger, summaries) == [(0, 1), (1, 1), (2, 1), (3, 1)]
-    await store.close()
 
 
-async def test_events_of_which_a_column_had_another_type_are_carried(ledger: Ledger, tmp_path: Path) -> None:
-    store = LocalStore(tmp_path.as_uri(), durable=False)
-    await store.open()
-    lake = Lake(store, PAGE)
+async def test_events_of_which_a_column_had_another_type_are_carried(
+    ledger: Ledger, store: LocalStore, lake: Lake
+) -> None:
     older = Lake(store, replace(PAGE, columns={**COLUMNS, "amount": pl.Int64()}))
     await commit(ledger, lake, visit(0, 1))
     replay = await Replays(ledger.database, "clicks").create("fix", "f", "all", "me", {P0: Span(-1, 1)})
@@ -140,4 +133,3 @@ async def test_events_of_which_a_column_had_another_type_are_carried(ledger: Led
     carrier = Carrier(PAGE, replace(replay, since_us=START), ledger.database, lake)
     assert await carrier.carry() == 2
     assert await sessions(ledger, summaries) == [(2, 1), (3, 1)]
-    await store.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +22,6 @@ from tests.tables.streams import START, event, frame
 
 #: The page's table keeps sessions open for twelve minutes, and a replay goes back an hour and half a minute.
 KEPT = replace(PAGE, retention=Retention(events=3 * HOUR))
-
-
-@pytest.fixture
-async def ledger(postgres: str) -> AsyncIterator[Ledger]:
-    async with Ledger(postgres, "clicks", "w1") as ledger:
-        await ledger.migrate()
-        yield ledger
 
 
 async def lived(ledger: Ledger, folder: Path, *hours: int, expired: bool = True) -> None:

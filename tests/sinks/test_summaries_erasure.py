@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import polars as pl
-import pytest
 
 from streamproc.ledger import Ledger
 from streamproc.runtimes.erasing import Eraser, ErasureReport, Visitor
@@ -18,13 +17,6 @@ from tests.sinks.topologies import topology
 from tests.tables.streams import SCHEMA, event, sealed, tumbling, visits
 
 EVENTS = Measure("events", "count", pl.Int64())
-
-
-@pytest.fixture
-async def ledger(postgres: str) -> AsyncIterator[Ledger]:
-    async with Ledger(postgres, "clicks", "w1") as ledger:
-        await ledger.migrate()
-        yield ledger
 
 
 async def had(ledger: Ledger, table: Table, *events: Any) -> None:

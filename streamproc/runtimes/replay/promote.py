@@ -23,6 +23,7 @@ from streamproc.ledger import replays as ledgered
 from streamproc.ledger.reading import owner
 from streamproc.ledger.replays import Replay, Replays
 from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.expiry import unknown_warehouse
 from streamproc.runtimes.replay.carry import Carrier
 from streamproc.runtimes.replay.edges import patience
 from streamproc.runtimes.replay.work import page_of, store_of
@@ -233,13 +234,11 @@ class Promoter:
 
 def refuse_unknown_warehouse(page: Topology, *, known: bool) -> None:
     """Raises :class:`ConfigError` when the page has a warehouse and this process has none."""
-    if page.sinks.warehouse and not known:
-        problem = (
-            f"{page.name} is loaded into a warehouse, and none is set here: what a replay has loaded there would stay "
-            "as it is, and a loader elsewhere load the range again"
-        )
-        fix = "Replay where the loader runs; without a warehouse write sinks.warehouse = false in the topic page"
-        raise ConfigError([Mistake("warehouse", problem, fix)])
+    otherwise = (
+        "what a replay has loaded there would stay as it is, and a loader elsewhere load the range again"
+    )
+    if mistakes := unknown_warehouse(page, "Replay", otherwise, known=known):
+        raise ConfigError(mistakes)
 
 
 @asynccontextmanager

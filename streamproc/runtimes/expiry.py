@@ -1,11 +1,14 @@
-"""How far the event time of a stream has come, by what is committed: what expires goes by it."""
+"""What expires of a stream's lake: by how far its event time has come, and by what its warehouse still needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from streamproc.errors import Mistake
 from streamproc.ledger import Ledger
+from streamproc.ledger.retention import expire_objects
 from streamproc.model import Partition
+from streamproc.sinks.warehouse import Warehouse, needed_by
 from streamproc.topology import Topology
 
 
@@ -49,3 +52,30 @@ async def without_broker(ledger: Ledger, page: Topology) -> int | None:
     """
     clock = await slowest(ledger, lambda partition: partition.source == page.topic.name)
     return clock if clock is not None else await newest(ledger, lambda partition: "://" in partition.source)
+
+
+async def expire_events(
+    ledger: Ledger, page: Topology, clock: int | None, warehouse: Warehouse | None
+) -> int:
+    """Let go of events' objects that the page keeps no longer, and the warehouse needs no more; returns how many.
+
+    ``clock``: the stream's, Unix microseconds; ``None`` before the first event.
+    """
+    kept = page.retention.events
+    if kept is None or clock is None:
+        return 0
+    before = clock - page.contract.event_time.disorder - kept
+    needed = None if warehouse is None else needed_by(warehouse)
+    return await expire_objects(ledger.database, page.name, "events", before, needed)
+
+
+def unknown_warehouse(page: Topology, verb: str, otherwise: str, *, known: bool) -> list[Mistake]:
+    """The mistake of who would replace objects of a lake whose warehouse is loaded elsewhere; none where it is known.
+
+    ``verb``: what is to be done where the loader runs; ``otherwise``: what would come of it here.
+    """
+    if known or not page.sinks.warehouse:
+        return []
+    problem = f"{page.name} is loaded into a warehouse, and none is set here: {otherwise}"
+    fix = f"{verb} where the loader runs; without a warehouse write sinks.warehouse = false in the topic page"
+    return [Mistake("warehouse", problem, fix)]
