@@ -28,6 +28,7 @@ from streamproc.model import PlannedObject, WrittenObject
 from streamproc.runtimes.compaction_runs import CompactionLimits, Run, runs
 from streamproc.runtimes.expiry import unknown_warehouse
 from streamproc.runtimes.merging_process import MergingProcess
+from streamproc.runtimes.scratch import scratch_folder
 from streamproc.sinks.lake import object_name
 from streamproc.sinks.merging import compatible
 from streamproc.sinks.object_store import ObjectStore
@@ -217,11 +218,8 @@ class Compactor:
 def _scratch(run: Run, most: int) -> Iterator[Path]:
     """A folder for the files of one run. Raises :class:`DependencyError` when it is full, or cannot be written to."""
     try:
-        with tempfile.TemporaryDirectory(
-            prefix="streamproc-compact-",
-            ignore_cleanup_errors=True,  # cancelled, a thread may still write there
-        ) as folder:
-            yield Path(folder)
+        with scratch_folder("streamproc-compact-") as folder:
+            yield folder
     except (OSError, pl.exceptions.PolarsError) as error:
         place = str(tempfile.tempdir or "temporary folder")  # none, when none of the usual ones can be used
         hint = f"merging takes up to {2 * most >> 20} MiB there: make room, or name another folder in TMPDIR"
