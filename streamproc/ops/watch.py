@@ -54,32 +54,30 @@ class StuckWatch:
 
 
 class Failures:
-    """Tells something that is away from something that fails now and then.
+    """Tells something that is away from what fails now and then, where many ask it, each for itself.
 
-    It is away when it has failed for ``lasting`` seconds, each failure within ``pause`` seconds of the one before, and
-    until it has not failed for ``pause``: an attempt and the wait for the next one take less.
+    It is away when somebody's attempts have failed for ``lasting`` seconds, and until none of those failed for
+    ``pause``: an attempt and the wait for the next one take less.
     """
 
     def __init__(self, lasting: float, pause: float) -> None:
         self._lasting = lasting
         self._pause = pause
-        self._first = self._last = float("-inf")
+        self._last = float("-inf")
         self._what = ""
 
-    def note(self, now: float, what: str) -> None:
-        """``what`` failed; ``now``: seconds of a monotonic clock."""
-        if now - self._last > self._pause:
-            self._first = now
-        self._last, self._what = now, what
+    def note(self, now: float, failing: float, what: str) -> None:
+        """``what`` failed, as it has for ``failing`` seconds; ``now``: seconds of a monotonic clock."""
+        if failing >= self._lasting:
+            self._last, self._what = now, what
 
     def end(self) -> None:
         """It has answered."""
-        self._first = self._last = float("-inf")
+        self._last = float("-inf")
 
     def away(self, now: float) -> str | None:
         """What is away."""
-        going_on = now - self._last <= self._pause
-        return self._what if going_on and self._last - self._first >= self._lasting else None
+        return self._what if now - self._last <= self._pause else None
 
 
 class LoopWatchdog:

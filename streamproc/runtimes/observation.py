@@ -55,9 +55,9 @@ class Observation:
             await asyncio.sleep(LOOK_EVERY)
             await self.look()
 
-    def source_failed(self, error: DependencyError) -> None:
-        """The source waits this out; it is told of each attempt that failed."""
-        self._failures.note(time.monotonic(), error.what)
+    def source_failed(self, error: DependencyError, failing: float) -> None:
+        """The source waits this out; see :data:`streamproc.sources.Waiting`."""
+        self._failures.note(time.monotonic(), failing, error.what)
 
     def source_started(self) -> None:
         """Whatever the source waited for is there."""
@@ -183,10 +183,10 @@ class Observation:
     def _sinks(self) -> dict[str, bool]:
         """Whether each sink took what it was given last."""
         worker = self._worker
-        step = worker.pipeline.stats.waiting_step
-        sinks = {"summaries": step in {None, "put"}}
+        steps = worker.pipeline.stats.waiting_steps
+        sinks = {"summaries": steps <= {"put"}}
         if worker.topology.sinks.lake:
-            sinks["lake"] = step != "put"
+            sinks["lake"] = "put" not in steps
         if worker.upkeep.loads:
             sinks["warehouse"] = "load" not in worker.upkeep.failing
         if worker.publication is not None:

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
-from streamproc.errors import SourceError
+from streamproc.errors import DependencyError, SourceError
 from streamproc.model import Partition, RecordBatch
+
+#: Is told of each failed attempt of something that is tried until it works: why, and for how many seconds it has
+#: failed by now. Once is nothing: of many readers that ask all the time, one fails now and then.
+Waiting: TypeAlias = Callable[[DependencyError, float], None]
+
+
+class Outage:
+    """For how long something has failed that is tried again and again."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def failed(self) -> float:
+        """It has failed again; returns the seconds since it first did."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        return now - self._since
+
+    def over(self) -> None:
+        """It worked."""
+        self._since = None
 
 
 class Listener(Protocol):
@@ -22,6 +45,9 @@ class Listener(Protocol):
         ``None``: never committed, the source starts where it is configured to. No record of a partition is
         handed out before this returns. It is cancelled when the partitions are revoked meanwhile.
         """
+
+    async def begun(self, partitions: Sequence[Partition]) -> Mapping[Partition, int | None] | None:
+        """Where these, claimed just now, stand; ``None`` when :meth:`begin_behind` has never been called for them."""
 
     async def begin_behind(
         self, newest: Mapping[Partition, int], log: str | None

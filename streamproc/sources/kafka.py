@@ -22,7 +22,7 @@ from aiokafka.errors import KafkaError
 from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import DependencyError, SourceError
 from streamproc.model import Partition, RecordBatch
-from streamproc.sources import Listener, kafka_fetch
+from streamproc.sources import Listener, Outage, Waiting, kafka_fetch
 from streamproc.sources.kafka_admin import admin
 from streamproc.sources.kafka_claims import Bounds, Claims
 from streamproc.sources.kafka_client import KafkaConnection, words
@@ -76,7 +76,7 @@ class KafkaOptions:
 class KafkaSource:
     """A member of a consumer group on one topic; see :class:`~streamproc.sources.Source` for its methods.
 
-    ``waiting`` is called with each :class:`DependencyError` that is being waited out.
+    ``waiting`` is told what is being waited out.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class KafkaSource:
         topic: str,
         options: KafkaOptions,
         listener: Listener,
-        waiting: Callable[[DependencyError], None] | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
         self._connection = connection
         self._topic = topic
@@ -359,6 +359,7 @@ class KafkaSource:
         return consumer
 
     async def _until_answered(self, act: Callable[[], Awaitable[T]]) -> T:
+        outage = Outage()
         async for attempt in stamina.retry_context(
             on=DependencyError, attempts=None, timeout=None, wait_initial=0.2, wait_max=15.0
         ):
@@ -369,6 +370,6 @@ class KafkaSource:
                     end_if_cancelled(error)
                     log.warning("waiting", on=error.what, problem=error.problem, attempt=attempt.num)
                     if self._waiting is not None:
-                        self._waiting(error)
+                        self._waiting(error, outage.failed())
                     raise
         raise AssertionError("stamina gave up though told not to")

@@ -8,15 +8,15 @@ their ends. Positions are running numbers of a shard's records, see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from streamproc.errors import DependencyError, SourceError
+from streamproc.errors import SourceError
 from streamproc.leases import LeaseStore
 from streamproc.model import Partition, RecordBatch
-from streamproc.sources import Listener
+from streamproc.sources import Listener, Waiting
 from streamproc.sources.handing_out import handed_out
 from streamproc.sources.kinesis_client import connected
 from streamproc.sources.kinesis_connection import KinesisConnection
@@ -43,7 +43,7 @@ class KinesisOptions:
 class KinesisSource:
     """A worker's share of a stream; see :class:`~streamproc.sources.Source` for its methods.
 
-    ``waiting`` is called with each :class:`DependencyError` that is being waited out.
+    ``waiting`` is told what is being waited out.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class KinesisSource:
         listener: Listener,
         store: LeaseStore,
         *,
-        waiting: Callable[[DependencyError], None] | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
         self._connection = connection
         self._stream = stream

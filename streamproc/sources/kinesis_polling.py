@@ -19,6 +19,7 @@ import structlog
 from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import DependencyError
 from streamproc.leases import Mark
+from streamproc.sources import Outage, Waiting
 from streamproc.sources.kinesis_client import THROTTLES, KinesisClient, KinesisError
 from streamproc.sources.kinesis_records import Page
 
@@ -46,11 +47,11 @@ _UNKNOWN_PLACE = frozenset({"ResourceNotFoundException", "InvalidArgumentExcepti
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """``idle``: seconds between reads of a shard that has nothing new. ``waiting`` is called with what is
+    """``idle``: seconds between reads of a shard that has nothing new. ``waiting`` is told what is
     being waited out. ``fan_out``: the registered consumer to read by, where that is possible."""
 
     idle: float = 0.5
-    waiting: Callable[[DependencyError], None] | None = None
+    waiting: Waiting | None = None
     fan_out: str | None = None
 
 
@@ -125,7 +126,7 @@ async def persistently(
     call: Callable[[], Awaitable[T]], pace: Pace, final: frozenset[str] = frozenset()
 ) -> T:
     """Try until it works, or Kinesis refuses it with one of the errors ``final``: waiting cures the others."""
-    failures = 0
+    failures, outage = 0, Outage()
     while True:
         try:
             return await call()
@@ -139,7 +140,7 @@ async def persistently(
             else:
                 log.warning("waiting", on=error.what, problem=error.problem, hint=error.hint)
                 if pace.waiting is not None:
-                    pace.waiting(error)
+                    pace.waiting(error, outage.failed())
         wait = min(_FIRST_WAIT * 2**failures, _LONGEST_WAIT)
         await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - readers must not march in step
         failures = min(failures + 1, 10)

@@ -19,7 +19,7 @@ from streamproc.errors import DependencyError, Gap, Inconsistent, SourceError
 from streamproc.failpoints import failpoint
 from streamproc.leases import Board, LeaseStore, Report, ShardInfo, balance
 from streamproc.model import Partition
-from streamproc.sources import Listener
+from streamproc.sources import Listener, Outage
 from streamproc.sources.kinesis_client import KinesisClient, Shard
 from streamproc.sources.kinesis_polling import Pace, Pages, Polling, persistently
 from streamproc.sources.kinesis_reader import ShardReader, Surroundings
@@ -141,6 +141,7 @@ class Sharing:
         """Heartbeat, look at the board, move; again and again. A failure is raised by :meth:`next`."""
         loop = asyncio.get_running_loop()
         listed = loop.time()
+        outage = Outage()
         while True:
             end_if_cancelled()
             try:
@@ -150,13 +151,15 @@ class Sharing:
                     await self._list()
                     await self._store.thin(self._kept)
                     listed = loop.time()
-                if await self._decide(board):
+                again = await self._decide(board)
+                outage.over()
+                if again:
                     continue
             except DependencyError as error:
                 end_if_cancelled(error)
                 log.warning("waiting", on=error.what, problem=error.problem, hint=error.hint)
                 if self._pace.waiting is not None:
-                    self._pace.waiting(error)
+                    self._pace.waiting(error, outage.failed())
             except Exception as error:  # raised by next(): nothing else waits for this task
                 self._fail(error)
                 return

@@ -16,6 +16,7 @@ import structlog
 from streamproc.errors import DependencyError
 from streamproc.log_objects import PACKED, LogEnd, TakenLog
 from streamproc.model import Damage, Partition, RecordBatch
+from streamproc.sources import Outage, Waiting
 from streamproc.sources.log_store import LogGone, LogStore
 from streamproc.sources.log_unpack import Caps, Lines, Unpacker
 from streamproc.transform.decode_rejects import Reason
@@ -41,7 +42,7 @@ class Reading:
 
     ``headers``: lines that begin with ``#`` are no records. ``growing``: a last line without its line feed is
     not complete yet. ``room``: whether more may be read; ``arrived``: something can be handed out;
-    ``waiting``: is called with what is being waited out.
+    ``waiting``: is told what is being waited out.
     """
 
     store: LogStore
@@ -52,7 +53,7 @@ class Reading:
     growing: bool
     room: Callable[[], bool]
     arrived: asyncio.Event
-    waiting: Callable[[DependencyError], None]
+    waiting: Waiting
 
 
 class _OnItsWay(Exception):
@@ -135,7 +136,7 @@ class LogReader:
         self._go.set()
 
     async def _run(self) -> None:
-        delay, gone, quiet = _WAIT, False, 0.0
+        delay, gone, quiet, outage = _WAIT, False, 0.0, Outage()
         while True:
             before = self._read_bytes
             try:
@@ -145,9 +146,10 @@ class LogReader:
                 quiet = 0.0 if self._read_bytes > before else quiet + _WAIT
                 await asyncio.sleep(_WAIT)
             except DependencyError as error:
-                self._how.waiting(error)
                 if self._read_bytes > before:  # it answers: a long object may well break off many times
                     delay = _WAIT
+                    outage.over()
+                self._how.waiting(error, outage.failed())
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _WAIT_MOST)
             except LogGone as error:

@@ -11,7 +11,7 @@ import structlog
 from streamproc.errors import DependencyError
 from streamproc.log_objects import LogLedger, TakenLog
 from streamproc.model import Partition
-from streamproc.sources import Listener
+from streamproc.sources import Listener, Outage
 from streamproc.sources.log_reader import LogReader, Reading
 from streamproc.sources.log_store import LogConnection
 
@@ -94,6 +94,7 @@ class LogSharing:
 
     async def _find(self) -> None:
         """List, again and again: whatever no notification told of is found here."""
+        outage = Outage()
         while True:
             try:
                 new = 0
@@ -105,11 +106,12 @@ class LogSharing:
                     log.info("logs_found", place=str(self._connection), logs=new)
                     self.hurry.set()
                 self.listed.set()
+                outage.over()
                 if self._connection.once:
                     return
                 await asyncio.sleep(self._connection.list_every)
             except DependencyError as error:
-                self._how.waiting(error)
+                self._how.waiting(error, outage.failed())
                 await asyncio.sleep(_LOOK)
 
     async def _follow(self) -> None:
@@ -118,6 +120,7 @@ class LogSharing:
         from streamproc.sources.log_queue import Queue  # noqa: PLC0415 - see above
 
         assert isinstance(self._store, Bucket) and self._connection.queue is not None
+        outage = Outage()
         async with Queue(self._connection, self._store) as queue:
             while True:
                 try:
@@ -125,14 +128,16 @@ class LogSharing:
                     if await self._ledger.found(entries):
                         self.hurry.set()
                     await queue.delete(receipts)  # only now: they are in the ledger
+                    outage.over()
                 except DependencyError as error:
-                    self._how.waiting(error)
+                    self._how.waiting(error, outage.failed())
                     await asyncio.sleep(_LOOK)
 
     async def _share(self) -> None:
         """Renew the leases, let go of what is done, take more."""
         loop = asyncio.get_running_loop()
         renewed = compacted = loop.time()
+        outage = Outage()
         while True:
             try:
                 if loop.time() - renewed > self._ledger.timeout / _BEATS:
@@ -145,8 +150,9 @@ class LogSharing:
                 await self._finish()
                 if not await self._take() and listed and self._connection.once:
                     await self._look_whether_all_is_done()
+                outage.over()
             except DependencyError as error:
-                self._how.waiting(error)
+                self._how.waiting(error, outage.failed())
             try:
                 async with asyncio.timeout(_LOOK):
                     await self.hurry.wait()

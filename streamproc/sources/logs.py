@@ -14,7 +14,7 @@ from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import DependencyError, SourceError
 from streamproc.log_objects import LogLedger
 from streamproc.model import Partition, RecordBatch
-from streamproc.sources import Listener
+from streamproc.sources import Listener, Outage, Waiting
 from streamproc.sources.handing_out import handed_out
 from streamproc.sources.log_reader import Reading
 from streamproc.sources.log_sharing import LogSharing
@@ -29,7 +29,7 @@ _PREFETCH = 64 << 20
 class LogSource:
     """A worker's share of the logs of a place; see :class:`~streamproc.sources.Source` for its methods.
 
-    ``waiting`` is called with each :class:`DependencyError` that is being waited out.
+    ``waiting`` is told what is being waited out.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class LogSource:
         listener: Listener,
         ledger: LogLedger,
         *,
-        waiting: Callable[[DependencyError], None] | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
-        self._waiting = waiting or (lambda error: None)
+        self._waiting: Waiting = waiting or (lambda error, failing: None)
         self._store = open_log_store(connection)
         self._arrived = asyncio.Event()
         self._turn = 0
@@ -57,14 +57,14 @@ class LogSource:
 
     async def start(self) -> None:
         """Connect and begin to look for logs; waits for a place that is not there yet."""
-        delay = 0.5
+        delay, outage = 0.5, Outage()
         while True:
             try:
                 await self._store.open()
                 break
             except DependencyError as error:
                 end_if_cancelled(error)
-                self._waiting(error)
+                self._waiting(error, outage.failed())
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 15.0)
         self._sharing.begin()
@@ -194,7 +194,7 @@ def how_to_read(
     *,
     room: Callable[[], bool],
     arrived: asyncio.Event,
-    waiting: Callable[[DependencyError], None],
+    waiting: Waiting,
 ) -> Reading:
     """How logs of that contract are read there."""
     cloudfront = contract.decoder == "cloudfront"

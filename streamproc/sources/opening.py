@@ -11,11 +11,11 @@ from contextlib import AbstractAsyncContextManager
 from importlib.util import find_spec
 from typing import TypeAlias
 
-from streamproc.errors import ConfigError, DependencyError, Mistake
+from streamproc.errors import ConfigError, Mistake
 from streamproc.leases import LeaseStore
 from streamproc.log_objects import LogLedger
 from streamproc.settings import Settings
-from streamproc.sources import Listener, Producer, Source
+from streamproc.sources import Listener, Producer, Source, Waiting
 from streamproc.sources.administration import Admin
 from streamproc.sources.kafka import KafkaOptions, KafkaSource
 from streamproc.sources.kafka_admin import admin as kafka_admin
@@ -70,12 +70,12 @@ def open_source(
     *,
     leases: Callable[[], LeaseStore],
     logs: Callable[[], LogLedger],
-    waiting: Callable[[DependencyError], None] | None = None,
+    waiting: Waiting | None = None,
 ) -> Source:
     """The page's topic as a source that is not started yet.
 
-    ``leases``, ``logs``: where workers agree on who reads what, for sources that have no groups. ``waiting`` is called
-    with each :class:`DependencyError` that is being waited out.
+    ``leases``, ``logs``: where workers agree on who reads what, for sources that have no groups. ``waiting`` is told
+    what is being waited out.
     """
     if isinstance(connection, KafkaConnection):
         kafka = KafkaOptions(

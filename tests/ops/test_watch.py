@@ -59,38 +59,30 @@ def test_an_unknown_end_is_no_reason_to_call_it_stuck():
 LASTING, PAUSE = 30, 120
 
 
-def is_away(failures: list[int], now: int) -> bool:
-    """Whether the last failure is recent, and one that belongs to it was long enough before."""
-    times = sorted(failures, reverse=True)
-    if not times or now - times[0] > PAUSE:
-        return False
-    first = times[0]
-    for earlier in times[1:]:
-        if first - earlier > PAUSE:
-            break
-        first = earlier
-    return times[0] - first >= LASTING
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 60)), max_size=12), st.integers(0, 600))
+def test_what_somebody_has_tried_in_vain_for_a_while_is_away_until_that_is_some_time_ago(failures, later):
+    watch = Failures(LASTING, PAUSE)
+    for at, failing in sorted(failures):
+        watch.note(at, failing, "Kinesis")
+    now = max((at for at, _ in failures), default=0) + later
+    away = any(failing >= LASTING and now - at <= PAUSE for at, failing in failures)
+    assert watch.away(now) == ("Kinesis" if away else None)
 
 
-@given(st.lists(st.integers(0, 400), max_size=12), st.integers(0, 600))
-def test_what_fails_again_and_again_is_away_until_it_has_not_failed_for_a_while(times, later):
-    watch, seen = Failures(LASTING, PAUSE), []
-    for at in sorted(times):
-        watch.note(at, "Kinesis")
-        seen.append(at)
-        assert watch.away(at) == ("Kinesis" if is_away(seen, at) else None)
-    now = max(times, default=0) + later
-    assert watch.away(now) == ("Kinesis" if is_away(seen, now) else None)
+def test_what_fails_once_a_minute_is_not_away():
+    watch = Failures(LASTING, PAUSE)
+    for at in range(0, 3600, 60):
+        watch.note(at, 0, "Kinesis")
+        assert watch.away(at) is None
 
 
 def test_what_has_answered_fails_anew():
     watch = Failures(LASTING, PAUSE)
-    watch.note(0, "a")
-    watch.note(40, "b")
+    watch.note(40, 40, "b")
     assert watch.away(41) == "b"
     watch.end()
     assert watch.away(42) is None
-    watch.note(50, "c")
+    watch.note(50, 0, "c")
     assert watch.away(51) is None
 
 

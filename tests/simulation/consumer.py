@@ -21,7 +21,7 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from streamproc.errors import DependencyError
 from streamproc.model import Partition, RecordBatch
-from streamproc.sources import Listener
+from streamproc.sources import Listener, Waiting
 from streamproc.sources.kafka import KafkaSource
 from tests.simulation.broker import Broker, StoredBatch
 from tests.simulation.loop import SimulatedLoop
@@ -235,6 +235,7 @@ class _Gate:
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
+        self.begun = listener.begun
         self.begin_behind = listener.begin_behind
         self.read_from = listener.read_from
         self.finished = listener.finished
@@ -262,7 +263,7 @@ class SimulatedSource(KafkaSource):
         broker: Broker,
         *arguments: Any,
         listener: Listener,
-        waiting: Callable[[DependencyError], None],
+        waiting: Waiting,
         too_late: list[RecordBatch],
     ) -> None:
         self._gate = _Gate(listener)

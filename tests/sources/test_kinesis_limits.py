@@ -307,6 +307,6 @@ async def test_credentials_that_are_refused_are_waited_for_and_named(stub, postg
     said = []
     stub.errors.append("AccessDeniedException")
     stub.put(*numbered(1))
-    async with member(postgres, stub.url, "s", waiting=said.append) as one:
+    async with member(postgres, stub.url, "s", waiting=lambda error, failing: said.append(error)) as one:
         await read_until(lambda: one.batches, one)
     assert "kinesis:ListShards" in said[0].hint

@@ -49,7 +49,10 @@ class Member(Taking):
         self.waits: list[DependencyError] = []
         self._uncommitted: list[RecordBatch] = []
         self.logs = Logs(ledger.database, ledger.stream, connection.url, ledger.worker, lease)
-        self.source = LogSource(connection, contract, self, self.logs, waiting=self.waits.append)
+        self.source = LogSource(connection, contract, self, self.logs, waiting=self._waiting)
+
+    def _waiting(self, error: DependencyError, failing: float) -> None:
+        self.waits.append(error)
 
     async def assigned(self, partitions: Sequence[Partition]) -> Mapping[Partition, int | None]:
         claims = await self.ledger.claim(partitions)

@@ -109,7 +109,7 @@ class ObjectTrigger:
             self._bucket,
             room=lambda: reader.queued_bytes < _PREFETCH,
             arrived=arrived,
-            waiting=lambda error: log.warning("waiting", on=error.what, problem=error.problem),
+            waiting=lambda error, failing: log.warning("waiting", on=error.what, problem=error.problem),
         )
         reader = LogReader(partition, taken, position, how)
         reader.start()

@@ -173,7 +173,7 @@ class _Task:
         assert log.end is not None
         ends[id_] = log.end
 
-    def _waiting(self, error: DependencyError) -> None:
+    def _waiting(self, error: DependencyError, failing: float) -> None:
         self._waited += 1
         if self._waited > _PATIENCE:
             raise error
