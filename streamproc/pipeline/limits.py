@@ -50,8 +50,8 @@ class Limits:
 class Stats:
     """Running totals of this process, for status and health.
 
-    ``seconds``: by stage of work. ``waiting_for``: what does not answer, ``waiting_step``: ``claim``, ``intend``,
-    ``put`` or ``commit``, which waits for it. ``last_commit``: Unix time; ``..._at``: monotonic clock.
+    ``seconds``: by stage of work. ``waiting``: by whoever waits the step (``claim``, ``intend``, ``put`` or
+    ``commit``) and what it waits for. ``last_commit``: Unix time; ``..._at``: monotonic clock.
     """
 
     epochs: int = 0
@@ -62,11 +62,20 @@ class Stats:
     duplicate: int = 0
     late: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    waiting_for: str | None = None
-    waiting_step: str | None = None
+    waiting: dict[object, tuple[str, str]] = field(default_factory=dict)
     last_commit: float | None = None
     first_taken_at: float = 0.0
     last_commit_at: float = 0.0
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What does not answer, if anything."""
+        return next((what for _, what in self.waiting.values()), None)
+
+    @property
+    def waiting_steps(self) -> set[str]:
+        """Which steps wait."""
+        return {step for step, _ in self.waiting.values()}
 
 
 class Watcher(Protocol):

@@ -23,18 +23,20 @@ class Patience:
 
     async def until_answered(self, step: str, act: Callable[[], Awaitable[T]]) -> T:
         """Try until it works or fails for a reason that waiting does not cure."""
-        async for attempt in stamina.retry_context(
-            on=DependencyError, attempts=None, timeout=None, wait_initial=0.2, wait_max=15.0
-        ):
-            with attempt:
-                try:
-                    result = await act()
-                except DependencyError as error:
-                    self.stats.waiting_for, self.stats.waiting_step = error.what, step
-                    log.warning(
-                        "waiting", step=step, on=error.what, problem=error.problem, attempt=attempt.num
-                    )
-                    raise
-                self.stats.waiting_for = self.stats.waiting_step = None
-                return result
-        raise AssertionError("stamina gave up though told not to")
+        me = object()
+        try:
+            async for attempt in stamina.retry_context(
+                on=DependencyError, attempts=None, timeout=None, wait_initial=0.2, wait_max=15.0
+            ):
+                with attempt:
+                    try:
+                        return await act()
+                    except DependencyError as error:
+                        self.stats.waiting[me] = step, error.what
+                        log.warning(
+                            "waiting", step=step, on=error.what, problem=error.problem, attempt=attempt.num
+                        )
+                        raise
+            raise AssertionError("stamina gave up though told not to")
+        finally:
+            self.stats.waiting.pop(me, None)  # also when it is given up: nobody waits any more

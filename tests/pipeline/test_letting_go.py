@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
 from streamproc.model import Partition
 from streamproc.pipeline import Limits, Pipeline
 from streamproc.sinks.summaries import Summaries
 from tests.simulation import stream
 from tests.simulation.worker import Transforms
+from tests.transform.decoding import batch_of
 
 MINE, OTHER = Partition("clicks", "0"), Partition("clicks", "1")
 
@@ -50,15 +57,41 @@ async def test_a_worker_that_ends_leaves_alone_what_another_has_claimed_since(po
         assert await other.release(list(claims.values())) == 1
 
 
-async def test_a_claim_made_before_it_was_decided_where_the_topic_begins_goes_on_from_there(postgres: str):
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_claim_made_before_it_was_decided_where_the_topic_begins_goes_on_from_there(
+    postgres: str, known: bool
+):
     async with Ledger(postgres, "clicks", "w1") as ledger, Ledger(postgres, "clicks", "w2") as other:
         await ledger.migrate()
         first, second = pipeline(ledger), pipeline(other)
         assert await first.assigned([MINE]) == {MINE: None}
         assert await second.assigned([OTHER]) == {OTHER: None}
+        assert await first.begun([MINE]) is None
         assert await first.begin_behind({MINE: 4, OTHER: 9}, None) == {MINE: 4, OTHER: 9}
-        assert await second.begin_behind({MINE: 6, OTHER: 12}, None) == {MINE: 4, OTHER: 9}
+        assert await (second.begun([OTHER]) if known else second.begin_behind({MINE: 6, OTHER: 12}, None))
         assert (first.committed, second.committed) == ({MINE: (4, None)}, {OTHER: (9, None)})
         assert first.uncommitted == second.uncommitted == 0
         await first.close()
         await second.close()
+
+
+async def test_who_lets_go_of_everything_waits_for_nothing_any_more(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    """Or a worker that a rebalance has left without partitions would call itself waiting for ever."""
+    worker, tried = pipeline(ledger), asyncio.Event()
+    await worker.assigned([MINE])
+
+    async def away(*_: object, **__: object) -> None:
+        tried.set()
+        raise DependencyError("PostgreSQL", "is away")
+
+    monkeypatch.setattr(ledger, "commit", away)
+    await worker.take([replace(batch_of([b"{}"]), partition=MINE)], worker.generation)
+    await tried.wait()
+    await asyncio.sleep(0)
+    assert (worker.stats.waiting_for, worker.stats.waiting_steps) == ("PostgreSQL", {"commit"})
+    await worker.revoked([MINE])
+    await asyncio.sleep(0)
+    assert (worker.stats.waiting_for, worker.stats.waiting_steps) == (None, set())
+    await worker.close()
