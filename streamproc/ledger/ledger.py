@@ -121,6 +121,11 @@ class Ledger:
         async with self.database.transaction("note the log") as conn:
             return await claiming.note_log(conn, self.stream, claims, log)
 
+    async def begun(self, partitions: Sequence[Partition]) -> dict[Partition, int | None] | None:
+        """Where these partitions of one source stand; ``None`` while :meth:`begin_behind` has nothing decided."""
+        async with self.database.transaction("look where it begins") as conn:
+            return await origins.begun(conn, self.stream, partitions)
+
     async def begin_behind(
         self, newest: Mapping[Partition, int], log: str | None
     ) -> dict[Partition, int | None]:

@@ -8,7 +8,7 @@ Every function runs in the caller's transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -47,6 +47,21 @@ _NOTED = """
 """
 
 
+async def begun(
+    conn: AsyncConnection[Any], stream: str, partitions: Sequence[Partition]
+) -> dict[Partition, int | None] | None:
+    """Where these, of one source, stand; ``None`` while it is not decided where it begins."""
+    [source] = {partition.source for partition in partitions}
+    names: dict[str, object] = {
+        "stream": stream,
+        "source": source,
+        "partitions": [partition.id for partition in partitions],
+    }
+    if await (await conn.execute(_DECIDED, names)).fetchone() is None:
+        return None
+    return await _noted(conn, names, partitions)
+
+
 async def begin_behind(
     conn: AsyncConnection[Any], stream: str, newest: Mapping[Partition, int], log: str | None
 ) -> dict[Partition, int | None]:
@@ -65,9 +80,12 @@ async def begin_behind(
     await conn.execute(_LOCK, names)
     if await (await conn.execute(_DECIDED, names)).fetchone() is None:
         await conn.execute(_BEGIN, names)
+    return await _noted(conn, names, list(newest))
+
+
+async def _noted(
+    conn: AsyncConnection[Any], names: dict[str, object], partitions: Sequence[Partition]
+) -> dict[Partition, int | None]:
     rows = await (await conn.execute(_NOTED, names)).fetchall()
-    noted = {Partition(source, number): position for number, position in rows}
-    return {
-        partition: None if (position := noted.get(partition)) is None else int(position)
-        for partition in newest
-    }
+    noted = {number: None if position is None else int(position) for number, position in rows}
+    return {partition: noted.get(partition.id) for partition in partitions}

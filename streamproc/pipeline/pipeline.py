@@ -150,16 +150,26 @@ class Pipeline:
         claims = [progress.claim for progress in self._progress.values()]
         return await self._until_answered("claim", lambda: self._ledger.held(claims)) if claims else set()
 
+    async def begun(self, partitions: Sequence[Partition]) -> Mapping[Partition, int | None] | None:
+        """Where these stand, if it is decided where their source begins; claims without a position go on from there."""
+        noted = await self._until_answered("claim", lambda: self._ledger.begun(partitions))
+        if noted is not None:
+            self._go_on_from(noted)
+        return noted
+
     async def begin_behind(
         self, newest: Mapping[Partition, int], log: str | None
     ) -> Mapping[Partition, int | None]:
         """Note where the source begins, unless that is decided; claims without a position go on from what is noted."""
         noted = await self._until_answered("claim", lambda: self._ledger.begin_behind(newest, log))
+        self._go_on_from(noted)
+        return noted
+
+    def _go_on_from(self, noted: Mapping[Partition, int | None]) -> None:
         for partition, progress in self._progress.items():
             if progress.claim.position is None and (position := noted.get(partition)) is not None:
                 progress.claim = replace(progress.claim, position=position)
                 progress.taken = self._submitted[partition] = position
-        return noted
 
     async def read_from(self, partitions: Sequence[Partition], log: str) -> Mapping[Partition, str]:
         """Note the log where there is none; returns the one that each partition's position belongs to."""

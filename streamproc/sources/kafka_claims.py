@@ -204,15 +204,20 @@ class Claims(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
 
     async def _positions(self, tps: Sequence[TopicPartition]) -> Mapping[Partition, int | None]:
         """Claim, and decide where a topic begins that nobody has read; ``None``: with the first record."""
-        positions = await self._listener.assigned([self._partition(tp) for tp in tps])
+        mine = [self._partition(tp) for tp in tps]
+        positions = await self._listener.assigned(mine)
         if self._start == "earliest" or None not in positions.values():
             return positions
-        # Whoever is first decides for all: that is how a partition that comes later is told.
-        topic = tps[0].topic
-        known = {TopicPartition(topic, number) for number in self.consumer.partitions_for_topic(topic) or ()}
-        found = await self._bounds(sorted(known.union(tps)))
-        newest = {self._partition(tp): end - 1 for tp, end in found.end.items()}
-        noted = await self._listener.begin_behind(newest, found.topic_id)
+        noted = await self._listener.begun(mine)
+        if noted is None:
+            # Whoever is first decides for all, so it has to know the ends of all, also of those without a leader.
+            topic = tps[0].topic
+            known = {
+                TopicPartition(topic, number) for number in self.consumer.partitions_for_topic(topic) or ()
+            }
+            found = await self._bounds(sorted(known.union(tps)))
+            newest = {self._partition(tp): end - 1 for tp, end in found.end.items()}
+            noted = await self._listener.begin_behind(newest, found.topic_id)
         return {each: noted[each] if at is None else at for each, at in positions.items()}
 
 

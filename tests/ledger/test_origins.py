@@ -15,7 +15,9 @@ from tests.ledger.epochs import P0, P1, P2, advance, nothing, record
 async def test_whoever_is_first_decides_for_all_and_what_comes_later_has_no_position(
     ledger: Ledger, rival: Ledger
 ) -> None:
+    assert await ledger.begun([P0]) is None
     assert await ledger.begin_behind({P0: 4, P1: -1}, "log") == {P0: 4, P1: -1}
+    assert await rival.begun([P2, P1]) == {P2: None, P1: -1}
     assert await rival.begin_behind({P0: 9, P1: 9, P2: 9}, "log") == {P0: 4, P1: -1, P2: None}
     claims = await rival.claim([P0, P1, P2])
     assert {partition: claim.position for partition, claim in claims.items()} == {P0: 4, P1: -1, P2: None}

@@ -30,6 +30,11 @@ class Memory:
         self.owned = set(partitions)
         return {partition: self.positions.get(partition) for partition in partitions}
 
+    async def begun(self, partitions: Sequence[Partition]) -> Mapping[Partition, int | None] | None:
+        if all(position is None for position in self.positions.values()):
+            return None
+        return {partition: self.positions.get(partition) for partition in partitions}
+
     async def begin_behind(
         self, newest: Mapping[Partition, int], log: str | None
     ) -> Mapping[Partition, int | None]:
