@@ -69,6 +69,9 @@ def erase_command(
     verb = "would be erased" if dry_run else "erased"
     title = f"{stream}: {len(ids)} visitors, {report.objects} objects of the lake"
     show([Section(title, ["where", f"rows {verb}"], rows)])
+    if report.missing:
+        problem = "are on the list and not in the lake any more: should they come back, erase again"
+        click.echo(f"{report.missing} objects {problem}.", err=True)
 
 
 async def _erase(

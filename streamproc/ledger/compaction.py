@@ -80,9 +80,15 @@ _SUPERSEDE = """
     WHERE stream = %(stream)s AND key = ANY(%(sources)s) AND state = 'committed'
 """
 
+#: Rejects are kept for some time from when they were found, so theirs stays; events are listed by when their object
+#: came to be.
 _COMMIT = """
     UPDATE streamproc.objects AS o
-    SET state = 'committed', size = written.size, checksum = written.checksum, committed_at = clock_timestamp()
+    SET state = 'committed', size = written.size, checksum = written.checksum,
+        committed_at = coalesce(
+            (SELECT max(s.committed_at) FROM streamproc.objects AS s
+             WHERE o.kind = 'rejects' AND s.stream = %(stream)s AND s.kind = 'rejects' AND s.key = ANY(%(sources)s)),
+            clock_timestamp())
     FROM unnest(%(keys)s::text[], %(rows)s::bigint[], %(sizes)s::bigint[], %(checksums)s::text[])
          AS written (key, rows, size, checksum)
     WHERE o.key = written.key AND o.rows = written.rows AND o.stream = %(stream)s AND o.state = 'intended'
@@ -91,6 +97,18 @@ _COMMIT = """
 _ABANDON = """
     UPDATE streamproc.objects SET state = 'abandoned', abandoned_at = clock_timestamp()
     WHERE stream = %(stream)s AND key = ANY(%(keys)s) AND state = 'intended'
+"""
+
+
+#: A note that is being published is waited for, and gone then.
+_PUBLISH_INSTEAD = """
+    UPDATE streamproc.outbox SET payload = convert_to(%(new)s, 'UTF8')
+    WHERE stream = %(stream)s AND kind = 'events' AND payload = convert_to(%(old)s, 'UTF8')
+"""
+
+_PUBLISH_NOTHING = """
+    DELETE FROM streamproc.outbox
+    WHERE stream = %(stream)s AND kind = 'events' AND payload = convert_to(%(old)s, 'UTF8')
 """
 
 
@@ -217,6 +235,15 @@ async def replace(
         raise Moved(
             f"{plan.partition}: the compaction of ({plan.after}, {plan.through}] was abandoned meanwhile"
         )
+
+
+async def publish_instead(conn: AsyncConnection[Any], stream: str, old: str, new: str | None) -> None:
+    """Where the events of the object ``old`` have still to be published, those of ``new`` are, or none.
+
+    Call it before :func:`replace`, which locks more.
+    """
+    names = {"stream": stream, "old": old, "new": new}
+    await conn.execute(_PUBLISH_NOTHING if new is None else _PUBLISH_INSTEAD, names)
 
 
 async def abandon(conn: AsyncConnection[Any], stream: str, keys: Sequence[str]) -> None:

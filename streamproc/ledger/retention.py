@@ -19,6 +19,9 @@ _EXPIRED = """
     WHERE stream = %(stream)s AND kind = %(kind)s AND state = 'committed'
       AND COALESCE(max_time_us, -1) BETWEEN 0 AND %(before)s AND key > %(last)s
       AND (%(kind)s <> 'rejects' OR committed_at < to_timestamp(%(before)s / 1e6))
+      AND (%(kind)s <> 'events' OR NOT EXISTS (
+          SELECT FROM streamproc.outbox AS n WHERE n.stream = %(stream)s AND n.kind = 'events'
+          AND n.payload = convert_to(objects.key, 'UTF8')))
     ORDER BY key LIMIT %(page)s
 """
 
@@ -33,10 +36,18 @@ _FORGET_SWEPT = """
     WHERE stream = %(stream)s AND state = 'swept' AND swept_at < clock_timestamp() - %(age)s
 """
 
-#: A replay tells by them which records were sent again, as long as the topic has those; an operator, as long as
-#: there are rejects.
+#: A replay tells by them which records were sent again, as long as the topic has those, and so does its promotion;
+#: a redrive, as long as there are the rejects, and those of their copies.
 _FORGET_REDRIVES = """
-    DELETE FROM streamproc.redrives WHERE stream = %(stream)s AND claimed_at < clock_timestamp() - %(age)s
+    DELETE FROM streamproc.redrives AS r
+    WHERE r.stream = %(stream)s AND r.claimed_at < clock_timestamp() - %(age)s
+      AND NOT EXISTS (SELECT FROM streamproc.replays WHERE stream = %(stream)s AND state <> 'promoted')
+      AND NOT EXISTS (
+          SELECT FROM streamproc.objects AS o
+          WHERE o.stream = r.stream AND o.kind = 'rejects' AND o.state = 'committed'
+            AND (o.source, o.partition) = (r.source, r.partition)
+            AND (r.position > coalesce(o.after, -1) AND r.position <= o.through
+                 OR r.sent_as > coalesce(o.after, -1) AND r.sent_as <= o.through))
 """
 
 #: How long rows of swept objects stay.
@@ -54,6 +65,8 @@ async def expire_objects(
 
     Rejects also have to have been committed before: those of a log were received when it was last changed, which
     may be years before anybody read it.
+
+    Events have to be published, where the page says so.
 
     ``needed``: which of some keys somebody still wants (the warehouse has not loaded them, or has put them aside).
     """
@@ -82,6 +95,9 @@ async def forget_swept(database: Database, stream: str, age: timedelta = SWEPT) 
 
 
 async def forget_redrives(database: Database, stream: str, age: timedelta) -> int:
-    """Delete what is noted of rejects that were sent again more than ``age`` ago; returns how many."""
+    """Delete what is noted of rejects that were sent again more than ``age`` ago; returns how many.
+
+    What is noted of a reject that is still there stays, or it could be sent again; so does all while a replay is open.
+    """
     async with database.transaction("forget redrives") as conn:
         return (await conn.execute(_FORGET_REDRIVES, {"stream": stream, "age": age})).rowcount

@@ -263,6 +263,8 @@ class Eraser:
         failpoint("erase.put")
         try:
             async with database.transaction("replace an object by one without a visitor") as conn:
+                anew_key = written[0].plan.key if written else None
+                await compaction.publish_instead(conn, stream, plan.key, anew_key)
                 await compaction.replace(conn, stream, [source], written, whole=False)
         except Moved:
             async with database.transaction("abandon an object") as conn:

@@ -65,6 +65,8 @@ class Shop:
     broker: str
     topic: str
     settings: dict[str, str] = field(default_factory=dict)
+    #: Of events that are no views, by position.
+    kinds: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pages = self.directory / "topics"
@@ -168,7 +170,7 @@ class Shop:
         times = [NOON + timedelta(minutes=position) for position in positions]
         known = {
             "time": [int(moment.timestamp() * 1000) for moment in times],
-            "kind": ["view"] * len(times),
+            "kind": [self.kinds.get(position, "view") for position in positions],
             "event_time": times,
             "source_partition": [str(number)] * len(times),
             "position": list(positions),

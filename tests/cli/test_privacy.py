@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from urllib.parse import unquote
 
+import psycopg
 import pytest
 
 from streamproc.errors import ConfigError
@@ -86,6 +88,10 @@ def test_rejects_that_a_lifecycle_rule_deleted_keep_nobody_from_being_forgotten(
     erased = shop.json("privacy", "erase", "shop", "view", "--yes")
     assert (erased["lake_rows"], erased["warehouse_rows"]) == (3, 3)
     assert (erased["reject_rows"], erased["missing"]) == (1, 1)
+    again = shop.call("privacy", "erase", "shop", "view", "--yes")
+    assert again.stderr == (
+        "1 objects are on the list and not in the lake any more: should they come back, erase again.\n"
+    )
 
 
 def test_an_object_that_is_gone_before_it_was_loaded_keeps_nobody_from_being_forgotten(shop: Shop) -> None:
@@ -97,6 +103,23 @@ def test_an_object_that_is_gone_before_it_was_loaded_keeps_nobody_from_being_for
     erased = shop.json("privacy", "erase", "shop", "view", "--yes")
     assert (erased["lake_rows"], erased["warehouse_rows"], erased["missing"]) == (1, 1, 1)
     assert [each["rows"] for each in shop.lines("lake", "manifest")] == [2]
+
+
+def test_what_has_still_to_be_published_is_published_without_the_visitor(shop: Shop) -> None:
+    forgetting(shop)
+    shop.kinds[1] = "buy"
+    shop.commit(0, [0, 1])
+    shop.commit(0, [2])
+    with psycopg.connect(shop.ledger, autocommit=True) as db:
+        db.execute(
+            "INSERT INTO streamproc.outbox (stream, epoch, kind, payload)"
+            " SELECT stream, epoch, kind, convert_to(key, 'UTF8') FROM streamproc.objects"
+        )
+        shop.call("privacy", "erase", "shop", "view", "--yes")
+        [left] = shop.lines("lake", "manifest")
+        notes = db.execute("SELECT convert_from(payload, 'UTF8') FROM streamproc.outbox").fetchall()
+    assert left["rows"] == 1
+    assert [unquote(left["url"]).endswith(f"/{key}") for (key,) in notes] == [True]
 
 
 def test_in_the_lake_of_another_stream_nobody_is_forgotten(shop: Shop) -> None:
