@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from streamproc import s3_client
 from streamproc.log_objects import LogEntry
 from streamproc.s3_client import error_code, s3_config
-from streamproc.sources.log_store import LogConnection, LogGone, log_id
+from streamproc.sources.log_store import LogBytes, LogConnection, LogGone, log_id
 
 log = structlog.get_logger(__name__)
 
@@ -122,7 +122,7 @@ class Bucket:
         etag = etag.strip('"')
         return LogEntry(log_id(key, key, etag), key, etag, size, modified_ms)
 
-    async def read(self, entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
+    async def read(self, entry: LogEntry, offset: int) -> AsyncIterator[LogBytes]:
         """The object's bytes from an offset on, as long as the entry's content is the object or a version of it."""
         if offset >= entry.size:
             return
@@ -130,7 +130,7 @@ class Bucket:
             with speaking(self._place(entry), "get"):
                 async with await self._body(entry, offset) as body:
                     while chunk := await body.read(_CHUNK):
-                        yield chunk
+                        yield LogBytes(chunk, entry.modified_ms)
         except LogArchived:
             self._archived[entry.id] = time.monotonic()
             raise

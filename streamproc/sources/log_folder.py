@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from streamproc.errors import DependencyError
 from streamproc.log_objects import PACKED, LogEntry
-from streamproc.sources.log_store import LogConnection, LogGone, log_id
+from streamproc.sources.log_store import LogBytes, LogConnection, LogGone, log_id
 from streamproc.sources.log_unpack import Caps, Unpacker, is_packed
 
 _CHUNK = 1 << 20
@@ -58,14 +58,14 @@ class Folder:
         """All logs, in one go."""
         yield await asyncio.to_thread(self._list)
 
-    async def read(self, entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
-        """The file's bytes from an offset on."""
+    async def read(self, entry: LogEntry, offset: int) -> AsyncIterator[LogBytes]:
+        """The file's bytes from an offset on, through those that come to it meanwhile."""
         path = self._root / entry.place
         file = await asyncio.to_thread(self._open, path, entry)
         with file, _answering(path):
             await asyncio.to_thread(file.seek, offset)
-            while chunk := await asyncio.to_thread(file.read, _CHUNK):
-                yield chunk
+            while (read := await asyncio.to_thread(_next, file)).data:
+                yield read
 
     @staticmethod
     def _open(path: Path, entry: LogEntry) -> IO[bytes]:
@@ -148,6 +148,11 @@ def _answering(path: Path) -> Iterator[None]:
         raise LogGone(f"{path} is not there any more") from None
     except OSError as error:
         raise DependencyError(str(path), str(error), "may this process read it?") from error
+
+
+def _next(file: IO[bytes]) -> LogBytes:
+    data = file.read(_CHUNK)
+    return LogBytes(data, os.fstat(file.fileno()).st_mtime_ns // 1_000_000)
 
 
 def _head(file: IO[bytes]) -> bytes:

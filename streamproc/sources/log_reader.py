@@ -80,6 +80,8 @@ class LogReader:
         self.handed_out = self._through
         self._began_at = self._read_bytes = 0
         self._row = -1
+        #: When the log was changed last, of the bytes that the rows to come end in.
+        self._modified_ms = self.entry.modified_ms
         self._unpacker = Unpacker(how.caps)
         self._lines = Lines(how.max_line)
         #: Of the lines, where the bytes are sound.
@@ -180,8 +182,10 @@ class LogReader:
         ``whole``: more than is there will not come. Raises :class:`_OnItsWay` where that may be wrong.
         """
         async for chunk in self._how.store.read(self.entry, self._began_at + self._read_bytes):
-            self._read_bytes += len(chunk)
-            await self._take(self._unpacker.feed(chunk))
+            self._read_bytes += len(chunk.data)
+            # A growing file is read beyond what its listing saw: rows written since are newer than that.
+            self._modified_ms = max(self._modified_ms, chunk.modified_ms)
+            await self._take(self._unpacker.feed(chunk.data))
             if self._unpacker.damage is not None or self._damage is not None:
                 break
         if not whole and self._unpacker.unfinished:
@@ -239,7 +243,7 @@ class LogReader:
                 through,
                 lines,
                 positions,
-                self.entry.modified_ms,
+                self._modified_ms,
                 size,
                 damage=damage,
             )

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from streamproc.errors import SourceError
 from streamproc.log_objects import LogEntry, Period
@@ -17,6 +17,13 @@ from streamproc.sources.log_unpack import Caps
 
 class LogGone(SourceError):
     """The content that a listing showed is not there any more: deleted, or something else is in its place."""
+
+
+class LogBytes(NamedTuple):
+    """Some bytes of a log. ``modified_ms``: when it was changed last, Unix time, and they were all there by then."""
+
+    data: bytes
+    modified_ms: int
 
 
 class LogStore(Protocol):
@@ -31,7 +38,7 @@ class LogStore(Protocol):
     def listing(self) -> AsyncIterator[list[LogEntry]]:
         """Everything there is, some entries at a time."""
 
-    def read(self, entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
+    def read(self, entry: LogEntry, offset: int) -> AsyncIterator[LogBytes]:
         """The bytes from an offset on. Raises :class:`LogGone` when they are not those of the entry."""
 
 

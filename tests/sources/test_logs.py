@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from streamproc.model import Partition, RecordBatch
 from streamproc.sources.log_bucket import Bucket, is_archived
 from streamproc.sources.log_folder import Folder
 from streamproc.sources.log_queue import Queue
-from streamproc.sources.log_store import LogConnection, LogGone
+from streamproc.sources.log_store import LogBytes, LogConnection, LogGone
 from streamproc.sources.log_unpack import Caps
 from streamproc.sources.logs import LogSource
 from streamproc.topology import Contract, EventTime
@@ -450,8 +451,10 @@ async def test_an_object_that_is_found_again_after_its_row_was_folded_goes_on_be
     async with member(postgres, url, once=True) as one:
         read = one.source._store.read
 
-        async def read_some(entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
-            yield b"".join([chunk async for chunk in read(entry, offset)])[:4]
+        async def read_some(entry: LogEntry, offset: int) -> AsyncIterator[LogBytes]:
+            yield LogBytes(
+                b"".join([chunk.data async for chunk in read(entry, offset)])[:4], entry.modified_ms
+            )
             raise LogGone("it was deleted meanwhile")
 
         one.source._store.read = read_some  # type: ignore[method-assign]  # the moment that the test is about
@@ -588,6 +591,19 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def hold_up(one: Member) -> Callable[[], None]:
+    """Have its readers stop after a megabyte; returns what lets them go on."""
+    sharing, room = one.source._sharing, asyncio.Event()
+    sharing._how = replace(sharing._how, room=lambda: room.is_set() or not sharing.readers)
+
+    def go_on() -> None:
+        room.set()
+        for reader in sharing.readers.values():
+            reader.go_on()
+
+    return go_on
+
+
 async def test_a_growing_file_is_followed_and_only_whole_lines_are_read(postgres: str, folder: Path) -> None:
     log = folder / "access.log"
     async with member(postgres, folder.as_uri()) as one:
@@ -605,6 +621,27 @@ async def test_a_growing_file_is_followed_and_only_whole_lines_are_read(postgres
         await read_all(two)
         assert values(two) == Counter([b"fourth"])
         assert_seamless(one, two)
+
+
+async def test_rows_that_come_while_a_file_is_read_were_received_when_they_came(
+    postgres: str, folder: Path
+) -> None:
+    log = folder / "access.log"
+    rows = [b"%099d" % number for number in range(30_000)]
+    log.write_bytes(b"\n".join(rows) + b"\n")
+    listed = time.time() - 3600
+    os.utime(log, (listed, listed))
+    async with member(postgres, folder.as_uri(), list_every=3600.0) as one:
+        go_on = hold_up(one)
+        await read_until(lambda: one.batches, one)
+        with log.open("ab") as out:
+            out.write(b"later\n")
+        written = log.stat().st_mtime_ns // 1_000_000
+        go_on()
+        await read_until(lambda: values(one)[b"later"], one)
+        assert one.batches[0].received_ms == int(listed * 1000)
+        assert one.batches[-1].received_ms >= written
+        assert values(one) == Counter([*rows, b"later"])
 
 
 @pytest.mark.parametrize("how", ["rename", "copytruncate"])
@@ -670,7 +707,7 @@ async def test_a_file_renamed_between_its_listing_and_its_reading_is_found_again
     async with member(postgres, folder.as_uri(), list_every=0.5) as one:
         read, missed = one.source._store.read, asyncio.Event()
 
-        async def read_late(entry: LogEntry, offset: int) -> AsyncIterator[bytes]:
+        async def read_late(entry: LogEntry, offset: int) -> AsyncIterator[LogBytes]:
             if not missed.is_set():
                 missed.set()
                 raise LogGone("it was renamed meanwhile")
