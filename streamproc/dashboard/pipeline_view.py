@@ -164,7 +164,7 @@ class PipelineView:
         (
             (statuses, shards, epochs, late),
             (bins, freshness, replays, clock),
-            (ends, objects),
+            (ends, objects, warehouse),
         ) = await asyncio.gather(
             asyncio.gather(
                 self._ledger.status(),
@@ -178,7 +178,7 @@ class PipelineView:
                 self._ask(sql.SQL(_REPLAYS), "look for replays"),
                 self._ask(sql.SQL("SELECT clock_timestamp()"), "read the clock"),
             ),
-            asyncio.gather(self._ends(), self._totals()),
+            asyncio.gather(self._ends(), self._totals(), self._warehouse()),
         )
         behind = {
             partition: 0.0 if shard.finished else shard.behind_ms / 1000
@@ -194,7 +194,7 @@ class PipelineView:
             epochs,
             late,
             objects,
-            await self._warehouse(),
+            warehouse,
             [Replay(*row) for row in replays],
             notes,
         )

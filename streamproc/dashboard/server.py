@@ -40,7 +40,8 @@ from streamproc.ledger import ObjectTotal
 from streamproc.settings import Bind
 from streamproc.settings.redshift import SCHEMES
 from streamproc.sinks.object_store import ObjectStore
-from streamproc.sinks.warehouse import WarehouseStatus, open_warehouse
+from streamproc.sinks.warehouse import WarehouseStatus
+from streamproc.sinks.warehouse_postgres import PostgresWarehouse
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_positions import spans
 from streamproc.sources.opening import Connection
@@ -50,6 +51,9 @@ T = TypeVar("T")
 
 #: Seconds for which answers are shared: what costs little, what asks the broker, what reads a whole list.
 QUICK, ASKED, COUNTED = 1.5, 5.0, 30.0
+
+#: Seconds for the warehouse to answer: a page waits for it, and has the rest by then.
+_WAREHOUSE = 3.0
 
 _NO_ENDS = "The broker was not asked: the end of the topic, and so the lag, is unknown."
 
@@ -187,12 +191,14 @@ async def _warehouse(sources: Sources, topology: Topology) -> WarehouseStatus | 
         return None
     if urlsplit(sources.warehouse).scheme in SCHEMES:
         return _REDSHIFT
-    warehouse = open_warehouse(read_only(sources.warehouse, sources.statement_timeout), topology.name)
-    if warehouse is None:
-        return None
+    warehouse = PostgresWarehouse(read_only(sources.warehouse, sources.statement_timeout), topology.name)
     try:
-        await warehouse.open()
-        return await warehouse.status()
+        async with asyncio.timeout(_WAREHOUSE):
+            await warehouse.open()
+            return await warehouse.status()
+    except TimeoutError as error:
+        problem = f"no answer within {_WAREHOUSE:.0f} s"
+        raise DependencyError("warehouse", problem, "is it up, and reachable from here?") from error
     finally:
         await warehouse.close()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
+import polars as pl
+import psycopg
 import pytest
 
-from streamproc.dashboard import charts
+from streamproc.dashboard import charts, server
 from streamproc.dashboard import pipeline_cards as cards
 from streamproc.dashboard.markup import duration
 from streamproc.dashboard.pipeline_view import (
@@ -23,8 +26,11 @@ from streamproc.dashboard.pipeline_view import (
 )
 from streamproc.dashboard.reading import Reader, read_only
 from streamproc.database import Database
+from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger, ObjectTotal, PartitionStatus, compaction
 from streamproc.model import Counts, PlannedObject
+from streamproc.sinks.warehouse import WarehouseStatus
+from streamproc.sinks.warehouse_postgres import PostgresWarehouse
 from streamproc.sources.kafka_positions import Span
 from streamproc.topology import Topology
 from tests.dashboard.conftest import Site
@@ -146,6 +152,39 @@ def test_a_warehouse_that_is_not_known_is_not_left_out() -> None:
     assert "warehouse" not in cards.sinks(snapshot())
     html = cards.sinks(replace(snapshot(), warehouse="in Redshift, <which> is not asked"))
     assert "<td>warehouse</td><td>in Redshift, &lt;which&gt; is not asked</td>" in html
+
+
+async def test_a_warehouse_in_postgresql_says_what_is_loaded(site: Site) -> None:
+    warehouse = PostgresWarehouse(site.url, site.topology.name)
+    await warehouse.open()
+    await warehouse.ensure({"path": pl.String()})
+    with psycopg.connect(site.url, autocommit=True) as db:
+        db.execute(
+            "INSERT INTO warehouse.loads VALUES (%s, 'a', 3, now()), (%s, 'b', 4, now()), ('other', 'c', 5, now())",
+            [site.topology.name] * 2,
+        )
+        found = await server._warehouse(
+            server.Sources([site.topology], site.url, warehouse=site.url), site.topology
+        )
+        db.execute("DROP SCHEMA warehouse CASCADE")
+    await warehouse.close()
+    assert isinstance(found, WarehouseStatus)
+    assert (found.objects, found.rows) == (2, 7)
+
+
+async def test_a_warehouse_that_says_nothing_holds_nobody_up_for_long(
+    monkeypatch: pytest.MonkeyPatch, topology: Topology
+) -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    monkeypatch.setattr(server, "_WAREHOUSE", 0.2)
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        sources = server.Sources([topology], "", warehouse=f"postgresql://reader@127.0.0.1:{port}/warehouse")
+        with pytest.raises(DependencyError, match="warehouse: no answer within"):
+            await server._warehouse(sources, topology)
 
 
 def test_bars_of_throughput_have_no_gaps_between_them_up_to_now() -> None:
