@@ -73,7 +73,8 @@ async def _serve(settings: Settings, topic: str | None, where: str | None, open_
         stack.enter_context(signals(stop))
         if own.database is not None and not own.database.embedded:
             database, warehouse = own.database.reveal(), settings.warehouse.reveal()
-            warehouse = "none" if warehouse.startswith("embedded:") else warehouse
+            if settings.warehouse.embedded:  # beside the ledger, which is there, or in the data folder
+                warehouse = "none" if settings.ledger.embedded else database
         else:
             endpoints = await stack.enter_async_context(attached(settings))
             database, warehouse = endpoints.ledger, endpoints.warehouse or "none"

@@ -43,9 +43,11 @@ class Endpoints:
     async def __aenter__(self) -> Self:
         settings = self.settings
         await asyncio.gather(self._start_postgres(), self._start_broker())
-        self.ledger = self._conninfo(settings.ledger.reveal())
-        if settings.warehouse.reveal() != "none":
-            self.warehouse = self._conninfo(settings.warehouse.reveal())
+        self.ledger = self._postgres.url if self._postgres is not None else settings.ledger.reveal()
+        if settings.warehouse.embedded:
+            self.warehouse = self.ledger  # a schema beside the ledger, wherever that is
+        elif settings.warehouse.scheme != "none":
+            self.warehouse = settings.warehouse.reveal()
         return self
 
     async def __aexit__(
@@ -56,9 +58,8 @@ class Endpoints:
                 await asyncio.to_thread(server.stop)
 
     async def _start_postgres(self) -> None:
-        settings = self.settings
-        if settings.ledger.embedded or settings.warehouse.embedded:
-            self._postgres = await asyncio.to_thread(start_postgres, settings.data_dir / "postgres")
+        if self.settings.ledger.embedded:
+            self._postgres = await asyncio.to_thread(start_postgres, self.settings.data_dir / "postgres")
 
     async def _start_broker(self) -> None:
         settings = self.settings
@@ -70,12 +71,6 @@ class Endpoints:
             self.broker = KafkaConnection(broker.bootstrap, embedded=True, incarnation=broker.incarnation)
         else:
             self.broker = connection_of(settings)
-
-    def _conninfo(self, url: str) -> str:
-        if url.startswith("embedded:"):
-            assert self._postgres is not None
-            return self._postgres.url
-        return url
 
 
 async def until_there(stream: str, name: str, connect: Callable[[], Awaitable[object]]) -> None:
