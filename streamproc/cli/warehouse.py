@@ -20,7 +20,7 @@ from streamproc.cli.streams import (
     set_up_options,
     topic_argument,
 )
-from streamproc.errors import ConfigError, Inconsistent, MissingObject, Mistake
+from streamproc.errors import ConfigError, Inconsistent, MissingObject, Mistake, StreamprocError
 from streamproc.runtimes import expiry
 from streamproc.settings import Settings
 from streamproc.sinks.loader import Loader
@@ -115,7 +115,8 @@ async def _init(settings: Settings, topic: str | None) -> list[str]:
 
 async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tuple[str, LoadReport]]:
     """Of every stream what can be loaded; then raises what was wrong with the objects of one."""
-    loaded, failed = [], None
+    loaded: list[tuple[str, LoadReport]] = []
+    failed: StreamprocError | None = None
     async with opened_store(settings) as store, _opened(settings, topic) as opened:
         for stream, warehouse in opened:
             await warehouse.ensure(stream.page.columns)
@@ -125,13 +126,16 @@ async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tupl
                 report = await Loader(stream.ledger, warehouse, store).run_once()
             except (Inconsistent, MissingObject) as error:
                 failed = failed or error
-                continue
-            await _expire(stream, warehouse)
-            # An alarm waits for this line: observability.yaml counts it, as upkeep tells workers' metrics.
-            _log.info(
-                "warehouse_up_to_date", stream=stream.page.name, objects=report.objects, rows=report.rows
-            )
-            loaded.append((stream.page.name, report))
+            else:
+                # An alarm waits for this line: observability.yaml counts it, as upkeep tells workers' metrics.
+                _log.info(
+                    "warehouse_up_to_date", stream=stream.page.name, objects=report.objects, rows=report.rows
+                )
+                loaded.append((stream.page.name, report))
+            try:
+                await _expire(stream, warehouse)  # what is loaded; one bad object holds up no other
+            except StreamprocError as error:
+                failed = failed or error
     if failed is not None:
         raise failed
     return loaded

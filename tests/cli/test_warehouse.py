@@ -51,6 +51,19 @@ def test_the_loader_lets_go_of_what_the_page_keeps_no_longer_once_it_is_loaded(s
     assert shop.json("status")["streams"][0]["warehouse"]["rows_behind_lake"] is None
 
 
+def test_an_object_that_is_gone_before_it_was_loaded_keeps_no_other_from_expiring(shop: Shop) -> None:
+    file = shop.pages / "shop.toml"
+    file.write_text(file.read_text() + '\n[retention]\nevents = "1h"\n')
+    shop.commit(0, [0])
+    shop.call("warehouse", "load")
+    shop.commit(0, [100])
+    (gone,) = (path for path in shop.lake.rglob("*.parquet") if path.name.startswith("0-0-100"))
+    gone.unlink()
+    refused = shop.call("warehouse", "load", code=1)
+    assert gone.name in refused.stderr
+    assert [each["through"] for each in shop.lines("lake", "manifest")] == [100]
+
+
 def counted(said: str, stack: Stack) -> int:
     """Lines that the filter of CloudWatch's alarm counts: JSON with the values that its pattern has."""
     pattern = stack.resources("AWS::Logs::MetricFilter")["LoadedFilter"]["FilterPattern"]
