@@ -47,7 +47,9 @@ class Access:
     def _knows(self, header: str) -> bool:
         assert self._token is not None
         kind, _, given = header.partition(" ")
-        right = hmac.compare_digest(given.strip().encode(), self._token.reveal().encode())
+        # What is no UTF-8 in a header arrives as surrogates.
+        token = given.strip().encode("utf-8", "surrogateescape")
+        right = hmac.compare_digest(token, self._token.reveal().encode())
         return right and kind.lower() == "bearer"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from aiohttp import web
 
@@ -56,3 +58,14 @@ async def test_a_token_is_asked_for_on_any_port_once_there_is_one(host):
         async with session.get("/data") as answer:
             assert answer.headers["WWW-Authenticate"] == "Bearer"
             assert "s3cret" not in await answer.text()
+
+
+async def test_a_token_that_is_no_text_is_a_wrong_one():
+    async with port(Data(), token="s3cret") as session:
+        url = session._base_url
+        assert url is not None and url.host is not None
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(b"GET /data HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xff\r\n\r\n")
+        assert b" 401 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
