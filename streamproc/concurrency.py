@@ -42,17 +42,17 @@ async def cancelled(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def done_before(ending: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
-    """Whether ``work`` was done before ``ending`` was set; it is cancelled then. Raises what the work raised."""
-    doing, ended = asyncio.create_task(work), asyncio.create_task(ending.wait())
+async def done_before(work: Coroutine[Any, Any, object], *endings: asyncio.Event) -> bool:
+    """Whether ``work`` was done before any of ``endings`` was set; it is cancelled then. Raises what it raised."""
+    doing, ended = asyncio.create_task(work), [asyncio.create_task(each.wait()) for each in endings]
     try:
-        await asyncio.wait({doing, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({doing, *ended}, return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
             doing.result()
             return True
         return False
     finally:
-        await cancelled(doing, ended)
+        await cancelled(doing, *ended)
 
 
 def end_if_cancelled(error: Exception | None = None) -> None:

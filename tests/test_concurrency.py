@@ -92,7 +92,7 @@ async def test_work_that_is_done_before_the_end_is_done() -> None:
         await asyncio.sleep(0)
         done.append("work")
 
-    assert await done_before(asyncio.Event(), work())
+    assert await done_before(work(), asyncio.Event())
     assert done == ["work"]
 
 
@@ -107,7 +107,7 @@ async def test_work_is_given_up_at_the_end_and_waited_for_until_it_is_gone() -> 
             await asyncio.sleep(0)
             gone.set()
 
-    waiting = asyncio.create_task(done_before(ending, work()))
+    waiting = asyncio.create_task(done_before(work(), asyncio.Event(), ending))
     await begun.wait()
     ending.set()
     assert not await waiting
@@ -119,7 +119,7 @@ async def test_a_failure_of_the_work_is_raised_as_it_is() -> None:
         raise LookupError("gone")
 
     with pytest.raises(LookupError, match="gone"):
-        await done_before(asyncio.Event(), work())
+        await done_before(work(), asyncio.Event())
 
 
 async def test_cancelling_whoever_waits_for_the_end_cancels_the_work() -> None:
@@ -132,7 +132,7 @@ async def test_cancelling_whoever_waits_for_the_end_cancels_the_work() -> None:
         finally:
             gone.set()
 
-    task = asyncio.create_task(done_before(asyncio.Event(), work()))
+    task = asyncio.create_task(done_before(work(), asyncio.Event()))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -148,7 +148,7 @@ class Worker:
             app = self._host()
             await app.start()
             stack.push_async_callback(app.stop)
-            if await done_before(ending, self._join()):
+            if await done_before(self._join(), ending, self._ended):
                 await self._work(stack, app, ending)
             self.state = "draining"
             await self._wind_down()
@@ -201,7 +201,7 @@ class Worker:
             stack.push_async_callback(self._store.close)
         for name, step in steps:
             self.state = f"waiting for the {name}"
-            if not await done_before(ending, until_there(self.topology.name, name, step)):
+            if not await done_before(until_there(self.topology.name, name, step), ending):
                 return False
         return await self._try_warehouse(stack, ending)
 
@@ -211,7 +211,7 @@ class Worker:
         stack.push_async_callback(self.upkeep.close)
         opening = asyncio.create_task(self._open_warehouse())
         stack.push_async_callback(cancelled, opening)
-        in_time = await done_before(ending, asyncio.wait({opening}, timeout=_WAREHOUSE_WITHIN))
+        in_time = await done_before(asyncio.wait({opening}, timeout=_WAREHOUSE_WITHIN), ending)
         if self._failure is not None:
             raise self._failure
         return in_time
@@ -332,8 +332,8 @@ class Worker:
             self.ledger.database, self.topology.name, source, settings.worker, settings.logs.lease_timeout
         )
 
-    def _waiting_for_broker(self, error: DependencyError) -> None:
-        self.observation.source_failed(error)
+    def _waiting_for_broker(self, error: DependencyError, failing: float) -> None:
+        self.observation.source_failed(error, failing)
         log.warning(
             "waiting_for_endpoint", endpoint="broker", on=error.what, problem=error.problem, hint=error.hint
         )

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from streamproc.errors import Inconsistent
 from streamproc.runtimes.worker import Worker
 
 #: The second is no Exception: polars raises it where its own code is wrong.
@@ -88,3 +89,33 @@ async def test_whatever_the_work_beside_the_records_fails_with_is_the_workers_fa
         await Worker._work(worker, stack, None, asyncio.Event())  # type: ignore[arg-type]  # no application
     assert worker._failure is failure
     assert worker.state == "draining"
+
+
+async def test_a_warehouse_that_is_refused_ends_a_worker_that_still_waits_for_its_broker() -> None:
+    """It may have answered late, and a broker may be away for hours."""
+    refused, wound_down = Inconsistent("warehouse.clicks has another type"), []
+
+    async def connected(*_: object) -> bool:
+        return True
+
+    async def nothing() -> None:
+        pass
+
+    async def for_ever() -> None:
+        await asyncio.Event().wait()
+
+    async def wind_down() -> None:
+        wound_down.append(True)
+
+    worker: Any = SimpleNamespace(
+        _connect=connected,
+        _host=lambda: SimpleNamespace(start=nothing, stop=nothing),
+        _join=for_ever,
+        _wind_down=wind_down,
+        _failure=refused,
+        _ended=asyncio.Event(),
+    )
+    worker._ended.set()
+    with pytest.raises(Inconsistent, match="another type"):
+        await Worker.run(worker, asyncio.Event())
+    assert wound_down
