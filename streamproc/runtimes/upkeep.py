@@ -139,9 +139,6 @@ class Upkeep:
         """
         database, stream, kept = self._ledger.database, self._topology.name, self._topology.retention
         events = rejects = 0
-        if kept.events is not None and not self._elsewhere:
-            clock = await self._clock()
-            events = await expiry.expire_events(self._ledger, self._topology, clock, self._warehouse)
         if kept.rejects is not None:
             before = time.time_ns() // 1000 - kept.rejects
             rejects = await expire_objects(database, stream, "rejects", before)
@@ -151,6 +148,9 @@ class Upkeep:
         if kept.history is not None:
             await self._ledger.forget(timedelta(microseconds=kept.history))
         await forget_swept(database, stream)
+        if kept.events is not None and not self._elsewhere:  # last: it asks the warehouse, which may be away
+            clock = await self._clock()
+            events = await expiry.expire_events(self._ledger, self._topology, clock, self._warehouse)
         log.debug("retained", expired_events=events, expired_rejects=rejects)
 
     async def expire(self) -> None:

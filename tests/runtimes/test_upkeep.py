@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
 from streamproc.model import Advance, Counts, Partition
 from streamproc.runtimes.endpoints import Endpoints
@@ -108,6 +109,26 @@ async def test_objects_and_history_go_as_the_page_says(postgres: str, elsewhere:
         assert [each.plan.key async for each in ledger.manifest()] == keys[0 if elsewhere else 1 :]
         assert await ledger.epochs() == []
         assert (await ledger.status())[0].counts.accepted == 2
+
+
+async def test_history_goes_while_the_warehouse_is_away(ledger: Ledger) -> None:
+    """Only what it may still want stays: a ledger that grew for weeks would be a second outage."""
+    page = load_page(REPOSITORY / "topics" / "weblogs.toml")
+    page = replace(page, name="clicks", retention=Retention(events=HOUR, rejects=None, history=1))
+    claims = await ledger.claim([partition := Partition(PLACE, "log")])
+    part = Advance(claims[partition], None, 1, 70 * MINUTE, Counts(1, 1))
+    await ledger.commit(record(part), nothing)
+    nobody: Any = None
+    endpoints = Endpoints(read_settings(environ={}), broker=LogConnection(PLACE))
+    upkeep = Upkeep(page, ledger, nobody, nobody, endpoints)
+
+    async def away() -> int:
+        raise DependencyError("warehouse", "is away")
+
+    upkeep._warehouse, upkeep._clock = Told(), away  # type: ignore[assignment, method-assign]
+    with pytest.raises(DependencyError, match="is away"):
+        await upkeep.retain()
+    assert await ledger.epochs() == []
 
 
 @pytest.mark.parametrize(
