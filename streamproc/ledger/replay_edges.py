@@ -29,7 +29,9 @@ _BEGINNINGS = """
     WHERE b.through > b.after
 """
 
-#: The least clock of the partitions; events that live has accepted outside the ranges, less those that the lake has.
+#: The least clock of the partitions; events that live has accepted outside the ranges, less those that the lake has;
+#: the clock at which the oldest commit ended that the lake still has objects of. A commit of late events alone has old
+#: ones, and a clock like those around it.
 _NOW = """
     WITH b AS (
         SELECT * FROM unnest(%(sources)s::text[], %(partitions)s::text[], %(afters)s::numeric[],
@@ -45,7 +47,9 @@ _NOW = """
            - (SELECT coalesce(sum(o.rows), 0) FROM streamproc.objects AS o
               LEFT JOIN b ON (o.source, o.partition) = (b.source, b.partition)
               WHERE o.stream = %(stream)s AND o.kind = 'events' AND o.state = 'committed'
-                AND (b.source IS NULL OR o.through <= b.after OR coalesce(o.after, -1) >= b.through))
+                AND (b.source IS NULL OR o.through <= b.after OR coalesce(o.after, -1) >= b.through)),
+           (SELECT min(greatest(o.clock_us, o.max_time_us)) FROM streamproc.objects AS o
+            WHERE o.stream = %(stream)s AND o.kind = 'events' AND o.state = 'committed')
 """
 
 
@@ -56,11 +60,15 @@ class Edges:
     ``since_us``: from which event time on tables would be rebuilt, as :meth:`Replays.complete` says when it is done; 0
     when the lake has nothing left to tell it, ``None`` when nothing of the ranges was accepted. ``clock_us``: the least
     clock of their partitions now. ``missing``: events outside the ranges that were accepted and are not in the lake.
+    ``left_us``: whatever ``retention.events`` has been, those that have expired are older than this; ``None`` when the
+    lake has nothing left. An object that was held back from expiring, and a log that was read only when others had
+    expired, put it further back than it is.
     """
 
     since_us: int | None
     clock_us: int | None
     missing: int
+    left_us: int | None
 
 
 async def edges(database: Database, stream: str, spans: Mapping[Partition, Span], patience: int) -> Edges:
@@ -75,4 +83,4 @@ async def edges(database: Database, stream: str, spans: Mapping[Partition, Span]
         for clock, oldest, before in beginnings
     ]
     since = min((each for each in found if each is not None), default=None)
-    return Edges(since, row[0], int(row[1]))
+    return Edges(since, row[0], int(row[1]), row[2])

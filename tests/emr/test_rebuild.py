@@ -30,7 +30,7 @@ from streamproc.sinks.summaries import Summaries
 from streamproc.sources.log_store import LogConnection
 from streamproc.sources.logs import open_log_store
 from streamproc.topic_pages import load_page
-from streamproc.topology import DAY, Topology
+from streamproc.topology import DAY, HOUR, Topology
 from tests.e2e.harness import REPOSITORY
 from tests.emr.comparing import assert_same_rows, rows_of
 from tests.emr.inline import Inline, InlineStage
@@ -232,6 +232,20 @@ async def test_dates_of_which_the_lake_keeps_a_part_are_refused(tmp_path: Path, 
         await world.rebuild(Inline())
     assert_same_rows(right, world.rows(), world.page)
     await world.rebuild(Inline(), begin=int(whole.timestamp()) * 1_000_000)
+    assert_same_rows(right, world.rows(), world.page)
+
+
+async def test_a_date_of_which_an_earlier_retention_has_left_a_part_is_refused(world: World) -> None:
+    """The page of now keeps everything."""
+    await world.read()
+    right = world.rows()
+    with psycopg.connect(world.ledger) as db:
+        [(newest,)] = db.execute("SELECT max(clock_us) FROM streamproc.partitions").fetchall()
+    async with Ledger(world.ledger, "clickstream", "job") as ledger:
+        assert await expire_objects(ledger.database, "clickstream", "events", newest - HOUR)
+    after = datetime.fromtimestamp(newest / 1_000_000, UTC).date() + timedelta(days=1)
+    with pytest.raises(ConfigError, match=rf"all events from before {after} .*Begin with {after}, or later"):
+        await world.rebuild(Inline())
     assert_same_rows(right, world.rows(), world.page)
 
 

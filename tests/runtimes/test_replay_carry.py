@@ -52,9 +52,10 @@ def visit(*hours: int) -> pl.DataFrame:
 async def commit(ledger: Ledger, lake: Lake, events: pl.DataFrame) -> None:
     """Commit the events to ledger and lake."""
     claims = await ledger.claim([P0])
+    newest = int(events["event_time"].to_physical().max())  # type: ignore[arg-type]
     part = replace(
         advance(claims[P0], int(events["position"].max())),  # type: ignore[arg-type]
-        clock_us=int(events["event_time"].to_physical().max()),  # type: ignore[arg-type]
+        clock_us=max(newest, claims[P0].clock_us or newest),
     )
     files = lake.plan(lake.encode_events(events.drop("watermark")), part)
     done = record(part, objects=tuple(await lake.write(files)))

@@ -26,26 +26,26 @@ def patience(page: Topology) -> int:
 
 async def refuse_expired(page: Topology, ledger: Ledger, spans: Mapping[Partition, Span]) -> None:
     """Raises :class:`ConfigError` when a window that a replay of ``spans`` would rebuild had events outside of them
-    that ``retention.events`` has let go of: its promotion would take them out of the tables.
+    that ``retention.events``, today's or an earlier one, has let go of: its promotion would take them out of the
+    tables.
     """
-    kept = page.retention.events
-    if kept is None or not page.tables:
+    if not page.tables:
         return
     found = await replay_edges.edges(ledger.database, ledger.stream, spans, patience(page))
     if found.since_us is None or found.clock_us is None or found.missing <= 0:
         return
-    left = found.clock_us - page.contract.event_time.disorder - kept + _MEANWHILE
+    left = found.clock_us if found.left_us is None else found.left_us
+    if (kept := page.retention.events) is not None:
+        left = max(left, found.clock_us - page.contract.event_time.disorder - kept + _MEANWHILE)
     needed = await _needed(page, ledger, found.since_us)
     if needed >= left:
         return
     begin = left + found.since_us - needed + patience(page)
     problem = (
         f"windows at its beginning need events from outside it, and the lake has those from {_moment(left)} on only "
-        "(retention.events): what live has counted of older ones would go from the tables"
+        "(retention.events, now or before): what live has counted of older ones would go from the tables"
     )
-    fix = (
-        f"Begin at {_moment(begin)} or later; keep events longer than the longest window if that is too late"
-    )
+    fix = f"Begin at {_moment(begin)} or later; to keep events longer helps ranges of later on only"
     raise ConfigError([Mistake("--from", problem, fix)])
 
 

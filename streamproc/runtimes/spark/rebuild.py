@@ -24,8 +24,8 @@ from psycopg import AsyncConnection, sql
 from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger
+from streamproc.ledger.replay_edges import edges
 from streamproc.model import CommittedObject
-from streamproc.quantities import show_duration
 from streamproc.runtimes.spark.lake_reading import LakeWork
 from streamproc.runtimes.spark.setup import Setup
 from streamproc.runtimes.spark.stages import Reads
@@ -94,20 +94,28 @@ class Rebuild:
         raise ConfigError([Mistake(name, f"is no table of {self._page.name}", f"Choose among {names}")])
 
     async def _check_kept(self, day: int) -> None:
-        """Refuse a date that the lake may not have all events of: its rows would go and not come back."""
+        """Refuse a date that the lake may not have all events of: its rows would go and not come back.
+
+        Events that an earlier ``retention.events`` has let go of are gone whatever today's says.
+        """
         page, kept = self._page, self._page.retention.events
         if not page.sinks.lake:
             problem = "is false: the stream keeps no events that its tables could be computed from"
             fix = "Write sinks.lake = true: dates from then on can be rebuilt"
             raise ConfigError([Mistake(f"{page.name}: sinks.lake", problem, fix)])
-        if kept is None:
-            return
-        clocks = [each.clock_us for each in await self._ledger.status() if each.clock_us is not None]
-        # The newest of all clocks: upkeep goes by that or an older one, so what is not behind it is there.
-        gone_us = max(clocks, default=0) - page.contract.event_time.disorder - kept
+        gone_us = 0
+        if kept is not None:
+            clocks = [each.clock_us for each in await self._ledger.status() if each.clock_us is not None]
+            # The newest of all clocks: upkeep goes by that or an older one, so what is not behind it is there.
+            gone_us = max(clocks, default=0) - page.contract.event_time.disorder - kept
+        found = await edges(self._ledger.database, page.name, {}, 0)
+        if found.missing > 0 and found.left_us is not None:
+            gone_us = max(gone_us, found.left_us)
         if day < gone_us:
             whole = _iso(-(-gone_us // DAY) * DAY)
-            problem = f"the lake keeps no events that are older than {show_duration(kept)}"
+            problem = (
+                f"the lake has not all events from before {whole} any more (retention.events, now or before)"
+            )
             fix = f"Begin with {whole}, or later: the rows of dates before it stay as they are"
             raise ConfigError([Mistake(f"--from {_iso(day)}", problem, fix)])
 
