@@ -222,7 +222,14 @@ class Eraser:
             columns = [column for column in self._page.erasure if column in schema]
             if not columns:
                 return None
-            theirs = pl.any_horizontal(pl.col(c).is_in(values) for c in columns).fill_null(value=False)
+            # Earlier pages may have had an id as a number; to producers, 7 and 7.0 are one then.
+            texts = [pl.col(c).cast(pl.String) for c in columns]
+            texts += [
+                text.str.strip_suffix(".0")
+                for text, c in zip(texts, columns, strict=True)
+                if schema[c].is_float()
+            ]
+            theirs = pl.any_horizontal(text.is_in(values) for text in texts).fill_null(value=False)
             if not pl.read_parquet(io.BytesIO(body), columns=columns).select(theirs.any()).item():
                 return None
             return pl.read_parquet(io.BytesIO(body)).filter(~theirs)
