@@ -61,21 +61,24 @@ class Folder:
     async def read(self, entry: LogEntry, offset: int) -> AsyncIterator[LogBytes]:
         """The file's bytes from an offset on, through those that come to it meanwhile."""
         path = self._root / entry.place
-        file = await asyncio.to_thread(self._open, path, entry)
+        file, begins = await asyncio.to_thread(self._open, path, entry)
         with file, _answering(path):
             await asyncio.to_thread(file.seek, offset)
-            while (read := await asyncio.to_thread(_next, file)).data:
+            while (read := await asyncio.to_thread(_next, file, begins)).data:
                 yield read
 
     @staticmethod
-    def _open(path: Path, entry: LogEntry) -> IO[bytes]:
+    def _open(path: Path, entry: LogEntry) -> tuple[IO[bytes], bytes]:
+        """The file, and what it begins with: as many bytes as it has through its first line, unpacked."""
         with _answering(path):
             if not path.is_file():  # opening a pipe waits, perhaps for ever
                 raise LogGone(f"{path} is not there any more")
             file = path.open("rb")
             try:
-                if _first_line(_head(file)) == entry.version:
-                    return file
+                begins = file.read(_HEAD)
+                head = _unpacked(begins)
+                if _first_line(head) == entry.version:
+                    return file, begins[: _first_line_end(head)]
             except OSError:
                 file.close()
                 raise
@@ -109,11 +112,10 @@ class Folder:
     @staticmethod
     def _look(path: Path, place: str, status: os.stat_result) -> _Seen:
         with path.open("rb") as file:
-            packed = is_packed(file.read(4))
-            file.seek(0)
-            head = _head(file)
+            begins = file.read(_HEAD)
+        head = _unpacked(begins)
         line = _first_line(head)
-        size = status.st_size + (PACKED if packed else 0)
+        size = status.st_size + (PACKED if is_packed(begins) else 0)
         entry = LogEntry(log_id("", line), place, line, size, status.st_mtime_ns // 1_000_000)
         return _Seen(entry, status.st_ino, head)
 
@@ -150,16 +152,24 @@ def _answering(path: Path) -> Iterator[None]:
         raise DependencyError(str(path), str(error), "may this process read it?") from error
 
 
-def _next(file: IO[bytes]) -> LogBytes:
+def _next(file: IO[bytes], begins: bytes) -> LogBytes:
+    """Some more bytes, none at the end. Raises :class:`LogGone` when the file begins otherwise by now.
+
+    Somebody truncated it then. The bytes may be those of another log, which has grown beyond the place where we are,
+    and there being none is not the end of ours: that goes on in the copy that was made before.
+    """
     data = file.read(_CHUNK)
-    return LogBytes(data, os.fstat(file.fileno()).st_mtime_ns // 1_000_000)
+    status = os.fstat(file.fileno())
+    if status.st_size < file.tell() or os.pread(file.fileno(), len(begins), 0) != begins:
+        raise LogGone(f"{file.name} was truncated while it was read")
+    return LogBytes(data, status.st_mtime_ns // 1_000_000)
 
 
-def _head(file: IO[bytes]) -> bytes:
+def _unpacked(begins: bytes) -> bytes:
     """The beginning of a file, unpacked."""
     unpacker = Unpacker(Caps())
     pieces = []
-    for piece in unpacker.feed(file.read(_HEAD)):
+    for piece in unpacker.feed(begins):
         pieces.append(piece)
         if sum(map(len, pieces)) >= _HEAD:
             break
@@ -168,10 +178,19 @@ def _head(file: IO[bytes]) -> bytes:
 
 def _first_line(head: bytes) -> str:
     """A digest of the first line that is no header; empty while there is none."""
+    end = _first_line_end(head)
+    line = head[:end].rstrip(b"\n").rpartition(b"\n")[2]
+    return hashlib.blake2b(line, digest_size=16).hexdigest() if end else ""
+
+
+def _first_line_end(head: bytes) -> int:
+    """Where the first line ends that is no header, behind its line feed; 0 while there is none."""
+    end = 0
     for line in head.split(b"\n")[:-1]:
+        end += len(line) + 1
         if line.strip() and not line.startswith(b"#"):
-            return hashlib.blake2b(line, digest_size=16).hexdigest()
-    return ""
+            return end
+    return 0
 
 
 def _first_difference(head: bytes, other: bytes) -> str:

@@ -163,7 +163,8 @@ class LogReader:
 
     def _end(self, *, gone: bool) -> LogEnd:
         read, packed = self._began_at + self._read_bytes, self._packed
-        offset = None if packed else self._began_at + self._lines.whole
+        behind = self._row >= self._through  # else it is gone among rows that were committed before
+        offset = self._began_at + self._lines.whole if behind and not packed else None
         if gone:
             # What a packed one has beyond the rows before is found by unpacking it again.
             size = self._size_before if packed else read

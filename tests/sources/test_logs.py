@@ -604,6 +604,20 @@ def hold_up(one: Member) -> Callable[[], None]:
     return go_on
 
 
+def miss_once(one: Member) -> None:
+    """Have its first read find that the file was renamed after it was listed."""
+    read, missed = one.source._store.read, asyncio.Event()
+
+    async def read_late(entry: LogEntry, offset: int) -> AsyncIterator[LogBytes]:
+        if not missed.is_set():
+            missed.set()
+            raise LogGone("it was renamed meanwhile")
+        async for chunk in read(entry, offset):
+            yield chunk
+
+    one.source._store.read = read_late  # type: ignore[method-assign]  # the moment that the tests are about
+
+
 async def test_a_growing_file_is_followed_and_only_whole_lines_are_read(postgres: str, folder: Path) -> None:
     log = folder / "access.log"
     async with member(postgres, folder.as_uri()) as one:
@@ -684,6 +698,29 @@ async def test_rotation_loses_nothing_and_repeats_nothing(postgres: str, folder:
         assert_seamless(one)
 
 
+@pytest.mark.parametrize("then", ["empty", "longer than what was read", "shorter and alike"])
+async def test_a_file_that_is_copied_and_truncated_while_it_is_read_is_read_on_in_its_copy(
+    postgres: str, folder: Path, then: str
+) -> None:
+    log = folder / "access.log"
+    rows = [b"%099d" % number for number in range(30_000)]
+    others = {
+        "empty": [],
+        "longer than what was read": [b"x%098d" % number for number in range(40_000)],
+        "shorter and alike": rows[:1],
+    }[then]
+    log.write_bytes(b"\n".join(rows) + b"\n")
+    async with member(postgres, folder.as_uri()) as one:
+        go_on = hold_up(one)
+        await read_until(lambda: one.batches, one)
+        (folder / "access.log.1").write_bytes(log.read_bytes())
+        log.write_bytes(b"".join(row + b"\n" for row in others))
+        go_on()
+        await read_until(lambda: set(values(one)) >= {*rows, *others}, one)
+        assert values(one) == Counter({*rows, *others})
+        assert_seamless(one)
+
+
 async def test_a_file_packed_before_it_was_read_to_its_end_is_read_on(postgres: str, folder: Path) -> None:
     log = folder / "access.log"
     rows = lines("row", 5000)
@@ -705,18 +742,23 @@ async def test_a_file_renamed_between_its_listing_and_its_reading_is_found_again
     body = b"1\n2\n"
     (folder / "access.log").write_bytes(gzip.compress(body) if packed else body)
     async with member(postgres, folder.as_uri(), list_every=0.5) as one:
-        read, missed = one.source._store.read, asyncio.Event()
-
-        async def read_late(entry: LogEntry, offset: int) -> AsyncIterator[LogBytes]:
-            if not missed.is_set():
-                missed.set()
-                raise LogGone("it was renamed meanwhile")
-            async for chunk in read(entry, offset):
-                yield chunk
-
-        one.source._store.read = read_late  # type: ignore[method-assign]  # the moment that the test is about
+        miss_once(one)
         await read_until(lambda: len(one.gone) == 2, one)
         assert values(one) == Counter([b"1", b"2"])
+
+
+async def test_a_file_that_was_renamed_before_its_committed_rows_were_passed_over_goes_on_behind_them(
+    postgres: str, folder: Path
+) -> None:
+    rows = lines("row", 25_000)
+    (folder / "access.log").write_bytes(b"\n".join(rows) + b"\n")
+    async with member(postgres, folder.as_uri()) as one:
+        await read_until(lambda: one.batches, one)
+    async with member(postgres, folder.as_uri(), list_every=0.5, name="w2") as two:
+        miss_once(two)
+        await read_until(lambda: values(two)[rows[-1]], two)
+        assert one.batches and values(one, two) == Counter(rows)
+        assert_seamless(one, two)
 
 
 async def test_two_logs_that_begin_with_the_same_line_are_two(postgres: str, folder: Path) -> None:
@@ -802,7 +844,7 @@ async def test_a_file_that_cannot_be_read_for_a_moment_is_waited_for(postgres: s
     log.write_bytes(b"1\n2\n")
     async with member(postgres, folder.as_uri(), list_every=3600.0) as one:
         opened, broken = one.source._store._open, [Broken()]
-        one.source._store._open = lambda *asked: broken.pop() if broken else opened(*asked)
+        one.source._store._open = lambda *asked: (broken.pop(), b"") if broken else opened(*asked)
         await read_until(lambda: one.gone, one)
         assert values(one) == Counter([b"1", b"2"])
         assert [(wait.what, "Input/output error" in wait.problem) for wait in one.waits] == [(str(log), True)]
