@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import structlog
+
 from streamproc.errors import DependencyError
 from streamproc.log_objects import PACKED, LogEntry
 from streamproc.sources.log_store import LogBytes, LogConnection, LogGone, log_id
 from streamproc.sources.log_unpack import Caps, Unpacker, is_packed
+
+log = structlog.get_logger(__name__)
 
 _CHUNK = 1 << 20
 
@@ -37,14 +41,16 @@ class _Seen(NamedTuple):
 class Folder:
     """A :class:`~streamproc.sources.log_store.LogStore` for ``file:///folder``, with the folders below it.
 
-    Hidden files, empty ones, what is no file (pipes, devices), and those whose first line is not complete yet are
-    passed over.
+    Hidden files, empty ones, what is no file (pipes, devices), those whose names are not UTF-8, and those whose first
+    line is not complete yet are passed over.
     """
 
     def __init__(self, connection: LogConnection) -> None:
         self._root = Path(unquote(urlsplit(connection.url).path))
         #: What a file was last seen as, by path: only what has changed is looked into again.
         self._seen: dict[str, tuple[tuple[int, int, int], _Seen]] = {}
+        #: Of those with names that are no text, what a listing told of.
+        self._unreadable: set[str] = set()
 
     async def open(self) -> None:
         """See that the folder is there."""
@@ -88,8 +94,12 @@ class Folder:
     def _list(self) -> list[LogEntry]:
         found: dict[str, _Seen] = {}
         seen = {}
+        unreadable = set()
         for path in sorted(self._paths()):
             place = path.relative_to(self._root).as_posix()
+            if (name := os.fsencode(place).decode(errors="backslashreplace")) != place:
+                unreadable.add(name)  # no text, which is all that the ledger's database takes
+                continue
             try:
                 status = path.stat()
                 if not stat.S_ISREG(status.st_mode):  # opening a pipe waits, perhaps for ever
@@ -102,7 +112,9 @@ class Folder:
             seen[place] = (state, one)
             if one.entry.version:
                 self._add(found, one)
-        self._seen = seen
+        for name in sorted(unreadable - self._unreadable):
+            log.warning("log_name_unreadable", log=name, hint="its name is not UTF-8: rename it")
+        self._seen, self._unreadable = seen, unreadable
         return [one.entry for one in found.values()]
 
     def _paths(self) -> list[Path]:

@@ -20,6 +20,7 @@ from typing import Any
 import boto3
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
@@ -833,6 +834,19 @@ async def test_what_is_no_regular_file_is_passed_over(folder: Path) -> None:
                 await anext(store.read(found, 0))
     finally:
         os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))  # lets go of a thread that waits for a writer
+
+
+async def test_a_file_whose_name_is_not_utf8_is_passed_over_and_told_of_once(folder: Path) -> None:
+    (folder / "a.log").write_bytes(b"first\n")
+    (folder / os.fsdecode(b"\xe9.log")).write_bytes(b"other\n")
+    below = folder / os.fsdecode(b"caf\xe9")
+    below.mkdir()
+    (below / "b.log").write_bytes(b"other\n")
+    store = Folder(LogConnection(folder.as_uri()))
+    with capture_logs() as said:
+        for _ in range(2):
+            assert [entry.place async for entries in store.listing() for entry in entries] == ["a.log"]
+    assert [each["log"] for each in said] == [r"\xe9.log", r"caf\xe9/b.log"]
 
 
 async def test_a_file_that_cannot_be_read_for_a_moment_is_waited_for(postgres: str, folder: Path) -> None:
