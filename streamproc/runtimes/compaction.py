@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import secrets
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,14 +21,14 @@ import polars as pl
 import structlog
 
 from streamproc.concurrency import each
-from streamproc.errors import ConfigError, DependencyError, Inconsistent, MissingObject, Mistake
+from streamproc.errors import ConfigError, Inconsistent, MissingObject, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.ledger import Ledger, compaction
 from streamproc.ledger.compaction import Moved, Source
-from streamproc.model import PlannedObject, WrittenObject
+from streamproc.model import Partition, PlannedObject, WrittenObject
 from streamproc.runtimes.compaction_runs import CompactionLimits, Run, runs
 from streamproc.runtimes.expiry import unknown_warehouse
-from streamproc.runtimes.merging_process import MergingProcess
+from streamproc.runtimes.merging_process import CannotMerge, MergingProcess
 from streamproc.runtimes.scratch import scratch_folder
 from streamproc.sinks.lake import object_name
 from streamproc.sinks.merging import compatible
@@ -40,7 +41,15 @@ log = structlog.get_logger(__name__)
 #: Objects fetched at once.
 _PARALLEL = 4
 
+#: Runs of one turn that may fail: after so many it is hardly the runs.
+_FAILURES = 8
+
+#: Seconds after which it is found out anew what cannot be merged: a deleted object may have been put back.
+_REMEMBERED = 24 * 3600
+
 _AGAIN = "it would load their rows again"
+
+_CHANGED = "its columns have changed their types"
 
 #: One compactor of a stream at a time. Not for safety, see :mod:`streamproc.ledger.compaction`: for the work.
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('streamproc compactor ' || %(stream)s, 0))"
@@ -59,9 +68,24 @@ class CompactionReport:
     rows: int = 0
     waiting: dict[str, int] = field(default_factory=dict)
 
+    def add(self, before: Sequence[Source], after: Sequence[WrittenObject]) -> None:
+        """Count one run, or the part of one that could be merged."""
+        self.runs += 1
+        self.objects_before += len(before)
+        self.objects_after += len(after)
+        self.bytes_before += sum(each.committed.size for each in before)
+        self.bytes_after += sum(each.size for each in after)
+        self.rows += sum(each.plan.rows for each in after)
+
+    def wait(self, why: str) -> None:
+        """Count one run that was left alone."""
+        self.waiting[why] = self.waiting.get(why, 0) + 1
+
 
 class Compactor:
     """Compacts the lake of one stream. ``warehouse``: where its events are loaded, if they are.
+
+    It is kept from turn to turn: it remembers the runs that cannot be merged, which would be fetched for nothing.
 
     Raises :class:`ConfigError` when the warehouse cannot be told of merged objects, or the page has one and it
     is not known here: a loader elsewhere would load what was merged again.
@@ -85,6 +109,9 @@ class Compactor:
         self._store = store
         self._warehouse = warehouse
         self._limits = limits or CompactionLimits()
+        #: Why they cannot be merged, by range and number of commits.
+        self._unmergeable: dict[tuple[Partition, int | None, int, int], str] = {}
+        self._forget_at = 0.0
 
     async def plan(self) -> list[Run]:
         """The runs that can be compacted now; none while a replay is open."""
@@ -97,24 +124,50 @@ class Compactor:
         """Compact every run of :meth:`plan`; ``tell`` is called after each.
 
         Does nothing while another compactor of the stream is at work. Raises :class:`DependencyError` and
-        :class:`Inconsistent`; what was compacted by then stays so.
+        :class:`Inconsistent`; what was compacted by then stays so. What is about one run, an object with other bytes
+        or more than this machine can merge, is raised when the others are done.
         """
         report = CompactionReport()
+        failed: list[CannotMerge | Inconsistent] = []
         async with self._alone() as alone:
             if not alone:
                 report.waiting["another compactor is at work"] = 1
                 return report
             async with MergingProcess() as merging:
-                for run in await self.plan():
-                    waits = await self._compact(run, report, merging)
+                for run in await self._due(report):
+                    try:
+                        waits = await self._compact(run, report, merging)
+                    except (CannotMerge, Inconsistent) as error:
+                        log.warning("not_compacted", run=str(run), why=str(error))
+                        failed.append(error)
+                        if len(failed) == _FAILURES:
+                            break
+                        continue
                     if waits is not None:
-                        report.waiting[waits] = report.waiting.get(waits, 0) + 1
+                        report.wait(waits)
                     if tell is not None:
                         tell(run, report)
+        if failed:
+            raise failed[0]
         return report
+
+    async def _due(self, report: CompactionReport) -> list[Run]:
+        """The runs of :meth:`plan` but those that are known to have to wait, which ``report`` gets."""
+        if time.monotonic() >= self._forget_at:
+            self._unmergeable = {}
+            self._forget_at = time.monotonic() + _REMEMBERED
+        due = []
+        for run in await self.plan():
+            waits = self._unmergeable.get((run.partition, run.after, run.through, run.commits))
+            if waits is None:
+                due.append(run)
+            else:
+                report.wait(waits)
+        return due
 
     async def _compact(self, run: Run, report: CompactionReport, merging: MergingProcess) -> str | None:
         """Compact one run; why not, when it has to wait."""
+        place = (run.partition, run.after, run.through)
         found = await compaction.sources(
             self._ledger.database, self._ledger.stream, run.partition, run.after, run.through
         )
@@ -131,22 +184,20 @@ class Compactor:
                 files = await self._fetch(found, scratch)
             except MissingObject as error:
                 log.info("not_compacted", run=str(run), why=str(error))
-                return "an object of it is not in the lake any more"
-            mergeable = await asyncio.to_thread(_alike, found, files)
-            if len({each.committed.plan.through for each in mergeable}) < 2:
-                return "its columns have changed their types"
-            try:
-                written = await self._write(mergeable, files, scratch, merging)
-            except Moved as moved:
-                log.info("not_compacted", run=str(run), why=str(moved))
-                return "it has changed meanwhile"
-        report.runs += 1
-        report.objects_before += len(mergeable)
-        report.objects_after += len(written)
-        report.bytes_before += sum(each.committed.size for each in mergeable)
-        report.bytes_after += sum(each.size for each in written)
-        report.rows += sum(each.plan.rows for each in written)
-        return None
+                waits = self._unmergeable[*place, run.commits] = "an object of it is not in the lake any more"
+                return waits
+            parts = await asyncio.to_thread(_alike, found, files)
+            mergeable = [part for part in parts if len({each.committed.plan.through for each in part}) > 1]
+            for part in mergeable:
+                try:
+                    written = await self._write(part, files, scratch, merging)
+                except Moved as moved:
+                    log.info("not_compacted", run=str(run), why=str(moved))
+                    return "it has changed meanwhile"
+                report.add(part, written)
+        if len(parts) > 1:  # they are a commit each by now
+            self._unmergeable[*place, len(parts)] = _CHANGED
+        return None if mergeable else _CHANGED
 
     async def _fetch(self, found: Sequence[Source], scratch: Path) -> dict[str, Path]:
         """Files with the objects' bytes, by key."""
@@ -216,7 +267,7 @@ class Compactor:
 
 @contextmanager
 def _scratch(run: Run, most: int) -> Iterator[Path]:
-    """A folder for the files of one run. Raises :class:`DependencyError` when it is full, or cannot be written to."""
+    """A folder for the files of one run. Raises :class:`CannotMerge` when it is full, or cannot be written to."""
     try:
         with scratch_folder("streamproc-compact-") as folder:
             yield folder
@@ -224,21 +275,29 @@ def _scratch(run: Run, most: int) -> Iterator[Path]:
         place = str(tempfile.tempdir or "temporary folder")  # none, when none of the usual ones can be used
         hint = f"merging takes up to {2 * most >> 20} MiB there: make room, or name another folder in TMPDIR"
         what = f"compact {run.partition} ({run.after}, {run.through}]: {error}"
-        raise DependencyError(place, what, hint) from error
+        raise CannotMerge(place, what, hint) from error
 
 
-def _alike(found: Sequence[Source], files: dict[str, Path]) -> list[Source]:
-    """The sources before the first commit of which a column has another type than before."""
+def _alike(found: Sequence[Source], files: dict[str, Path]) -> list[list[Source]]:
+    """The sources, cut before each commit of which a column has another type than before."""
     schemas: dict[str, dict[str, pl.DataType]] = {}
-    alike: list[Source] = []
+    parts: list[list[Source]] = []
     for through in dict.fromkeys(source.committed.plan.through for source in found):
         commit = [source for source in found if source.committed.plan.through == through]
-        for source in commit:
-            plan = source.committed.plan
-            if not compatible(schemas.setdefault(plan.kind, {}), [files[plan.key]]):
-                return alike
-        alike += commit
-    return alike
+        if not parts or not _join(schemas, commit, files):
+            schemas = {}
+            _join(schemas, commit, files)
+            parts.append([])
+        parts[-1] += commit
+    return parts
+
+
+def _join(
+    schemas: dict[str, dict[str, pl.DataType]], commit: Sequence[Source], files: dict[str, Path]
+) -> bool:
+    """Whether a commit can be merged with those whose ``schemas``, by kind, these are; they get its columns then."""
+    plans = [source.committed.plan for source in commit]
+    return all(compatible(schemas.setdefault(plan.kind, {}), [files[plan.key]]) for plan in plans)
 
 
 def _planned(stream: str, found: Sequence[Source]) -> Iterator[tuple[PlannedObject, list[Source]]]:

@@ -23,8 +23,14 @@ from streamproc.errors import DependencyError, Inconsistent
 _WHAT = "the process that merges files"
 
 
+class CannotMerge(DependencyError):
+    """This machine could not merge some files: they may have been too many for it, and others are not."""
+
+
 class MergingProcess:
-    """Started with the first merge, ended with the block. One merge at a time."""
+    """Started with the first merge, and anew after one that it did not outlive; ended with the block. One merge at a
+    time.
+    """
 
     def __init__(self) -> None:
         self._process: Process | None = None
@@ -43,8 +49,8 @@ class MergingProcess:
     async def merge(self, parts: Sequence[tuple[int, Path]], rows: int, target: Path) -> None:
         """See :func:`streamproc.sinks.merging.merge_parts`.
 
-        Raises :class:`Inconsistent`, :class:`OSError` with what was wrong with a file, and :class:`DependencyError`
-        when the process has come to an end of its own.
+        Raises :class:`Inconsistent`, :class:`OSError` with what was wrong with a file, and :class:`CannotMerge` when
+        the process has come to an end of its own.
         """
         if self._process is None:
             self._process = await self._started()
@@ -61,8 +67,9 @@ class MergingProcess:
         line = await process.stdout.readline()
         if not line:
             code = await process.wait()
+            self._process = None
             problem = f"ended with {code} before it was done"
-            raise DependencyError(_WHAT, problem, "what it wrote is in the log; -9: was there memory enough?")
+            raise CannotMerge(_WHAT, problem, "what it wrote is in the log; -9: was there memory enough?")
         answer = json.loads(line)
         if "inconsistent" in answer:
             raise Inconsistent(answer["inconsistent"])

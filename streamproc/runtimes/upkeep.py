@@ -62,6 +62,7 @@ class Upkeep:
         self._settings = endpoints.settings
         self._warehouse: Warehouse | None = None
         self._loader: Loader | None = None
+        self._compactor: Compactor | None = None
         if endpoints.warehouse is not None and topology.sinks.warehouse and store is not None:
             self._warehouse = open_warehouse(endpoints.warehouse, topology.name, layout_of(topology))
             self._loader = Loader(ledger, self._warehouse, store) if self._warehouse else None
@@ -128,7 +129,9 @@ class Upkeep:
     async def compact(self) -> None:
         """Merge the small objects of hours that are over."""
         assert self._store is not None
-        report = await Compactor(self._topology, self._ledger, self._store, self._warehouse).compact()
+        if self._compactor is None:
+            self._compactor = Compactor(self._topology, self._ledger, self._store, self._warehouse)
+        report = await self._compactor.compact()
         if report.runs:
             log.info("compacted", objects=report.objects_before, into=report.objects_after, rows=report.rows)
 

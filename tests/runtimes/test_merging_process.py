@@ -46,7 +46,9 @@ async def test_files_are_merged_by_commit_and_position_whatever_their_order(tmp_
     assert children() == []
 
 
-async def test_a_process_that_is_killed_is_a_dependency_and_not_waited_for(tmp_path: Path) -> None:
+async def test_a_process_that_is_killed_is_a_dependency_and_the_next_merge_has_another(
+    tmp_path: Path,
+) -> None:
     parts = [(9, write(tmp_path, 0))]
     async with MergingProcess() as merging:
         await merging.merge(parts, 10, tmp_path / "merged")
@@ -54,6 +56,9 @@ async def test_a_process_that_is_killed_is_a_dependency_and_not_waited_for(tmp_p
         child.kill()
         with pytest.raises(DependencyError, match="ended with -9"):
             await merging.merge(parts, 10, tmp_path / "merged")
+        await merging.merge(parts, 10, tmp_path / "again")
+        assert pl.read_parquet(tmp_path / "again").height == 10
+    assert children() == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
