@@ -64,6 +64,10 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
         )
         known, there = await definitions(conn, schema), await columns_of_tables(conn, schema)
         for layout in layouts:
+            if layout.table.name in known and not await exists(conn, layout.public):
+                # Somebody dropped it to have it made anew; its state would be that of the rows that went.
+                del known[layout.table.name]
+                await conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(layout.state))
             if known.get(layout.table.name, {}).get("state"):
                 layout.keep_state()
         mistakes = [

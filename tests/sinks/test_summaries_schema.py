@@ -383,6 +383,27 @@ async def test_changes_of_meaning_are_refused_with_their_place_and_a_fix(conn, c
     assert exists == (None,), "all or nothing"
 
 
+@pytest.mark.parametrize("dropped", ["clicks.per_minute, clicks.per_minute__state", "clicks.per_minute"])
+async def test_a_table_that_was_dropped_is_made_anew_as_the_page_has_it_now(conn, dropped):
+    former = tumbling([EVENTS, VISITORS])
+    await commit(conn, await ensured(conn, former), former, [event(0), event(1, visitor="b")])
+    await conn.execute(f"DROP TABLE {dropped}")
+    table = replace(
+        former, window=Window("tumbling", size=HOUR), measures=(EVENTS, replace(VISITORS, precision=14))
+    )
+    summaries = await ensured(conn, table)
+    assert START % HOUR == 0, "both have a window that starts then"
+    await commit(conn, summaries, table, [event(0), event(5 * MINUTE), event(HOUR, visitor="b")])
+    rows = (await summaries.rows(conn, "per_minute")).select(
+        "window_start", "window_end", "events", "visitors"
+    )
+    hours = [oracle.moment(START + hour * HOUR) for hour in range(3)]
+    assert rows.rows() == [(*hours[:2], 2, 1), (*hours[1:], 1, 1)]
+    await ensured(conn, table)
+    with pytest.raises(ConfigError, match=r"per_minute\.window"):
+        await ensured(conn, former)
+
+
 async def test_a_session_key_of_another_type_is_refused(conn):
     text = visits([EVENTS])
     await ensured(conn, text)
