@@ -31,15 +31,33 @@ _OPEN = """
     AND modified_ms >= COALESCE(%(since)s, modified_ms) AND modified_ms < COALESCE(%(until)s, modified_ms + 1)
 """
 
+#: One whose row was folded gets one again: where it stood, so that ranges do not overlap, and with its clock, so that
+#: its recent ids are known. What was counted by then stays where it was added.
 _TAKE = f"""
-    UPDATE streamproc.logs AS l
-    SET holder = %(worker)s, expires_at = clock_timestamp() + make_interval(secs => %(timeout)s)
-    FROM (SELECT partition FROM streamproc.logs
-          WHERE {_OPEN} AND (holder IS NULL OR expires_at <= clock_timestamp())
-            AND (%(only)s::text[] IS NULL OR partition = ANY(%(only)s))
-          ORDER BY modified_ms, partition LIMIT %(most)s FOR UPDATE SKIP LOCKED) AS free
-    WHERE l.stream = %(stream)s AND l.source = %(source)s AND l.partition = free.partition
-    RETURNING l.partition, place, version, size, modified_ms, done_size, done_position, done_offset
+    WITH free AS (
+        SELECT partition, compacted FROM streamproc.logs
+        WHERE {_OPEN} AND (holder IS NULL OR expires_at <= clock_timestamp())
+          AND (%(only)s::text[] IS NULL OR partition = ANY(%(only)s))
+        ORDER BY modified_ms, partition LIMIT %(most)s FOR UPDATE SKIP LOCKED
+    ), taken AS (
+        UPDATE streamproc.logs AS l
+        SET holder = %(worker)s, expires_at = clock_timestamp() + make_interval(secs => %(timeout)s), compacted = false
+        FROM free WHERE l.stream = %(stream)s AND l.source = %(source)s AND l.partition = free.partition
+        RETURNING l.partition, place, version, size, modified_ms, done_size, done_position, done_offset,
+                  free.compacted AS folded
+    ), unfolded AS (
+        INSERT INTO streamproc.partitions AS p
+            (stream, source, partition, position, fence, token, clock_us, claimed_at, updated_at)
+        SELECT %(stream)s, %(source)s, partition, NULLIF(done_position, -1), 0, gen_random_uuid(),
+               (SELECT max(o.clock_us) FROM streamproc.objects AS o
+                WHERE o.stream = %(stream)s AND o.source = %(source)s AND o.partition = taken.partition
+                  AND o.state = 'committed' AND o.kind = 'events'),
+               clock_timestamp(), clock_timestamp()
+        FROM taken WHERE folded ORDER BY partition COLLATE "C"
+        ON CONFLICT (stream, source, partition) DO UPDATE
+            SET position = excluded.position, clock_us = excluded.clock_us WHERE p.position IS NULL
+    )
+    SELECT partition, place, version, size, modified_ms, done_size, done_position, done_offset FROM taken
 """  # noqa: S608 - put together from constants
 
 _UNFINISHED = f"""
@@ -197,7 +215,7 @@ class Logs:
     async def compact(self, older: float) -> int:
         """Fold the partitions of logs that are done for ``older`` seconds into one row; returns how many.
 
-        For sources whose logs do not change: one that grew would begin at its first row again.
+        One that is taken again, because it grew or is there again, gets a row again. Without a lake that has no clock.
         """
         return await self._change("compact logs", _COMPACT, {"older": older, "finished": FINISHED})
 

@@ -24,8 +24,8 @@ _READING, _HELD = 16, 256
 _LOOK = 1.0
 _BEATS = 3
 
-#: Seconds between two compactions, and for which a log has been done by then.
-_COMPACT_EVERY, _COMPACT_AFTER = 600.0, 3_600.0
+#: Seconds between two compactions, and for which an object has been done by then, or a file, which may grow.
+_COMPACT_EVERY, _COMPACT_OBJECTS, _COMPACT_FILES = 600.0, 3_600.0, 86_400.0
 
 
 class LogSharing:
@@ -143,8 +143,8 @@ class LogSharing:
                 if loop.time() - renewed > self._ledger.timeout / _BEATS:
                     await self._renew()
                     renewed = loop.time()
-                if loop.time() - compacted > _COMPACT_EVERY and not self._connection.folder:
-                    await self._ledger.compact(_COMPACT_AFTER)
+                if loop.time() - compacted > _COMPACT_EVERY:
+                    await self._ledger.compact(_COMPACT_FILES if self._connection.folder else _COMPACT_OBJECTS)
                     compacted = loop.time()
                 listed = self.listed.is_set()
                 await self._finish()

@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
-from streamproc.log_objects import LogEntry, Period
+from streamproc.log_objects import LogEnd, LogEntry, Period
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources.log_bucket import Bucket, is_archived
 from streamproc.sources.log_folder import Folder
@@ -465,6 +465,37 @@ async def test_an_object_that_is_found_again_after_its_row_was_folded_goes_on_be
         await read_all(two)
         assert values(one, two) == Counter([b"1", b"2", b"3"])
         assert_seamless(one, two)
+        assert await two.logs.compact(0) == 1
+
+
+async def test_a_log_that_is_taken_again_after_its_row_was_folded_stands_where_it_stood(
+    postgres: str,
+) -> None:
+    async with Ledger(postgres, "logs", "w") as ledger:
+        await ledger.migrate()
+        logs, log = Logs(ledger.database, "logs", "file:///logs", "w", 30), Partition("file:///logs", "a")
+        before, clock = None, None
+        with psycopg.connect(postgres, autocommit=True) as db:
+            for through in (4, 9, 14):
+                await logs.found([LogEntry("a", "place", "version", through, 1)])
+                (taken,) = await logs.take(1, Period())
+                assert taken.end == (None if before is None else LogEnd(before, before, before))
+                claim = (await ledger.claim([log]))[log]
+                assert (claim.position, claim.clock_us) == (before, clock)
+                db.execute("UPDATE streamproc.partitions SET records = 5, accepted = 5 WHERE partition = 'a'")
+                db.execute(
+                    """INSERT INTO streamproc.objects
+                           (key, stream, kind, source, partition, through, rows, clock_us, epoch, fence, state,
+                            size, checksum, intended_at, committed_at)
+                       VALUES (%s, 'logs', 'events', %s, 'a', %s, 5, %s, gen_random_uuid(), 1, 'committed',
+                               1, '', now(), now())""",
+                    [f"{through}", log.source, through, through * 100],
+                )
+                await logs.finish({"a": LogEnd(through, through, through)})
+                assert await logs.compact(0) == 1
+                before, clock = through, through * 100
+            rows = db.execute("SELECT partition, records FROM streamproc.partitions").fetchall()
+            assert rows == [("finished", 15)]
 
 
 async def test_what_one_worker_has_taken_another_does_not_get(postgres: str) -> None:
@@ -720,6 +751,23 @@ async def test_a_file_that_is_copied_and_truncated_while_it_is_read_is_read_on_i
         await read_until(lambda: set(values(one)) >= {*rows, *others}, one)
         assert values(one) == Counter({*rows, *others})
         assert_seamless(one)
+
+
+async def test_a_file_that_is_folded_again_and_again_while_it_grows_is_read_once(
+    postgres: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamproc.sources.log_sharing._COMPACT_EVERY", 0.0)
+    monkeypatch.setattr("streamproc.sources.log_sharing._COMPACT_FILES", 0.0)
+    query, written = "SELECT partition FROM streamproc.partitions", []
+    with psycopg.connect(postgres, autocommit=True) as db:
+        async with member(postgres, folder.as_uri()) as one:
+            for row in lines("row", 3):
+                with (folder / "access.log").open("ab") as out:
+                    out.write(row + b"\n")
+                written.append(row)
+                await read_until(lambda: values(one) == Counter(written), one)
+                await read_until(lambda: db.execute(query).fetchall() == [("finished",)], one)
+            assert_seamless(one)
 
 
 async def test_a_file_packed_before_it_was_read_to_its_end_is_read_on(postgres: str, folder: Path) -> None:
