@@ -89,7 +89,7 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
             await _create(conn, whole)
             await _extend(conn, whole, before or {}, mine)
             if behind:
-                await catch_up(conn, whole, before or {})
+                await catch_up(conn, whole, schema, before or {})
             await _describe(conn, layout)
             await conn.execute(
                 sql.SQL(

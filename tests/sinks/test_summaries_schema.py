@@ -215,6 +215,38 @@ async def test_counts_go_on_where_they_are_when_a_measure_with_a_state_comes_bac
     assert (await summaries.rows(conn, "per_minute")).select("events", "visitors").rows() == [(3, 1), (2, 1)]
 
 
+@pytest.mark.parametrize(
+    ("clocks", "kept"),
+    [
+        ({"clicks": [90 * DAY, 99 * DAY, None]}, 2),
+        ({"clicks": [90 * DAY], "s3://logs": [99 * DAY]}, 4),
+        ({"clicks": [None]}, 4),
+        ({}, 4),
+    ],
+    ids=["the partition that is behind", "a log among them", "no clock yet", "no partition"],
+)
+async def test_a_first_state_holds_what_may_still_change_and_nothing_of_years_ago(conn, ledger, clocks, kept):
+    both, one = (tumbling(measures, lateness=HOUR) for measures in ([EVENTS, VISITORS], [EVENTS]))
+    closed = 90 * DAY - 7 * DAY - HOUR - 6 * HOUR  # by the clock that is behind; windows are of a minute
+    minutes = [0, closed - MINUTE, closed, 90 * DAY]
+    await commit(conn, await ensured(conn, one), one, [event(at) for at in minutes])
+    for source, each in clocks.items():
+        for partition, clock in enumerate(each):
+            await conn.execute(
+                "INSERT INTO streamproc.partitions (stream, source, partition, fence, token, clock_us, records,"
+                " accepted, filtered, rejected, duplicate, claimed_at, updated_at)"
+                " VALUES ('clicks', %s, %s, 1, gen_random_uuid(), %s, 0, 0, 0, 0, 0, now(), now())",
+                [source, str(partition), clock and START + clock],
+            )
+    summaries = await ensured(conn, both)
+    states = await conn.execute("SELECT window_start FROM clicks.per_minute__state ORDER BY 1")
+    found = [start - START for (start,) in await states.fetchall()]
+    assert found == minutes[-kept:]
+    await commit(conn, summaries, both, [event(closed + 1), event(90 * DAY + 1)])
+    rows = (await summaries.rows(conn, "per_minute")).select("events", "visitors").rows()
+    assert rows == [(1, None), (1, None), (2, 1), (2, 1)]
+
+
 async def test_a_worker_with_the_page_of_before_counts_where_a_newer_one_looks(conn):
     both, one = tumbling([EVENTS, VISITORS]), tumbling([EVENTS])
     older = await ensured(conn, one)
