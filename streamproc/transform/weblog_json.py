@@ -7,13 +7,17 @@ in the format.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
 
 import msgspec
 import orjson
 import polars as pl
 
 from streamproc.transform.decode_batch import Batch
+from streamproc.transform.decode_inspect import MAX_DEPTH, is_too_deep
 from streamproc.transform.decode_rejects import Problem, Reason
 from streamproc.transform.weblog_events import (
     ClickEvents,
@@ -67,6 +71,7 @@ class _Line(msgspec.Struct, gc=False):
     """An object, whatever is in it."""
 
 
+_decode_line = msgspec.json.Decoder(_Line).decode
 _decode_lines = msgspec.json.Decoder(_Line).decode_lines
 
 
@@ -96,22 +101,49 @@ class JsonLogParser:
         return self._events(self._completed(parts.filter(keep)))
 
     def _values(self, batch: Batch) -> pl.DataFrame:
-        """The known keys' values as texts. Lines that are no JSON object are dropped with a problem."""
-        if _are_plain(batch):
-            try:
-                return batch.text.str.json_decode(self._type).struct.unnest()
-            except pl.exceptions.ComputeError:
-                pass  # for one line of all of them: only then are they looked at one by one
-        rows: list[dict[str, str | None]] = []
-        problems: dict[int, Problem] = {}
-        for row, value in enumerate(batch.values):
-            found = self._value(value)
-            if isinstance(found, Problem):
-                problems[row] = found
-            else:
-                rows.append(found)
-        batch.drop(problems)
-        return pl.DataFrame(rows, schema=self._type.to_schema())
+        """The known keys' values as texts, the first of each. Lines that are no JSON object are dropped with a problem.
+
+        What polars takes counts as it says, and what it does not take is looked at one by one. That is decided about
+        each line by itself: what a line says depends on no other one.
+        """
+        text = batch.text
+        if _are_plain(batch) and (read := self._read(text)) is not None:
+            return read
+        plain = [place for place, line in enumerate(batch.values) if _is_plain(line)]
+        pieces = self._pieces(batch, text, plain)
+        rest = set(range(len(batch))).difference(*(places for places, _ in pieces))
+        found = {place: self._value(batch[place]) for place in sorted(rest)}
+        rows = {place: row for place, row in found.items() if not isinstance(row, Problem)}
+        pieces.append((list(rows), pl.DataFrame(list(rows.values()), schema=self._type.to_schema())))
+        batch.drop({place: problem for place, problem in found.items() if isinstance(problem, Problem)})
+        order = pl.Series([place for places, _ in pieces for place in places], dtype=pl.UInt32).arg_sort()
+        return pl.concat([frame for _, frame in pieces])[order]
+
+    def _read(self, text: pl.Series) -> pl.DataFrame | None:
+        """What polars makes of plain lines; ``None``: it refuses one of them."""
+        try:
+            return text.str.json_decode(self._type).struct.unnest()
+        except pl.exceptions.ComputeError:
+            return None
+
+    def _pieces(
+        self, batch: Batch, text: pl.Series, places: list[int]
+    ) -> list[tuple[list[int], pl.DataFrame]]:
+        """Those of the plain lines at these places that polars does not refuse, and what it makes of them."""
+        if (read := self._read(text.gather(places))) is not None:
+            return [(places, read)]
+        if len(places) == 1:
+            return []
+        left = [place for place in places if not self._has_wrong_type(batch[place])]
+        if len(left) < len(places):
+            return self._pieces(batch, text, left)
+        middle = len(places) // 2
+        return self._pieces(batch, text, places[:middle]) + self._pieces(batch, text, places[middle:])
+
+    def _has_wrong_type(self, line: bytes) -> bool:
+        """What polars always refuses. Where there is much of it, asking polars about halves takes for ever."""
+        found = self._value(line)
+        return isinstance(found, Problem) and found.reason is Reason.WRONG_TYPE
 
     def _value(self, line: bytes) -> dict[str, str | None] | Problem:
         try:
@@ -120,6 +152,10 @@ class JsonLogParser:
             return Problem(Reason.NOT_JSON, None, str(error))
         if not isinstance(found, dict):
             return Problem(Reason.NOT_AN_OBJECT, None, f"it is a {type(found).__name__}")
+        if is_too_deep(line):
+            return Problem(Reason.TOO_DEEP, None, f"nested deeper than {MAX_DEPTH} levels")
+        # orjson refuses more that is no JSON, and gives the last of two members of a name.
+        found = json.loads(line, object_pairs_hook=_first, parse_int=str, parse_float=_as_polars_writes)
         values: dict[str, str | None] = {}
         for key in self._keys:
             value = found.get(key)
@@ -129,7 +165,7 @@ class JsonLogParser:
                 return Problem(Reason.NUL_CHARACTER, None, f"{key} holds U+0000")
             if isinstance(value, bool):
                 value = "true" if value else "false"
-            values[key] = None if value is None else str(value)
+            values[key] = value
         return values
 
     def _untimed(self, values: pl.DataFrame, second: pl.Series) -> Iterator[tuple[int, Problem]]:
@@ -151,6 +187,25 @@ class JsonLogParser:
         if "milliseconds" in parts.columns:
             parts = parts.with_columns(seconds=pl.col("milliseconds").cast(pl.Float64, strict=False) / 1_000)
         return client_and_host(parts)
+
+
+def _first(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(reversed(members))
+
+
+def _as_polars_writes(number: str) -> str:
+    return f"{Decimal(repr(float(number))):f}".removesuffix(".0")
+
+
+def _is_plain(line: bytes) -> bool:
+    """:func:`_are_plain` of one line."""
+    if b"\n" in line or any(each in line for each in _MISREAD):
+        return False
+    try:
+        _decode_line(line)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 def _are_plain(batch: Batch) -> bool:

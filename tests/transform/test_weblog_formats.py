@@ -442,6 +442,43 @@ def test_lines_that_are_objects_only_together_are_none(lines: tuple[str, ...]) -
     assert events == alone
 
 
+def test_of_a_key_that_stands_twice_the_first_counts_whatever_is_beside_it() -> None:
+    line = json.dumps(NGINX).replace('"status"', '"status": 404.0, "status"').encode()
+    for others in ([], ["{oops"], [line.replace(b"Agent", rb"\ud83d\ude00")]):
+        events, problems = parse("nginx_json", line, *others)
+        assert [event["status"] for event in events] == [404] * (1 + len(others) - len(problems))
+
+
+def test_a_known_key_that_is_an_object_first_and_a_number_then_is_a_problem() -> None:
+    line = json.dumps(NGINX).replace('"status"', '"status": {}, "status"')
+    assert parse("nginx_json", line) == ([], {0: "wrong_type"})
+
+
+SAID = [
+    "200", "200.0", "2e2", "0.5", "-0.0", "1e-7", "1e400", "1" * 30, "1" * 45, "true", "null", "{}", "[1]", "NaN",
+    r'"\ud83d\ude00"', r'"\ud83d"', r'"\u0000"', r'"\\u0000"', r'"\x"', '"\x01"', '"é"', '"-"', '"',
+    *map(json.dumps, NGINX.values()),
+]  # fmt: skip
+MEMBERS = st.lists(
+    st.tuples(st.sampled_from([*NGINX, "msec", "x"]), st.sampled_from(SAID)), min_size=1, max_size=4
+).map(lambda members: ", ".join(f'"{key}": {value}' for key, value in members))
+OBJECTS = st.one_of(
+    st.just(json.dumps(NGINX)),
+    MEMBERS.map(lambda members: f"{{{members}}}"),
+    MEMBERS.map(lambda members: f"{{{members}, {json.dumps(NGINX)[1:]}"),
+    st.sampled_from(["", " ", "{oops", "[1]", "{},{}", '{"x":[1', '{"y":2}]}', "{}\n{}"]),
+)
+
+
+@given(st.lists(OBJECTS, max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_what_an_object_says_does_not_depend_on_the_lines_beside_it(lines: list[str]) -> None:
+    alone = [parse("nginx_json", line) for line in lines]
+    events, problems = parse("nginx_json", *lines)
+    assert events == [event for found, _ in alone for event in found]
+    assert problems == {row: found[0] for row, (_, found) in enumerate(alone) if found}
+
+
 def test_a_whole_surrogate_pair_is_one_character() -> None:
     event = one("nginx_json", json.dumps({**NGINX, "http_user_agent": "\U0001f600"}))
     assert event["user_agent"] == "\U0001f600"
