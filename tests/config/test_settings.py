@@ -349,6 +349,17 @@ def test_texts_without_a_secret_stay_as_they_are(text: str) -> None:
     assert redact(text) == text or ("://" in text and "@" in text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 200_000 + ":", "a" * 200_000 + "@", "@" + "://a:" * 40_000, "@" + "x://a" * 40_000]
+    + [f"{piece * 30_000}@:" for piece in ("password", "password ", "password=", "password='", "a://b:c")],
+    ids=lambda text: f"{text[:10]}",
+)
+def test_a_long_text_of_a_stranger_does_not_hold_up_the_log(text: str) -> None:
+    """It takes milliseconds; time that grows with the square would be minutes, and end at the suite's limit."""
+    assert len(redact(text)) > 0
+
+
 def test_a_secret_is_no_text() -> None:
     assert not isinstance(Secret("x"), str)
     assert not Secret("")
