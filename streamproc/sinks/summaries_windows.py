@@ -69,6 +69,7 @@ async def _merge_partial(
             conn, layout.rendered("touch", lambda: touch(layout, keys)), [*layout.key, *layout.sketches]
         )
         names = [column.name for column in layout.key]
+        rows = rows.with_columns(pl.col(names).to_physical())  # times as integers, as in what is known
         rows = await worth_a_thread(len(known), _with_sketches, layout, rows, known, names)
     staged = await stage(conn, layout, "partial")
     await copy_in(conn, staged, layout.staged, rows)

@@ -480,7 +480,11 @@ async def test_every_type_of_column_can_be_a_key_and_a_value(conn):
         for kind in ("min", "max")
         for name in ("day", "moment", "tiny", "small", "big")
     ]
-    table = replace(tumbling(measures), by=tuple(types), by_types=tuple(types.values()))
+    sketched = [
+        Measure("texts", "approx_distinct", pl.Int64(), "text"),
+        Measure("middle", "approx_percentile", pl.Float64(), "tiny", at=0.5, precision=200),
+    ]
+    table = replace(tumbling([*measures, *sketched]), by=tuple(types), by_types=tuple(types.values()))
     summaries = await ensured(conn, table)
     values = {
         "day": [20_000],
@@ -491,12 +495,13 @@ async def test_every_type_of_column_can_be_a_key_and_a_value(conn):
         "big": [2**62],
         "text": ["x"],
     }
+    some = {name: [*value, None, *([None] if name == "big" else value)] for name, value in values.items()}
     frame = pl.DataFrame(
         {
-            "event_time": pl.Series([START, START], dtype=pl.Int64).cast(pl.Datetime("us", "UTC")),
-            "position": [1, 2],
-            "watermark": pl.Series([None, None], dtype=pl.Datetime("us", "UTC")),
-            **{name: pl.Series([*values[name], None]).cast(type_) for name, type_ in types.items()},
+            "event_time": pl.Series([START] * 3, dtype=pl.Int64).cast(pl.Datetime("us", "UTC")),
+            "position": [1, 2, 3],
+            "watermark": pl.Series([None] * 3, dtype=pl.Datetime("us", "UTC")),
+            **{name: pl.Series(some[name]).cast(type_) for name, type_ in types.items()},
         }
     )
     fold = TableFold(table)
@@ -506,6 +511,7 @@ async def test_every_type_of_column_can_be_a_key_and_a_value(conn):
     rows = await summaries.rows(conn, table.name)
     assert {name: rows.schema[name] for name in types} == types
     with_values = rows.filter(pl.col("big").is_not_null()).to_dicts()[0]
-    assert len(rows) == 2
+    assert len(rows) == 3
     for measure in measures:
         assert with_values[measure.name] == frame[measure.column][0], measure.name
+    assert (with_values["texts"], with_values["middle"]) == (1, 7)
