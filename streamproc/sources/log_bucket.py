@@ -87,33 +87,29 @@ class Bucket:
     async def listing(self) -> AsyncIterator[list[LogEntry]]:
         """Page by page, a thousand each. Folders' own objects, empty ones and archived ones are no logs."""
         archived = 0
+        old = time.monotonic() - _LEFT_ALONE
+        self._archived = {id_: at for id_, at in self._archived.items() if at > old}
         with speaking(self._connection.url, "list"):
             pages = self._client.get_paginator("list_objects_v2")
             async for page in pages.paginate(
                 Bucket=self.name, Prefix=self.prefix, OptionalObjectAttributes=["RestoreStatus"]
             ):
-                objects = page.get("Contents", ())
-                readable = [found for found in objects if not is_archived(found)]
-                entries = [
-                    self.entry(
-                        found["Key"],
-                        found["ETag"],
-                        found["Size"],
-                        int(found["LastModified"].timestamp() * 1000),
-                    )
-                    for found in readable
-                ]
-                logs = [entry for entry in entries if entry is not None]
-                kept = [entry for entry in logs if not self._left_alone(entry)]
-                archived += len(objects) - len(readable) + len(logs) - len(kept)
-                yield kept
+                logs = []
+                for found in page.get("Contents", ()):
+                    changed = int(found["LastModified"].timestamp() * 1000)
+                    entry = self.entry(found["Key"], found["ETag"], found["Size"], changed)
+                    if entry is None:
+                        continue
+                    if _is_restored(found):
+                        self._archived.pop(entry.id, None)
+                    if is_archived(found) or entry.id in self._archived:
+                        archived += 1
+                    else:
+                        logs.append(entry)
+                yield logs
         if archived != self._passed_over:
             log.warning("logs_archived", place=self._connection.url, logs=archived, hint="restore them")
             self._passed_over = archived
-
-    def _left_alone(self, entry: LogEntry) -> bool:
-        found_at = self._archived.get(entry.id)
-        return found_at is not None and time.monotonic() - found_at < _LEFT_ALONE
 
     def entry(self, key: str, etag: str, size: int, modified_ms: int) -> LogEntry | None:
         """An object of the bucket as a log; ``None`` where it is none, or not under the prefix."""
@@ -177,8 +173,11 @@ class Bucket:
 
 def is_archived(found: Mapping[str, Any]) -> bool:
     """Whether a listed object has to be restored before it can be read, and is not."""
-    restored = "RestoreExpiryDate" in found.get("RestoreStatus", {})
-    return found.get("StorageClass") in _ARCHIVES and not restored
+    return found.get("StorageClass") in _ARCHIVES and not _is_restored(found)
+
+
+def _is_restored(found: Mapping[str, Any]) -> bool:
+    return "RestoreExpiryDate" in found.get("RestoreStatus", {})
 
 
 def speaking(place: str, operation: str) -> AbstractContextManager[None]:

@@ -14,12 +14,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
 import psycopg
 import pytest
+from botocore.exceptions import ClientError
 from structlog.testing import capture_logs
 
 from streamproc.errors import DependencyError
@@ -27,7 +29,7 @@ from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
 from streamproc.log_objects import LogEnd, LogEntry, Period
 from streamproc.model import Partition, RecordBatch
-from streamproc.sources.log_bucket import Bucket, is_archived
+from streamproc.sources.log_bucket import Bucket, LogArchived, is_archived
 from streamproc.sources.log_folder import Folder
 from streamproc.sources.log_queue import Queue
 from streamproc.sources.log_store import LogBytes, LogConnection, LogGone
@@ -420,6 +422,53 @@ async def test_an_object_that_turns_out_to_be_archived_is_not_tried_at_each_list
             await read_until(lambda number=number: values(one)[b"%d" % number], one)
         assert sum(each.id.startswith("archived") for each in one.gone) == 1
         assert not one.waits
+
+
+class Archive:
+    """A client of S3 with one object, which cannot be read. ``told``: what a listing has about its being archived."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Any] = {}
+
+    def get_paginator(self, _: str) -> Archive:
+        return self
+
+    async def paginate(self, **_: object) -> AsyncIterator[dict[str, Any]]:
+        yield {
+            "Contents": [
+                {"Key": "a", "ETag": '"e"', "Size": 1, "LastModified": datetime.now(UTC), **self.told}
+            ]
+        }
+
+    async def get_object(self, **_: object) -> None:
+        raise ClientError({"Error": {"Code": "InvalidObjectState"}}, "GetObject")
+
+
+async def test_an_object_that_turned_out_to_be_archived_is_listed_when_it_is_restored_or_a_day_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bucket = Bucket(LogConnection("s3://b/"))
+    bucket._client = archive = Archive()
+
+    async def listed() -> list[LogEntry]:
+        return [entry async for entries in bucket.listing() for entry in entries]
+
+    async def found_archived() -> None:
+        (entry,) = await listed()
+        with pytest.raises(LogArchived):
+            await anext(bucket.read(entry, 0))
+        assert not await listed()
+
+    await found_archived()
+    archive.told = {"RestoreStatus": {"IsRestoreInProgress": True}}
+    assert not await listed()
+    archive.told = {"RestoreStatus": {"IsRestoreInProgress": False, "RestoreExpiryDate": datetime.now(UTC)}}
+    assert await listed()
+    archive.told = {}
+    await found_archived()
+    monkeypatch.setattr("streamproc.sources.log_bucket._LEFT_ALONE", 0.0)
+    assert await listed()
+    assert not bucket._archived
 
 
 @pytest.mark.parametrize(
