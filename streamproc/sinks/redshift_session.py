@@ -86,10 +86,11 @@ def batches(statements: Iterable[str], most: int = MOST_STATEMENTS) -> Iterator[
     batch: list[str] = []
     size = 0
     for statement in statements:
-        if batch and (len(batch) == most or size + len(statement) > MOST_BATCH_BYTES):
+        more = len(statement.encode())
+        if batch and (len(batch) == most or size + more > MOST_BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(statement)
-        size += len(statement)
+        size += more
     if batch:
         yield batch

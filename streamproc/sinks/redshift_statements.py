@@ -41,6 +41,9 @@ _TYPES: Mapping[type[pl.DataType], str] = {
     pl.Binary: "varbyte(1024000)",
 }
 
+#: Bytes of a statement for a list of keys or values; the rest is for what stands around it.
+_MOST_PARTS = MOST_BYTES - 1000
+
 _NESTED = (pl.List, pl.Array, pl.Struct)
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,126}", re.ASCII)
@@ -287,7 +290,8 @@ def delete_rows(stream: str, rows: Sequence[Rows]) -> Iterator[str]:
 
 def visitors_rows(stream: str, columns: Sequence[str], values: Sequence[str]) -> Iterator[str]:
     """``FROM ... WHERE``, for the rows in which one of the columns is one of the values."""
-    for part in _parts(map(any_text, values)):
+    # Each part stands in the statement once for every column.
+    for part in _parts(map(any_text, values), most=_MOST_PARTS // len(columns)):
         theirs = " OR ".join(f"{identifier(column)} IN ({part})" for column in columns)
         yield f"FROM {table(stream)} WHERE {theirs}"
 
@@ -316,15 +320,16 @@ def remove(stream: str) -> list[str]:
     ]
 
 
-def _parts(items: Iterable[str], separator: str = ", ") -> Iterator[str]:
-    """The items joined, cut so that a statement with one of the parts keeps to the limit."""
+def _parts(items: Iterable[str], separator: str = ", ", most: int = _MOST_PARTS) -> Iterator[str]:
+    """The items joined, cut so that none of the parts has more than ``most`` bytes, unless one item has."""
     part: list[str] = []
     size = 0
     for item in items:
-        if part and size + len(item) + len(separator) > MOST_BYTES - 1000:
+        more = len((item + separator).encode())
+        if part and size + more > most:
             yield separator.join(part)
             part, size = [], 0
         part.append(item)
-        size += len(item) + len(separator)
+        size += more
     if part:
         yield separator.join(part)

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from streamproc.quantities import Invalid
 from streamproc.settings.redshift import DataApi, Direct, parse_redshift
 from streamproc.sinks import redshift_statements as sql
-from streamproc.sinks.redshift_session import MOST_BATCH_BYTES, MOST_STATEMENTS, BatchFailed, batches
+from streamproc.sinks.redshift_session import (
+    MOST_BATCH_BYTES,
+    MOST_BYTES,
+    MOST_STATEMENTS,
+    BatchFailed,
+    batches,
+)
 from streamproc.sinks.warehouse import Rows, TableLayout
 from tests.support.redshift_dialect import Copy, Refused, translate
 
@@ -65,6 +71,22 @@ def test_many_long_keys_make_several_statements_and_batches() -> None:
     assert max(map(len, parts)) <= MOST_STATEMENTS
     assert max(sum(map(len, part)) for part in parts) <= MOST_BATCH_BYTES
     assert len(parts) > 1
+
+
+@pytest.mark.parametrize("columns", [["visitor_id"], ["visitor_id", "user_id"], ["a", "b", "c" * 127]])
+def test_visitors_of_any_number_of_columns_and_any_letters_keep_to_the_limit(columns: list[str]) -> None:
+    values = [f"\N{SNOWMAN}\N{SNOWMAN}\N{SNOWMAN} visitor {number:05d}" for number in range(4000)]
+    found: dict[str, list[str]] = {}
+    for theirs in sql.visitors_rows("clicks", columns, values):
+        assert len(f"DELETE {theirs}".encode()) <= MOST_BYTES
+        for column, part in re.findall(r'"(\w+)" IN \(([^)]*)\)', theirs):
+            found.setdefault(column, []).extend(re.findall(r"'([^']*)'", part))
+    assert found == dict.fromkeys(columns, values)
+
+
+def test_batches_are_counted_in_bytes() -> None:
+    statements = ["\N{SNOWMAN}" * 30_000] * 12  # 90,000 bytes each
+    assert [len(part) for part in batches(statements)] == [10, 2]
 
 
 def test_a_manifest_says_that_every_object_must_be_there_and_how_large_it_is() -> None:

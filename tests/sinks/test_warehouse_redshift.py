@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -414,5 +415,19 @@ async def test_a_promotion_takes_more_keys_than_a_transaction_takes_statements(
     assert await warehouse.adopt("clicks_r1", [Rows("0", -1, 5)], keys) is True
     assert await warehouse.missing(keys) == set()
     assert count(data_api) == 1
+    assert data_api.data_api is not None
+    assert data_api.data_api.problems == []
+
+
+async def test_more_visitors_are_erased_at_once_than_a_statement_takes(data_api: Backend) -> None:
+    warehouse = await opened(data_api)
+    await warehouse.ensure({**COLUMNS, "visitor": pl.String(), "friend": pl.String()})
+    ids = [str(uuid.UUID(int=number)) for number in range(1501)]
+    rows = events(NOON, NOON, NOON).with_columns(
+        visitor=pl.Series([ids[0], "bob", "bob"]), friend=pl.Series([None, ids[1499], ids[1500]])
+    )
+    await warehouse.load(await put(data_api.store, rows), data_api.store)
+    assert await warehouse.erase(["visitor", "friend"], ids[:1500]) == 2
+    assert data_api.query("SELECT friend FROM warehouse.clicks") == [(ids[1500],)]
     assert data_api.data_api is not None
     assert data_api.data_api.problems == []
