@@ -22,6 +22,10 @@ from streamproc.topology import Measure, Table
 _INDEX_BYTES = 2_000
 
 
+#: Sums nearer to zero than this have the average 0: PostgreSQL raises where a quotient is too small for a double, and
+#: one absurd event could otherwise stop a stream for good. Of any number of events a larger sum has one.
+_TINY = 1e-290
+
 #: Kinds of measures whose finished value is all that merging needs.
 ADDITIVE = frozenset({"count", "sum", "min", "max"})
 
@@ -146,7 +150,9 @@ def finish(measure: Measure, name: str, row: LiteralString = "") -> sql.Composab
     """SQL over a ``row`` of the state: the finished column ``name`` of a measure (times still integers)."""
     if measure.kind == "avg":
         total, count = (Column(f"{name}__{part}", pl.Float64()).of(row) for part in ("sum", "count"))
-        return sql.SQL("{} / nullif({}, 0)").format(total, count)
+        return sql.SQL("CASE WHEN abs({0}) < {1} THEN 0 ELSE {0} / nullif({2}, 0) END").format(
+            total, sql.Literal(_TINY), count
+        )
     return Column(name, measure.type).of(row)
 
 

@@ -452,6 +452,18 @@ async def test_sums_beyond_what_the_column_holds_saturate_instead_of_stopping_th
         assert (row["units"], row["revenue"]) == (2**62 - 1, 8e307)
 
 
+@pytest.mark.parametrize("smallest", [5e-324, -5e-324])
+async def test_an_average_too_small_for_a_double_is_zero_and_stops_no_stream(conn, smallest):
+    tables = [tumbling(), visits()]
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    await commit(conn, summaries, tables, [[event(0, amount=smallest), event(1, amount=0.0)]])
+    await commit(conn, summaries, tables, [[event(2, amount=0.0), event(3)]])
+    for table in tables:
+        (row,) = (await summaries.rows(conn, table.name)).to_dicts()
+        assert (row["events"], row["mean"]) == (4, 0)
+
+
 # -- expiry ----------------------------------------------------------------------------------------
 
 
