@@ -144,7 +144,9 @@ class LogSharing:
                     await self._renew()
                     renewed = loop.time()
                 if loop.time() - compacted > _COMPACT_EVERY:
-                    await self._ledger.compact(_COMPACT_FILES if self._connection.folder else _COMPACT_OBJECTS)
+                    await self._ledger.compact(
+                        _COMPACT_FILES if self._connection.folder else _COMPACT_OBJECTS
+                    )
                     compacted = loop.time()
                 listed = self.listed.is_set()
                 await self._finish()
@@ -163,7 +165,10 @@ class LogSharing:
     async def _renew(self) -> None:
         """Forget what others have taken: its next commit would be refused anyway."""
         ours = await self._ledger.renew(self.readers)
-        await self._forget([id_ for id_ in self.readers if id_ not in ours])
+        lost = {id_: reader.partition for id_, reader in self.readers.items() if id_ not in ours}
+        await self._forget(list(lost))
+        # Of which all is committed, that is; what is not stays until its commit is refused.
+        await self._listener.finished(list(lost.values()))
 
     async def _take(self) -> bool:
         """Take more logs when fewer are being read than may be; whether any are held."""
@@ -185,6 +190,7 @@ class LogSharing:
         # A claim can come so late that another worker has finished the log and its position is compacted away.
         # Asked after the claim, nobody else can commit any more: what is still ours is not done.
         ours = await self._ledger.renew(partitions)
+        await self._listener.finished([partitions[id_] for id_ in partitions if id_ not in ours])
         for one in taken:
             id_, partition = one.entry.id, partitions[one.entry.id]
             if id_ not in ours:

@@ -394,6 +394,7 @@ async def test_a_claim_that_comes_after_the_log_was_finished_and_folded_reads_no
         go_on.set()
         await read_all(late)
         assert not late.batches
+        assert len(late.gone) == 1
 
 
 async def test_archived_objects_are_passed_over_and_keep_nobody_waiting(
@@ -737,6 +738,17 @@ async def test_rows_that_come_while_a_file_is_read_were_received_when_they_came(
         assert one.batches[0].received_ms == int(listed * 1000)
         assert one.batches[-1].received_ms >= written
         assert values(one) == Counter([*rows, b"later"])
+
+
+async def test_a_log_that_another_worker_has_taken_is_forgotten(postgres: str, folder: Path) -> None:
+    (folder / "access.log").write_bytes(b"%099d\n" % 0 * 30_000)
+    async with member(postgres, folder.as_uri(), lease=1) as one:
+        hold_up(one)
+        await read_until(lambda: one.batches, one)
+        with psycopg.connect(postgres, autocommit=True) as db:
+            db.execute("UPDATE streamproc.logs SET holder = 'another', expires_at = now() + interval '1 h'")
+        await read_until(lambda: one.gone, one)
+        assert not one.source.assignment
 
 
 @pytest.mark.parametrize("how", ["rename", "copytruncate"])
