@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from streamproc.cli.backfill import page_of_logs, period_of
-from streamproc.cli.emr_submit import submit_command
+from streamproc.cli.emr_submit import bytes_of, submit_command
 from streamproc.cli.options import Group, json_option, load_settings, load_topics, settings_options
 from streamproc.errors import ConfigError, Mistake
-from streamproc.quantities import Invalid, parse_size
 
 if TYPE_CHECKING:
     from streamproc.runtimes.spark.history import Done
@@ -40,7 +39,9 @@ emr_command.add_command(submit_command)
 @click.option("--lake", metavar="URL", help="Where Parquet goes. [default: the setting]")
 @click.option("--ledger-secret", metavar="NAME", help="Secret of Secrets Manager with the ledger's URL.")
 @click.option(
-    "--epoch-size", default="64GiB", show_default=True, help="Logs, as they lie there, in a commit."
+    "--epoch-size",
+    metavar="SIZE",
+    help="Logs, as they lie there, in a commit. [default: 64GiB, or 1GiB where the page has a table of sessions]",
 )
 @click.option("--task-size", default="64MiB", show_default=True, help="Logs, as they lie there, in a task.")
 @json_option
@@ -53,7 +54,7 @@ def job_command(
     end: str | None,
     lake: str | None,
     ledger_secret: str | None,
-    epoch_size: str,
+    epoch_size: str | None,
     task_size: str,
     as_json: bool,
     config: Path | None,
@@ -69,7 +70,10 @@ def job_command(
         raise ConfigError([Mistake("PLACE", f"{place} is no place of logs", "Write s3://… or file:///…")])
     page = page_of_logs(load_topics(settings), stream)
     period = period_of(begin, end)
-    epoch_bytes, task_bytes = _bytes("--epoch-size", epoch_size), _bytes("--task-size", task_size)
+    if epoch_size is None:
+        # The driver holds the events of a commit's sessions; of other tables only the rows.
+        epoch_size = "1GiB" if any(table.window.kind == "session" for table in page.tables) else "64GiB"
+    epoch_bytes, task_bytes = bytes_of("--epoch-size", epoch_size), bytes_of("--task-size", task_size)
 
     from streamproc.runtimes.spark.engine import session  # noqa: PLC0415 - needs Spark
     from streamproc.runtimes.spark.history import Sizes  # noqa: PLC0415 - see above
@@ -124,7 +128,7 @@ def rebuild_command(
     from streamproc.runtimes.spark.job import rebuild  # noqa: PLC0415 - see above
 
     dates = (_midnight(begin), _midnight(end))
-    size = _bytes("--task-size", task_size)
+    size = bytes_of("--task-size", task_size)
     with session(f"streamproc rebuild {stream}") as engine:
         done = asyncio.run(
             rebuild(settings, pages[stream], engine, tables, dates=dates, task_bytes=size, tell=_tell_date)
@@ -151,13 +155,6 @@ def _midnight(date: datetime) -> int:
 
 def _tell_date(what: str, done: Rebuilt) -> None:
     click.echo(f"{what}: {done.dates:,} dates, {done.rows:,} rows of {done.objects:,} objects", err=True)
-
-
-def _bytes(option: str, text: str) -> int:
-    try:
-        return parse_size(text)
-    except Invalid as error:
-        raise ConfigError([Mistake(option, f"{text!r}: {error}", 'Write it like "64MiB"')]) from None
 
 
 def _tell(day: str, done: Done) -> None:

@@ -12,6 +12,7 @@ import click
 from streamproc.cli.backfill import period_of
 from streamproc.cli.options import json_option
 from streamproc.errors import ConfigError, Mistake
+from streamproc.quantities import Invalid, parse_size
 
 if TYPE_CHECKING:
     from streamproc.emr import Place, State, Submission
@@ -26,6 +27,14 @@ def _pairs(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -
             raise click.BadParameter(f"{value!r} is not NAME=VALUE", param=option)
         pairs[name] = text
     return pairs
+
+
+def bytes_of(option: str, text: str) -> int:
+    """The size that the option names. Raises ConfigError when it is none."""
+    try:
+        return parse_size(text)
+    except Invalid as error:
+        raise ConfigError([Mistake(option, f"{text!r}: {error}", 'Write it like "64MiB"')]) from None
 
 
 @click.command(name="submit")
@@ -44,6 +53,8 @@ def _pairs(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -
 @click.option(
     "--to", "end", metavar="TIME", help="Only logs that were last changed before; behind the last date."
 )
+@click.option("--epoch-size", metavar="SIZE", help="Logs in a commit, as `emr job` takes it.")
+@click.option("--task-size", metavar="SIZE", help="Logs or objects in a task, as `emr job` takes it.")
 @click.option("--lake", metavar="URL", required=True, help="Where Parquet goes: s3://bucket/prefix.")
 @click.option("--ledger-secret", metavar="NAME", required=True, help="Secret with the ledger's URL.")
 @click.option("--log-uri", metavar="URL", help="s3:// folder for what a Serverless job says.")
@@ -67,6 +78,8 @@ def submit_command(  # noqa: PLR0917 - click hands every option over as an argum
     tables: tuple[str, ...],
     begin: str | None,
     end: str | None,
+    epoch_size: str | None,
+    task_size: str | None,
     lake: str,
     ledger_secret: str,
     log_uri: str | None,
@@ -97,9 +110,15 @@ def submit_command(  # noqa: PLR0917 - click hands every option over as an argum
         raise ConfigError(
             [Mistake("--from, --to", "are missing", "Name the first date and the one behind the last")]
         )
+    if place is None and epoch_size is not None:
+        raise ConfigError([Mistake("--epoch-size", "a rebuild commits date by date", "Leave it out")])
     arguments = ["rebuild", stream, *tables] if place is None else ["job", place, "--stream", stream]
     arguments += ["--lake", lake, "--ledger-secret", ledger_secret, "--json"]
-    for option, text in (("--from", begin), ("--to", end)):
+    sizes = (("--epoch-size", epoch_size), ("--task-size", task_size))
+    for option, text in sizes:
+        if text is not None:
+            bytes_of(option, text)  # wrong, it would be found on EMR only
+    for option, text in (("--from", begin), ("--to", end), *sizes):
         arguments += [] if text is None else [option, text]
 
     from streamproc.emr import Submission  # noqa: PLC0415 - Amazon's client takes a second

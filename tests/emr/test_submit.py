@@ -128,12 +128,14 @@ def test_serverless_gets_the_job_and_its_success_ends_the_command_well(
     run = started(
         *("--serverless", application, "--role", ROLE, "--log-uri", "s3://says/emr/"),
         *("--conf", "spark.executor.cores=4", "--env", "STREAMPROC_LOG_LEVEL=warning"),
+        *("--epoch-size", "2GiB", "--task-size", "32MiB"),
     )
     job = serverless_job(region, application, run.job)
     assert job.execution_role_arn == ROLE
     submit = job.job_driver["sparkSubmit"]
     assert submit["entryPoint"] == "s3://code/emr/job.py"
-    assert submit["entryPointArguments"] == JOB_ARGUMENTS
+    sizes = ["--epoch-size", "2GiB", "--task-size", "32MiB"]
+    assert submit["entryPointArguments"] == [*JOB_ARGUMENTS, *sizes]
     told = properties(shlex.split(submit["sparkSubmitParameters"]))
     assert told["spark.archives"] == "s3://code/emr/streamproc.tar.gz#streamproc"
     for prefix in ("spark.emr-serverless.driverEnv", "spark.executorEnv"):
@@ -202,7 +204,7 @@ def test_a_rebuild_names_stream_tables_and_dates(region: str, application: str) 
             *("emr", "submit", "--rebuild", "traffic", "--rebuild", "page_views", "--stream", "weblogs"),
             *("--from", "2026-05-01", "--to", "2026-06-01", "--lake", "s3://lake/production"),
             *("--ledger-secret", "streamproc/ledger", "--code", "s3://code/emr", "--no-wait", "--json"),
-            *("--serverless", application, "--role", ROLE),
+            *("--serverless", application, "--role", ROLE, "--task-size", "1GiB"),
         ],
     )
     assert done.exit_code == 0, done.output
@@ -212,6 +214,7 @@ def test_a_rebuild_names_stream_tables_and_dates(region: str, application: str) 
     assert job.job_driver["sparkSubmit"]["entryPointArguments"] == [
         *("rebuild", "weblogs", "traffic", "page_views", "--lake", "s3://lake/production"),
         *("--ledger-secret", "streamproc/ledger", "--json", "--from", "2026-05-01", "--to", "2026-06-01"),
+        *("--task-size", "1GiB"),
     ]
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
 from streamproc.cli import main
+from streamproc.runtimes.spark.history import Done, Sizes
+from tests.e2e.harness import REPOSITORY
 
 RIGHT = {
     "--code": "s3://code/emr",
@@ -34,6 +39,8 @@ RIGHT = {
         ),
         ("s3://logs/", {"--from": "yesterday"}, "is no time"),
         ("s3://logs/", {"--conf": "spark.executor.cores"}, "is not NAME=VALUE"),
+        ("s3://logs/", {"--epoch-size": "many"}, "--epoch-size"),
+        ("s3://logs/", {"--task-size": "many"}, "--task-size"),
     ],
 )
 def test_wrong_arguments_are_told(place: str, changed: dict[str, str | None], said: str) -> None:
@@ -41,6 +48,36 @@ def test_wrong_arguments_are_told(place: str, changed: dict[str, str | None], sa
     arguments = [part for pair in options.items() for part in pair]
     done = CliRunner().invoke(main, ["emr", "submit", place, *arguments])
     assert done.exit_code == 2 and said in done.output
+
+
+def test_a_rebuild_has_no_epochs_to_be_cut() -> None:
+    arguments = [part for pair in RIGHT.items() for part in pair]
+    dates = ("--from", "2026-05-01", "--to", "2026-05-02", "--rebuild", "traffic", "--epoch-size", "1GiB")
+    done = CliRunner().invoke(main, ["emr", "submit", *arguments, *dates])
+    assert done.exit_code == 2 and "commits date by date" in done.output
+
+
+@pytest.mark.aws
+@pytest.mark.parametrize(("sessions", "size"), [(True, 1 << 30), (False, 64 << 30)])
+def test_a_page_with_sessions_is_committed_in_smaller_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sessions: bool, size: int
+) -> None:
+    page = (REPOSITORY / "topics" / "weblogs.toml").read_text()
+    if not sessions:
+        page = page[: page.index("[tables.sessions]")] + page[page.index("[sinks]") :]
+    (tmp_path / "weblogs.toml").write_text(page)
+    asked: list[Sizes] = []
+
+    async def history(*_: object, sizes: Sizes, **__: object) -> Done:
+        asked.append(sizes)
+        return Done()
+
+    monkeypatch.setattr("streamproc.runtimes.spark.engine.session", lambda name: nullcontext())
+    monkeypatch.setattr("streamproc.runtimes.spark.job.history", history)
+    command = ["emr", "job", tmp_path.as_uri(), "--topics", str(tmp_path), "--json"]
+    done = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert [one.epoch_bytes for one in asked] == [size]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ def session(name: str) -> Iterator[Engine]:
         # A task has one core: more threads than that would only take turns.
         .config("spark.executorEnv.POLARS_MAX_THREADS", "1")
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", _ROWS_A_BATCH)
+        # The driver takes a commit's rows together, and the epoch's size bounds them: Spark's own bound, 1 GiB of
+        # what all tasks give, would end the job at the same date each time.
+        .config("spark.driver.maxResultSize", "0")
         .getOrCreate()
     )
     try:

@@ -71,7 +71,8 @@ class Done:
 class Sizes:
     """``epoch_bytes``: of logs, as they lie there, in a commit; ``task_bytes``: in a task. A larger log stands alone.
 
-    A gigabyte of packed log lines is some ten million; the driver holds the session events of one commit.
+    A gigabyte of packed log lines is some ten million; the driver holds the session events of one commit, so where
+    there are sessions the command takes less.
     """
 
     epoch_bytes: int = 64 << 30
