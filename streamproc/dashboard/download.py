@@ -1,10 +1,14 @@
-"""Rows of a table as a file: CSV that a spreadsheet cannot take for a program, and Parquet."""
+"""Rows of a table as a file: CSV that a spreadsheet cannot take for a program, and Parquet.
+
+A file is made from pieces of an answer as they come: a million rows as Python's objects do not fit into 1 GiB.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -13,14 +17,23 @@ import polars as pl
 
 from streamproc.dashboard.reading import Answer
 
-#: Rows of a download at most; more are a matter for `streamproc sql` or psql.
-LIMIT = 1_000_000
+#: Rows and bytes of a download at most; more are a matter for `streamproc sql` or psql. The bytes are those of the CSV,
+#: or of the rows that a Parquet file is made from, which need about twice as much while it is.
+LIMIT, LARGEST = 1_000_000, 192 * 1024 * 1024
+
+#: Rows that are asked for at a time.
+PIECE = 5_000
+
+#: Bytes of a Parquet file that are sent at a time.
+_SENT = 64 * 1024
 
 #: With one of these in front, Excel, LibreOffice and Google Sheets read a cell as a formula or eat the
 #: character (OWASP, "CSV Injection").
 _DANGEROUS = ("=", "+", "-", "@", "\t", "\r")
 
-_CHUNK = 1_000
+
+class TooLarge(Exception):
+    """More rows or bytes than a download may have."""
 
 
 def safe(value: object) -> str:
@@ -41,27 +54,61 @@ def safe(value: object) -> str:
             return f"'{text}" if text.startswith(_DANGEROUS) else text
 
 
-def as_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[bytes]:
-    """RFC 4180 with a header, UTF-8, in pieces. Null is an empty field."""
+async def as_csv(pieces: AsyncIterable[Answer]) -> Iterable[bytes | memoryview]:
+    """RFC 4180 with a header, UTF-8. Null is an empty field. Raises :class:`TooLarge`."""
+    lines: list[bytes] = []
+    size = 0
+    async for piece in _counted(pieces):
+        head = [] if lines else [piece.columns]
+        lines.append(await asyncio.to_thread(_lines, [*head, *piece.rows]))
+        size += len(lines[-1])
+        if size > LARGEST:
+            raise TooLarge
+    return lines
+
+
+async def as_parquet(pieces: AsyncIterable[Answer]) -> Iterable[bytes | memoryview]:
+    """One Parquet file; times are microseconds in UTC, sums of integers 64-bit integers. Raises :class:`TooLarge`."""
+    frames: list[pl.DataFrame] = []
+    size = 0
+    async for piece in _counted(pieces):
+        frames.append(await asyncio.to_thread(_frame, piece))
+        size += int(frames[-1].estimated_size())
+        if size > LARGEST:
+            raise TooLarge
+    return _cut(await asyncio.to_thread(_written, frames))
+
+
+async def _counted(pieces: AsyncIterable[Answer]) -> AsyncIterator[Answer]:
+    rows = 0
+    async for piece in pieces:
+        rows += len(piece.rows)
+        if rows > LIMIT:
+            raise TooLarge
+        yield piece
+
+
+def _lines(rows: Iterable[Sequence[object]]) -> bytes:
     buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(map(safe, columns))
-    for number, row in enumerate(rows, start=1):
-        writer.writerow(map(safe, row))
-        if number % _CHUNK == 0:
-            yield buffer.getvalue().encode()
-            buffer.seek(0)
-            buffer.truncate()
-    yield buffer.getvalue().encode()
+    csv.writer(buffer).writerows(map(safe, row) for row in rows)
+    return buffer.getvalue().encode()
 
 
-def as_parquet(answer: Answer) -> bytes:
-    """One Parquet file; times are microseconds in UTC, sums of integers 64-bit integers."""
-    rows = [[_plain(value) for value in row] for row in answer.rows]
-    frame = pl.DataFrame(rows, schema=list(answer.columns), orient="row", infer_schema_length=None)
+def _frame(piece: Answer) -> pl.DataFrame:
+    rows = [[_plain(value) for value in row] for row in piece.rows]
+    return pl.DataFrame(rows, schema=list(piece.columns), orient="row", infer_schema_length=None)
+
+
+def _written(frames: Sequence[pl.DataFrame]) -> memoryview:
     buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd")
-    return buffer.getvalue()
+    # A column that is null, or has whole numbers, in one piece may have another type in the next.
+    pl.concat(frames, how="vertical_relaxed").write_parquet(buffer, compression="zstd")
+    return buffer.getbuffer()
+
+
+def _cut(whole: memoryview) -> Iterator[memoryview]:
+    for start in range(0, len(whole), _SENT):
+        yield whole[start : start + _SENT]
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -86,6 +86,25 @@ class Reader:
         async with self.database.connection(question.doing) as conn:
             cursor = await conn.execute(question.statement, question.parameters)
             return Answer([column.name for column in cursor.description or ()], await cursor.fetchall())
+
+    async def ask_for_pieces(self, question: Question, rows: int) -> AsyncGenerator[Answer]:
+        """The answer, so many ``rows`` at a time, the last time fewer. Raises what :meth:`Database.speaking` does.
+
+        The clock of a statement is that of one piece.
+        """
+        await self.connect()
+        async with (
+            self.database.connection(question.doing) as conn,
+            conn.transaction(),
+            conn.cursor("pieces") as cursor,
+        ):
+            await cursor.execute(question.statement, question.parameters)
+            columns = [column.name for column in cursor.description or ()]
+            more = True
+            while more:
+                found = await cursor.fetchmany(rows)
+                more = len(found) == rows
+                yield Answer(columns, found)
 
 
 @dataclass(frozen=True, slots=True)

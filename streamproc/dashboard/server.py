@@ -7,7 +7,6 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -16,14 +15,13 @@ from fastapi import FastAPI
 from nicegui import ui
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 from streamproc.dashboard.access import LARGEST_TOKEN, Access
 from streamproc.dashboard.catalog import explorable
-from streamproc.dashboard.choice import read_choice
 from streamproc.dashboard.compressed import Compressed
-from streamproc.dashboard.download import LIMIT, as_csv, as_parquet
-from streamproc.dashboard.explore import everything
+from streamproc.dashboard.downloads import Downloads
 from streamproc.dashboard.gate import Gate
 from streamproc.dashboard.groups import Groups
 from streamproc.dashboard.live import Live
@@ -35,7 +33,7 @@ from streamproc.dashboard.reading import POOL, Reader, Shared, explain, read_onl
 from streamproc.dashboard.reject_samples import RejectReader
 from streamproc.dashboard.shell import Site, Stream
 from streamproc.database import Database
-from streamproc.errors import DependencyError, StreamprocError
+from streamproc.errors import DependencyError
 from streamproc.ledger import ObjectTotal
 from streamproc.settings import Bind
 from streamproc.settings.redshift import SCHEMES
@@ -206,14 +204,11 @@ async def _warehouse(sources: Sources, topology: Topology) -> WarehouseStatus | 
 def application(site: Site) -> FastAPI:
     """The ASGI application; NiceGUI keeps its pages for the whole process, so there can be one."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.routes.append(Route("/download.{kind}", Downloads(site), methods=["GET"]))
 
     @app.get("/healthz")
     async def health() -> Response:
         return PlainTextResponse("ok\n")
-
-    @app.get("/download.{kind}")
-    async def download(request: Request, kind: str) -> Response:
-        return await _download(site, request, kind)
 
     @ui.page("/")
     async def live(request: Request) -> None:
@@ -245,26 +240,3 @@ _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path fill="none" stroke="#0072b2" stroke-width="3" '
     'stroke-linecap="round" d="M2 8c4-5 7 5 11 0s6-2 9 0M2 15c4-5 7 5 11 0s6-2 9 0"/></svg>'
 )
-
-
-async def _download(site: Site, request: Request, kind: str) -> Response:
-    if kind not in {"csv", "parquet"}:
-        return PlainTextResponse("There are .csv and .parquet.\n", 404)
-    stream = site.stream(request)
-    seen = await stream.clock.get()
-    now = (seen.value.now if seen.value else None) or datetime.now(UTC)
-    choice = read_choice(dict(request.query_params), stream.tables, now)
-    try:
-        answer = await stream.reader.ask(everything(choice, LIMIT))
-    except StreamprocError as error:
-        return PlainTextResponse(": ".join(explain(error)) + "\n", 503)
-    if len(answer.rows) > LIMIT:
-        return PlainTextResponse(f"More than {LIMIT:,} rows: choose a shorter range.\n", 413)
-    name = f"{stream.topology.name}-{choice.table.name}.{kind}"
-    headers = {"content-disposition": f'attachment; filename="{name}"', "cache-control": "no-store"}
-    if kind == "csv":
-        return StreamingResponse(
-            as_csv(answer.columns, answer.rows), media_type="text/csv; charset=utf-8", headers=headers
-        )
-    body = await asyncio.to_thread(as_parquet, answer)
-    return Response(body, media_type="application/vnd.apache.parquet", headers=headers)
