@@ -5,14 +5,21 @@ from __future__ import annotations
 import zlib
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamproc.runtimes.spark import exchange
 from streamproc.runtimes.spark.exchange import Piece
+from streamproc.runtimes.spark.job import _setup
 from streamproc.runtimes.spark.uniting import together, unite
+from streamproc.settings import read_settings
+from streamproc.sources.log_store import LogConnection
 from streamproc.tables.fold import TableFold
+from streamproc.topic_pages import load_page
 from streamproc.topology import MINUTE, Measure, Table, Window
+from tests.e2e.harness import REPOSITORY
+from tests.emr.inline import Inline
 
 COUNTED = (
     Measure("events", "count", pl.Int64()),
@@ -81,6 +88,13 @@ def test_two_tasks_and_several_buckets_give_what_one_fold_gives(
             behind = united.events.group_by("__piece").len().sort("__piece")
             assert behind["__piece"].to_list() == united.rows["__piece"].sort().to_list()
             assert behind["len"].sum() == len(rows)
+
+
+@pytest.mark.parametrize(("slots", "buckets"), [(2, 64), (64, 64), (200, 200)])
+def test_a_cluster_that_has_no_cores_yet_gets_buckets_for_those_to_come(slots: int, buckets: int) -> None:
+    page = load_page(REPOSITORY / "topics" / "weblogs.toml")
+    setup = _setup(read_settings(environ={}), page, Inline(slots), LogConnection("file:///logs"), b"")
+    assert setup.buckets == buckets
 
 
 def test_the_bucket_of_a_key_is_the_crc_of_its_text() -> None:

@@ -65,15 +65,16 @@ class Engine:
         spread = context.parallelize(rows, len(rows)).flatMap(list)
         frame = self._spark.createDataFrame(spread, "work string").mapInArrow(reader(setup), exchange.SCHEMA)
         # On disk: everything behind it reads it again. A lost part is read again from its logs.
-        return Stage(setup, frame.persist(StorageLevel.DISK_ONLY))
+        return Stage(setup, frame.persist(StorageLevel.DISK_ONLY), len(rows))
 
 
 class Stage:
-    """What the executors have read, and keep."""
+    """What the executors have read, and keep. ``tasks``: how many there were for it."""
 
-    def __init__(self, setup: Setup, frame: DataFrame) -> None:
+    def __init__(self, setup: Setup, frame: DataFrame, tasks: int) -> None:
         self._setup = setup
         self._frame = frame
+        self._tasks = tasks
 
     def told(self) -> list[Piece]:
         """Everything but the payloads: what became of the logs, which files there are to be."""
@@ -83,7 +84,8 @@ class Stage:
     def united(self) -> list[Piece]:
         """The tables' deltas, one for each bucket."""
         tables = self._frame.where("kind IN ('rows', 'events')")
-        spread = tables.repartition(self._setup.buckets, "name", "bucket")
+        # A task can take several buckets: what few have read is not worth many more.
+        spread = tables.repartition(min(self._setup.buckets, self._tasks), "name", "bucket")
         return _collected(spread.mapInArrow(uniter(self._setup), exchange.SCHEMA))
 
     def put(self, keys: Keys) -> list[Piece]:

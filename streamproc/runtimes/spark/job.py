@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
@@ -12,6 +11,7 @@ from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.spark.history import Done, History, Sizes
 from streamproc.runtimes.spark.rebuild import Rebuild, Rebuilt
 from streamproc.runtimes.spark.setup import Setup
+from streamproc.runtimes.spark.stages import Reads
 from streamproc.settings import Settings
 from streamproc.sinks.object_store import StoreSettings
 from streamproc.sinks.summaries import Summaries
@@ -20,8 +20,8 @@ from streamproc.sources.logs import open_log_store
 from streamproc.topology import Topology
 from streamproc.transform.weblog_formats import PARSERS as LOG_PARSERS
 
-if TYPE_CHECKING:
-    from streamproc.runtimes.spark.engine import Engine
+#: Buckets of a job at least. A cluster that grows as it is asked says that it has two cores before it has any.
+_BUCKETS = 64
 
 #: Seconds for which done logs have been done before their partitions are folded into one.
 _COMPACT_AFTER = 3_600.0
@@ -30,7 +30,7 @@ _COMPACT_AFTER = 3_600.0
 async def rebuild(
     settings: Settings,
     page: Topology,
-    engine: Engine,
+    engine: Reads,
     tables: Sequence[str],
     *,
     dates: tuple[int, int],
@@ -54,7 +54,7 @@ async def history(
     settings: Settings,
     page: Topology,
     period: Period,
-    engine: Engine,
+    engine: Reads,
     *,
     sizes: Sizes,
     tell: Callable[[str, Done], None],
@@ -83,9 +83,7 @@ async def history(
             await store.close()
 
 
-def _setup(
-    settings: Settings, page: Topology, engine: Engine, connection: LogConnection, key: bytes
-) -> Setup:
+def _setup(settings: Settings, page: Topology, engine: Reads, connection: LogConnection, key: bytes) -> Setup:
     return Setup(
         topics=settings.topics,
         stream=page.name,
@@ -94,6 +92,6 @@ def _setup(
         logs=connection,
         lake=settings.lake.reveal(),
         store=StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region),
-        buckets=max(2, engine.slots),
+        buckets=max(_BUCKETS, engine.slots),
         batch_records=settings.batch_records,
     )
