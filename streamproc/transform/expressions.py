@@ -12,12 +12,15 @@ what it should mean.
 from __future__ import annotations
 
 import difflib
+import json
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import NamedTuple
 
 import polars as pl
+from polars.datatypes import IntegerType
 from polars.exceptions import PolarsError
 
 from streamproc.errors import ExpressionError
@@ -156,6 +159,15 @@ _AWKWARD: dict[type[pl.DataType] | pl.DataType, list[object]] = {
 }
 _ROWS = 3
 
+#: No text has more characters or bytes: records are smaller by far.
+_LONGEST_TEXT = 2**30
+#: Without powers: whatever is not 64 bits wide is too narrow for them.
+_RECKONING: dict[str, Callable[[int, int], int]] = {
+    "Plus": operator.add,
+    "Minus": operator.sub,
+    "Mul": operator.mul,
+}
+
 
 class Compiled(NamedTuple):
     """An expression for ``frame.select``; the ``columns`` it reads, in order of use; its output ``type``."""
@@ -218,6 +230,7 @@ def _probe(expr: pl.Expr, columns: Mapping[str, pl.DataType]) -> pl.DataType:
     try:
         out = frame.lazy().select(expr.alias("answer")).collect()
         typed = out.height == _ROWS or not columns
+        _range(expr, frame.lazy())
     except PolarsError as error:
         problem = _first_line(error)
         hint = "; use try_cast, which gives null" if "conversion" in problem else ""
@@ -225,6 +238,43 @@ def _probe(expr: pl.Expr, columns: Mapping[str, pl.DataType]) -> pl.DataType:
     if not typed:
         raise ExpressionError("it gives another number of rows than it was given")
     return out.schema["answer"]
+
+
+def _range(expr: pl.Expr, frame: pl.LazyFrame) -> tuple[int, int] | None:
+    """The least and the greatest whole number that ``expr`` may give; ``None`` if it gives something else.
+
+    polars reckons in the type of what it is given and wraps around: 23 * 100 is -4 as an Int8, and ``length(x) - 5`` of
+    a single character 4294967292. Raises :class:`ExpressionError` when a part of ``expr`` could come to that. Only
+    64 bits are taken to be enough.
+    """
+    # The condition of a case is no whole number, and so not among these.
+    parts = [part for each in reversed(expr.meta.pop()) if (part := _range(each, frame)) is not None]
+    dtype = frame.select(answer=expr).collect_schema()["answer"]
+    if not isinstance(dtype, IntegerType):
+        return None
+    least, greatest = pl.select(least=dtype.min(), greatest=dtype.max()).row(0)
+    match json.loads(expr.meta.serialize(format="json")):
+        case {"Literal": {"Dyn": {"Int": value}}}:
+            least = greatest = value
+        case {"Ternary": _}:
+            least, greatest = min(low for low, _ in parts), max(high for _, high in parts)
+        case {"Cast": _} if parts:
+            least, greatest = max(parts[0][0], least), min(parts[0][1], greatest)
+        case {"Function": {"function": {"StringExpr": "LenChars" | "LenBytes"}}}:
+            least, greatest = 0, _LONGEST_TEXT
+        case {"BinaryExpr": {"op": "Plus" | "Minus" as kind}} | {
+            "Function": {"function": {"Sql": {"Binary": "Mul" as kind}} | {"Pow": kind}}
+        } if len(parts) > 1 and dtype != pl.Int64():
+            reckon = _RECKONING.get(kind)
+            ends = [reckon(left, right) for left in parts[0] for right in parts[1]] if reckon else []
+            if not ends or min(ends) < least or max(ends) > greatest:
+                of = " and ".join(dict.fromkeys(expr.meta.root_names())) or "numbers"
+                raise ExpressionError(
+                    f"what it reckons with {of} may not fit its type ({least} to {greatest}); widen one of them, as"
+                    " in cast(event_hour as bigint) * 100 or cast(length(path) as bigint) - 5"
+                )
+            least, greatest = min(ends), max(ends)
+    return least, greatest
 
 
 def _awkward(name: str, dtype: pl.DataType) -> pl.Series:

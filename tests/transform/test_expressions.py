@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import duckdb
 import polars as pl
 import pytest
@@ -17,6 +19,8 @@ COLUMNS: dict[str, pl.DataType] = {
     "n": pl.Int64(),
     "event_time": pl.Datetime("us", "UTC"),
     "event_date": pl.Date(),
+    "event_hour": pl.Int8(),
+    "event_weekday": pl.Int8(),
 }
 EVENTS = pl.DataFrame(
     {
@@ -26,7 +30,11 @@ EVENTS = pl.DataFrame(
         "path": ["/", "/shop/shoes", "/shop", None],
         "value": [1.5, None, -2.0, 0.0],
         "n": [1, 2, None, 40],
-    }
+        "event_time": [datetime(2026, 3, 1, hour, 59) for hour in (0, 9, 23)] + [None],
+        "event_hour": [0, 9, 23, None],
+        "event_weekday": [7, 7, 7, None],
+    },
+    schema_overrides=COLUMNS,
 )
 ACCEPTED = [
     "is_bot or event_type = 'heartbeat'",
@@ -113,6 +121,48 @@ def test_what_is_no_expression_is_refused(sql: str) -> None:
 def test_what_could_fail_on_some_event_is_refused(sql: str) -> None:
     with pytest.raises(ExpressionError):
         compile_sql(sql, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "event_weekday * 24 + event_hour",
+        "event_hour * 100",
+        "-event_hour * 6",
+        "event_hour + 100 + 100 > 50",
+        "power(event_hour, 3)",
+        "length(path) - 5 > 0",
+        "abs(length(path) - 5)",
+        "substr(path, length(host) - 1)",
+        "cast(event_hour as int) * 100000000",
+        "date_part('hour', event_time) * 60 + date_part('minute', event_time)",
+        "n > 1000 * 60 * 60 * 24 * 30",
+    ],
+)
+def test_numbers_that_could_leave_their_type_and_wrap_around_are_refused(sql: str) -> None:
+    with pytest.raises(ExpressionError, match=r"may not fit its type .* cast\(event_hour as bigint\)"):
+        compile_sql(sql, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "cast(event_weekday as bigint) * 24 + event_hour",
+        "cast(event_hour as bigint) * 100",
+        "cast(length(path) as bigint) - 5",
+        "length(path) + length(host)",
+        "event_hour % 6",
+        "n * 100",
+        "cast(extract(hour from event_time) as bigint) * 60 + extract(minute from event_time)",
+        "case when n > 1 then 1 else 0 end + case when n > 2 then 1 else 0 end",
+        "n > 1000 * 60 * 60",
+        "right(path, 3)",
+        "left(path, length(path))",
+    ],
+)
+def test_numbers_that_fit_come_out_as_in_another_sql_engine(sql: str) -> None:
+    expected = duckdb.sql(f"select {sql} from EVENTS").fetchall()
+    assert EVENTS.select(compile_sql(sql, COLUMNS).expr).rows() == expected
 
 
 def test_a_failing_cast_is_told_to_try() -> None:
