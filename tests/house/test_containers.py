@@ -73,6 +73,19 @@ def test_images_are_pinned_to_a_version() -> None:
     assert all(re.search(r":v?\d+(\.\d+)+|^streamproc:local$", image) for image in images)
 
 
+def needs(name: str) -> set[str]:
+    """The service and all that it waits for."""
+    return {name}.union(*(needs(other) for other in SERVICES[name].get("depends_on", {})))
+
+
+def test_an_image_of_ours_is_built_by_one_service_for_which_its_others_wait() -> None:
+    ours = {name: service for name, service in SERVICES.items() if service["image"] == "streamproc:local"}
+    [builder] = [name for name, service in SERVICES.items() if "build" in service]
+    for name, service in ours.items():
+        assert builder in needs(name), name
+        assert service["pull_policy"] == "never"  # it is in no registry
+
+
 def test_every_variable_of_ours_is_a_setting() -> None:
     used = {
         name for s in SERVICES.values() for name in s.get("environment", {}) if name.startswith("STREAMPROC_")
