@@ -125,7 +125,7 @@ def _tiles(found: PipelineSnapshot) -> str:
             markup.tile("Duplicates", f"{totals[2]:,}", "dropped, since the beginning"),
             markup.tile(
                 "Late",
-                f"{sum(found.late.values()):,}",
+                "\N{EN DASH}" if found.late is None else f"{sum(found.late.values()):,}",
                 "events too late for a table, in the lake all the same",
             ),
         ]

@@ -198,6 +198,8 @@ def late(found: PipelineSnapshot) -> str:
     head = (
         '<h2>Late events</h2><p class="sub">by table, since the beginning; not folded, kept in the lake</p>'
     )
+    if found.late is None:
+        return head + markup.empty("Not known")
     if not found.late:
         return head + markup.empty("None", "No event came too late for a table.")
     rows = [(name, n, f"{n:,}") for name, n in sorted(found.late.items(), key=lambda item: -item[1])]
@@ -208,8 +210,10 @@ def sinks(found: PipelineSnapshot) -> str:
     """What lake and warehouse hold."""
     rows: list[list[markup.Cell]] = [
         [f"lake: {t.kind}", t.state, t.objects, t.rows, f"{t.bytes / 1_048_576:,.1f} MiB"]
-        for t in found.objects
+        for t in found.objects or ()
     ]
+    if found.objects is None:
+        rows.append(["lake", "not known", None, None, None])
     head = '<h2>Sinks</h2><p class="sub">counted every half minute</p>'
     if isinstance(w := found.warehouse, str):
         rows.append(["warehouse", w, None, None, None])

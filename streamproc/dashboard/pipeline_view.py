@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from psycopg import sql
 
-from streamproc.dashboard.reading import Question, Reader
+from streamproc.dashboard.reading import Question, Reader, Seen
 from streamproc.ledger import EpochSummary, Ledger, ObjectTotal, PartitionStatus
 from streamproc.model import Partition
 from streamproc.sinks.warehouse import WarehouseStatus
@@ -120,7 +120,8 @@ class PartitionRow:
 class PipelineSnapshot:
     """The page at one moment, ``asked_at`` on the database's clock.
 
-    ``warehouse``: ``None`` when there is none; a text says why nothing is known of it.
+    ``warehouse``: ``None`` when there is none; a text says why nothing is known of it. ``late`` and ``objects`` are
+    ``None`` when they could not be counted, which a note explains.
     """
 
     asked_at: datetime
@@ -128,8 +129,8 @@ class PipelineSnapshot:
     bins: Sequence[Bin]
     freshness: Sequence[tuple[datetime, float]]
     epochs: Sequence[EpochSummary]
-    late: Mapping[str, int]
-    objects: Sequence[ObjectTotal]
+    late: Mapping[str, int] | None
+    objects: Sequence[ObjectTotal] | None
     warehouse: WarehouseStatus | str | None
     replays: Sequence[Replay]
     notes: Sequence[str]
@@ -138,8 +139,8 @@ class PipelineSnapshot:
 class PipelineView:
     """Reads one stream's ledger.
 
-    ``ledger`` is open. ``ends`` asks the source, ``totals`` and ``warehouse`` what is slow to count: they
-    keep their answers for a while.
+    ``ledger`` is open. ``ends`` asks the source, ``totals`` (of the lake's objects), ``late`` and ``warehouse``
+    what is slow to count: they keep their answers for a while.
     """
 
     def __init__(
@@ -148,7 +149,8 @@ class PipelineView:
         reader: Reader,
         *,
         ends: Callable[[], Awaitable[Ends]],
-        totals: Callable[[], Awaitable[Sequence[ObjectTotal]]],
+        totals: Callable[[], Awaitable[Seen[Sequence[ObjectTotal]]]],
+        late: Callable[[], Awaitable[Seen[Mapping[str, int]]]],
         warehouse: Callable[[], Awaitable[WarehouseStatus | str | None]],
     ) -> None:
         self.topology = topology
@@ -156,29 +158,25 @@ class PipelineView:
         self._ledger = ledger_over(reader, topology.name)
         self._ends = ends
         self._totals = totals
+        self._late = late
         self._warehouse = warehouse
 
     async def look(self) -> PipelineSnapshot:
         """Ask everything, at once. Raises :class:`DependencyError` and :class:`LedgerError`."""
         await self._reader.connect()
         (
-            (statuses, shards, epochs, late),
+            (statuses, shards, epochs),
             (bins, freshness, replays, clock),
-            (ends, objects, warehouse),
+            (ends, objects, late, warehouse),
         ) = await asyncio.gather(
-            asyncio.gather(
-                self._ledger.status(),
-                self._ledger.shards(),
-                self._ledger.epochs(limit=EPOCHS),
-                self._ledger.late(),
-            ),
+            asyncio.gather(self._ledger.status(), self._ledger.shards(), self._ledger.epochs(limit=EPOCHS)),
             asyncio.gather(
                 self._ask(sql.SQL(_BINS), "count commits"),
                 self._ask(sql.SQL(_FRESHNESS), "measure freshness"),
                 self._ask(sql.SQL(_REPLAYS), "look for replays"),
                 self._ask(sql.SQL("SELECT clock_timestamp()"), "read the clock"),
             ),
-            asyncio.gather(self._ends(), self._totals(), self._warehouse()),
+            asyncio.gather(self._ends(), self._totals(), self._late(), self._warehouse()),
         )
         behind = {
             partition: 0.0 if shard.finished else shard.behind_ms / 1000
@@ -186,14 +184,17 @@ class PipelineView:
             if shard.finished or shard.behind_ms is not None
         }
         notes = [] if ends.problem is None or behind else [ends.problem]
+        for what, problem in (("The lake's objects", objects.problem), ("Late events", late.problem)):
+            if problem is not None:
+                notes.append(f"{what} could not be counted: {problem}")
         return PipelineSnapshot(
             clock[0][0],
             [self._row(status, ends, behind) for status in statuses],
             [Bin(*row) for row in bins],
             [(moment, seconds) for moment, seconds in freshness],
             epochs,
-            late,
-            objects,
+            late.value,
+            objects.value,
             warehouse,
             [Replay(*row) for row in replays],
             notes,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -44,8 +43,6 @@ from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_positions import spans
 from streamproc.sources.opening import Connection
 from streamproc.topology import Topology
-
-T = TypeVar("T")
 
 #: Seconds for which answers are shared: what costs little, what asks the broker, what reads a whole list.
 QUICK, ASKED, COUNTED = 1.5, 5.0, 30.0
@@ -138,7 +135,8 @@ async def _run(server: uvicorn.Server, bind: Bind, stop: asyncio.Event, ready: C
 
 def _stream(topology: Topology, reader: Reader, sources: Sources) -> Stream:
     ledger = ledger_over(reader, topology.name)
-    totals = _kept(Shared(ledger.object_totals, COUNTED), list[ObjectTotal]())
+    totals = Shared[Sequence[ObjectTotal]](ledger.object_totals, COUNTED)
+    late = Shared[Mapping[str, int]](ledger.late, COUNTED)
     ends = Shared(lambda: _ends(sources.broker, topology), ASKED)
     loaded = Shared(lambda: _warehouse(sources, topology), COUNTED)
 
@@ -153,7 +151,9 @@ def _stream(topology: Topology, reader: Reader, sources: Sources) -> Stream:
         return seen.value
 
     live = Live(topology, reader)
-    view = PipelineView(topology, reader, ends=newest_ends, totals=totals, warehouse=warehouse)
+    view = PipelineView(
+        topology, reader, ends=newest_ends, totals=totals.get, late=late.get, warehouse=warehouse
+    )
     rejects = None
     if sources.store is not None:
         rejects = Shared(RejectReader(topology.name, reader, sources.store).look, ASKED)
@@ -168,14 +168,6 @@ def _stream(topology: Topology, reader: Reader, sources: Sources) -> Stream:
         Shared(view.look, QUICK),
         rejects,
     )
-
-
-def _kept(shared: Shared[T], without: T) -> Callable[[], Awaitable[T]]:
-    async def newest() -> T:
-        value = (await shared.get()).value
-        return without if value is None else value
-
-    return newest
 
 
 async def _ends(broker: Connection | None, topology: Topology) -> Ends:

@@ -148,7 +148,7 @@ async def record(conn: AsyncConnection[Any], stream: str, worker: str, epoch: Ep
             "stream": stream,
             "worker": worker,
             "started_at": epoch.started_at,
-            "late": Jsonb(dict(epoch.late)),
+            "late": Jsonb({table: events for table, events in epoch.late.items() if events}),
             "seconds": Jsonb(dict(epoch.seconds)),
         },
         1,

@@ -49,7 +49,7 @@ _LATE = """
         SELECT table_name, events FROM streamproc.late_totals WHERE stream = %(stream)s
         UNION ALL
         SELECT late.key, late.value::bigint FROM streamproc.epochs AS e, jsonb_each_text(e.late) AS late
-        WHERE e.stream = %(stream)s
+        WHERE e.stream = %(stream)s AND e.late <> '{}'
     ) AS counted GROUP BY table_name ORDER BY table_name
 """
 
@@ -120,7 +120,7 @@ class EpochRange:
 
 @dataclass(frozen=True, slots=True)
 class EpochSummary:
-    """A past epoch. ``late``: events by table; ``seconds``: by stage."""
+    """A past epoch. ``late``: events by table, of those that had any; ``seconds``: by stage."""
 
     id: uuid.UUID
     worker: str

@@ -24,10 +24,10 @@ from streamproc.dashboard.pipeline_view import (
     PipelineView,
     lag,
 )
-from streamproc.dashboard.reading import Reader, read_only
+from streamproc.dashboard.reading import Reader, Seen, read_only
 from streamproc.database import Database
 from streamproc.errors import DependencyError
-from streamproc.ledger import Ledger, ObjectTotal, PartitionStatus, compaction
+from streamproc.ledger import Ledger, PartitionStatus, compaction
 from streamproc.model import Counts, PlannedObject
 from streamproc.sinks.warehouse import WarehouseStatus
 from streamproc.sinks.warehouse_postgres import PostgresWarehouse
@@ -49,7 +49,8 @@ async def look(topology: Topology, url: str) -> PipelineSnapshot:
         topology,
         reader,
         ends=lambda: _now(Ends({}, {})),
-        totals=lambda: _now(list[ObjectTotal]()),
+        totals=lambda: _now(Seen([], 0.0, None)),
+        late=lambda: _now(Seen(None, None, DependencyError("the database", "is slow"))),
         warehouse=lambda: _now(None),
     )
     try:
@@ -84,6 +85,15 @@ async def test_merging_old_objects_does_not_make_the_stream_look_old(site: Site,
             await compaction.replace(conn, page.name, found, written(plan))
     after = await look(page, site.url)
     assert max(seconds for _, seconds in after.freshness) == pytest.approx(before, abs=1)
+
+
+@pytest.mark.slow
+async def test_what_cannot_be_counted_is_not_none_and_a_note_says_why(site: Site, topology: Topology) -> None:
+    found = await look(topology, site.url)
+    assert found.notes == ["Late events could not be counted: the database: is slow"]
+    assert "Not known" in cards.late(found)
+    assert "Nothing written yet" in cards.sinks(found)
+    assert "not known" in cards.sinks(replace(found, objects=None))
 
 
 def snapshot(*rows: PartitionRow) -> PipelineSnapshot:

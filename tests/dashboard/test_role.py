@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,8 +16,8 @@ import yaml
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from streamproc.dashboard.live import Live
-from streamproc.dashboard.pipeline_view import Ends, PipelineView
-from streamproc.dashboard.reading import Reader, read_only
+from streamproc.dashboard.pipeline_view import Ends, PipelineView, ledger_over
+from streamproc.dashboard.reading import Reader, Shared, read_only
 from streamproc.dashboard.role import LEDGER_TABLES, grants
 from streamproc.database import Database
 from streamproc.ledger import ObjectTotal
@@ -38,14 +39,18 @@ def reader_url(site: Site) -> str:
 async def test_the_role_reads_every_page(site: Site, reader_url: str) -> None:
     reader = Reader(Database(read_only(reader_url, 5.0), "test"))
 
-    async def totals() -> list[ObjectTotal]:
-        return []
-
+    ledger = ledger_over(reader, site.topology.name)
     view = PipelineView(
-        site.topology, reader, ends=lambda: _now(Ends({}, {})), totals=totals, warehouse=lambda: _now(None)
+        site.topology,
+        reader,
+        ends=lambda: _now(Ends({}, {})),
+        totals=Shared[Sequence[ObjectTotal]](ledger.object_totals, 1.0).get,
+        late=Shared[Mapping[str, int]](ledger.late, 1.0).get,
+        warehouse=lambda: _now(None),
     )
     snapshot, pipeline = await asyncio.gather(Live(site.topology, reader).look(), view.look())
     assert snapshot.now == site.now
+    assert pipeline.notes == []
     assert [row.status.owner for row in pipeline.partitions] == ["worker-1"]
     await reader.database.close()
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from streamproc.errors import Fenced, LedgerError
-from streamproc.ledger import Ledger, NewPosition
+from streamproc.ledger import Ledger, NewPosition, history
 from streamproc.ledger import objects as object_list
 from streamproc.ledger.replay_spans import Span
 from streamproc.ledger.replays import Replays
@@ -88,6 +88,33 @@ async def test_late_totals_outlive_the_epochs_they_came_from(ledger: Ledger) -> 
     assert await ledger.late() == {"a": 13, "b": 7}
     [row] = await ledger.status()
     assert row.counts.records == 10
+
+
+async def test_of_tables_without_late_events_nothing_is_noted(ledger: Ledger) -> None:
+    claims = await ledger.claim([P0])
+    await ledger.commit(record(advance(claims[P0], 4), a=0, b=7, c=0), nothing)
+    [epoch] = await ledger.epochs()
+    assert epoch.late == {"b": 7}
+    assert await ledger.late() == {"b": 7}
+
+
+async def test_late_events_are_counted_without_looking_at_epochs_that_had_none(ledger: Ledger) -> None:
+    async with ledger.database.connection("make history") as conn:
+        await conn.execute(
+            """INSERT INTO streamproc.epochs SELECT gen_random_uuid(), 'clicks', 'w1', now(), now(),
+               CASE WHEN n % 1000 = 0 THEN '{"a": 2}' ELSE '{}' END::jsonb, '{}' FROM generate_series(1, 5000) AS n"""
+        )
+        await conn.execute("ANALYZE streamproc.epochs")
+        analyzed = "EXPLAIN (ANALYZE, FORMAT JSON) " + history._LATE
+        answer = await (await conn.execute(analyzed, {"stream": "clicks"})).fetchone()
+    plans, visited = [answer[0][0]["Plan"]], []
+    while plans:
+        plan = plans.pop()
+        plans += plan.get("Plans", [])
+        if plan.get("Relation Name") == "epochs":
+            visited.append(plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0))
+    assert visited == [5]
+    assert await ledger.late() == {"a": 10}
 
 
 async def test_no_epoch_is_forgotten_while_a_replay_is_open(ledger: Ledger) -> None:
