@@ -73,7 +73,10 @@ class Listener(Protocol):
         """
 
     async def finished(self, partitions: Sequence[Partition]) -> None:
-        """These have an end, and are committed to it: they can be forgotten."""
+        """These have an end, and are committed to it, or are another's by now: they can be forgotten.
+
+        What is not committed of them stays until its commit is refused.
+        """
 
 
 class Source(Protocol):
