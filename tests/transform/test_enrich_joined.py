@@ -140,6 +140,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         "def mistypes(f): return f.with_columns(twice=pl.lit('x'))\n"
         "def forgets(f): return f\n"
         "def none(f): return None\n"
+        "def seldom(f): return f.with_columns(seg=pl.Series([t if t == 'vip' else None for t in f['text']]))\n"
         "not_callable = 1\n",
         encoding="utf-8",
     )
@@ -173,6 +174,15 @@ def test_a_users_function_adds_its_columns_and_can_touch_nothing_else() -> None:
 def test_a_users_function_that_misbehaves_stops_with_its_name(name: str, problem: str) -> None:
     with pytest.raises(EnrichmentFailed, match=f"own_functions:{name}: {problem}"):
         own(name)
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize(("texts", "answers"), [(["vip"], ["vip"]), (["x", "y"], [None, None]), ([], [])])
+def test_a_users_function_may_have_no_answer_for_a_whole_batch(
+    texts: list[object], answers: list[object]
+) -> None:
+    options = {"function": "own_functions:seldom", "adds": {"seg": "string"}}
+    assert enrich("python", options, frame(text=texts))["seg"].to_list() == answers
 
 
 @pytest.mark.usefixtures("own_module")

@@ -2,7 +2,8 @@
 
 The function gets the events with all columns so far and returns a frame of as many rows in the same order,
 with at least the columns that ``adds`` declares. Only those are taken over: it cannot lose, add or reorder
-events, nor change what other columns say. It should be a pure function, or a replay will not agree.
+events, nor change what other columns say. A column without any value may be of no type, as polars makes it of a list
+of ``None``. It should be a pure function, or a replay will not agree.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class _Function:
         except Exception as error:  # it is not our code: whatever it raises has to carry its name
             raise EnrichmentFailed(self._name, f"it raised {type(error).__name__}: {error}") from error
         self._check(frame, out)
-        return frame.hstack(out.select(list(self._adds)))
+        return frame.hstack(out.select(pl.col(name).cast(dtype) for name, dtype in self._adds.items()))
 
     def _check(self, frame: pl.DataFrame, out: object) -> None:
         if not isinstance(out, pl.DataFrame):
@@ -46,7 +47,7 @@ class _Function:
             raise EnrichmentFailed(self._name, f"it returned {out.height} rows for {frame.height} events")
         for column, dtype in self._adds.items():
             got = out.schema.get(column)
-            if got != dtype:
+            if got not in (dtype, pl.Null()):
                 raise EnrichmentFailed(self._name, f"column '{column}' is {got or 'missing'}, not {dtype}")
         for column in ("source_partition", "position"):
             if column not in out.columns or not out[column].equals(frame[column], null_equal=True):
