@@ -45,9 +45,17 @@ class Submission:
         """The entry point's URL."""
         return f"{self.code.rstrip('/')}/job.py"
 
-    def properties(self, driver: str) -> dict[str, str]:
-        """Spark's properties; ``driver`` is the prefix of those that set the driver's environment."""
-        both = {"PYTHONPATH": f"./{_UNPACKED}", "PYSPARK_PYTHON": self.python, **self.environment}
+    def properties(self, driver: str, region: str) -> dict[str, str]:
+        """Spark's properties; ``driver`` is the prefix of those that set the driver's environment.
+
+        ``region``: where the job runs. On a cluster's machines nothing says so to Amazon's clients.
+        """
+        both = {
+            "PYTHONPATH": f"./{_UNPACKED}",
+            "PYSPARK_PYTHON": self.python,
+            "AWS_DEFAULT_REGION": region,
+            **self.environment,
+        }
         return {
             "spark.archives": f"{self.code.rstrip('/')}/streamproc.tar.gz#{_UNPACKED}",
             f"{driver}.PYSPARK_DRIVER_PYTHON": self.python,
@@ -97,7 +105,7 @@ class Serverless:
 
     def submit(self, job: Submission) -> str:
         """See :class:`Place`."""
-        properties = job.properties("spark.emr-serverless.driverEnv")
+        properties = job.properties("spark.emr-serverless.driverEnv", self._client.meta.region_name)
         _refuse_spaces(properties)
         overrides: dict[str, Any] = {}
         if self._log_uri is not None:
@@ -152,7 +160,9 @@ class Cluster:
         """See :class:`Place`."""
         conf = [
             part
-            for name, value in job.properties("spark.yarn.appMasterEnv").items()
+            for name, value in job.properties(
+                "spark.yarn.appMasterEnv", self._client.meta.region_name
+            ).items()
             for part in ("--conf", f"{name}={value}")
         ]
         step = {
@@ -201,8 +211,10 @@ def secret(name: str) -> str:
     The latter asks for a verified certificate; ``PGSSLROOTCERT`` says by which authorities.
     Raises :class:`ConfigError` when it is neither; what it is, is not told.
     """
+    # An ARN names its region: arn:aws:secretsmanager:REGION:…
+    region = name.split(":")[3] if name.startswith("arn:") else None
     with _speaking("Secrets Manager", f"read {name}"):
-        text = str(_client("secretsmanager", None).get_secret_value(SecretId=name)["SecretString"])
+        text = str(_client("secretsmanager", region).get_secret_value(SecretId=name)["SecretString"])
     if not text.startswith("{"):
         return text
     parts = json.loads(text)

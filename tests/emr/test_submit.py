@@ -142,6 +142,7 @@ def test_serverless_gets_the_job_and_its_success_ends_the_command_well(
         assert told[f"{prefix}.PYTHONPATH"] == "./streamproc"
         assert told[f"{prefix}.PYSPARK_PYTHON"] == "python3.11"
         assert told[f"{prefix}.STREAMPROC_LOG_LEVEL"] == "warning"
+        assert told[f"{prefix}.AWS_DEFAULT_REGION"] == region
     assert told["spark.executor.cores"] == "4"
     monitoring = job.configuration_overrides["monitoringConfiguration"]
     assert monitoring == {"s3MonitoringConfiguration": {"logUri": "s3://says/emr/"}}
@@ -188,6 +189,7 @@ def test_a_cluster_gets_the_job_as_a_step(started: Any, region: str, cluster: st
     told = properties(words)
     assert told["spark.yarn.appMasterEnv.PYSPARK_DRIVER_PYTHON"] == "python3.11"
     assert told["spark.executorEnv.PYTHONPATH"] == "./streamproc"
+    assert told["spark.yarn.appMasterEnv.AWS_DEFAULT_REGION"] == region
     [mine] = [
         one for one in emr_backends[DEFAULT_ACCOUNT_ID][region].clusters[cluster].steps if one.id == run.job
     ]
@@ -248,6 +250,16 @@ def test_the_ledgers_url_comes_from_a_secret(s3_server: S3Server, kept: str, url
     client.create_secret(Name=name, SecretString=kept)
     client.close()
     assert secret(name) == url
+
+
+def test_the_arn_of_a_secret_says_its_region(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = boto3.client("secretsmanager", region_name=s3_server.region)
+    kept = "postgresql://u:p@db:5432/streamproc"
+    arn = client.create_secret(Name=f"s-{uuid.uuid4().hex[:8]}", SecretString=kept)["ARN"]
+    client.close()
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)  # a machine of EMR that nobody told
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    assert secret(arn) == kept
 
 
 def test_a_secret_that_is_none_says_what_it_lacks_and_nothing_of_what_it_has(s3_server: S3Server) -> None:
