@@ -157,10 +157,11 @@ class Live:
         return minutes
 
     async def _sums(self, counting: Counting, since: datetime, until: datetime) -> dict[datetime, int]:
+        """By window. Of rows that are older than the measure it is null: nobody counted."""
         statement = sql.SQL(
-            "SELECT window_start, sum({})::bigint FROM {} WHERE window_start >= %(since)s AND window_start < %(until)s"
-            " GROUP BY 1"
-        ).format(sql.Identifier(counting.measure.name), self._name(counting.table))
+            "SELECT window_start, sum({measure})::bigint FROM {table} WHERE window_start >= %(since)s"
+            " AND window_start < %(until)s AND {measure} IS NOT NULL GROUP BY 1"
+        ).format(measure=sql.Identifier(counting.measure.name), table=self._name(counting.table))
         question = Question(statement, {"since": since, "until": until}, "count page views")
         return dict((await self._reader.ask(question)).rows)
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import structlog
 from psycopg import ProgrammingError, errors, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -15,6 +16,8 @@ from streamproc.database import Database
 from streamproc.errors import ConfigError, Mistake, StreamprocError
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 #: Connections for all viewers together: their questions are the same ones, and asked once.
 POOL = 6
@@ -107,6 +110,10 @@ class Reader:
                 yield Answer(columns, found)
 
 
+class Unforeseen(StreamprocError):
+    """A look-up failed as it never should: the fault is the dashboard's own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Seen(Generic[T]):
     """What was last found out, and when (Unix seconds). ``problem``: why it is not newer; ``None`` when it is."""
@@ -120,11 +127,11 @@ class Shared(Generic[T]):
     """One answer for all viewers, looked up again when somebody asks and it is older than ``keep`` seconds.
 
     While it is being looked up, whoever asks waits for the same look-up. When that fails, the last answer stays
-    and says since when. A database that takes long over it is asked less often.
+    and says since when. A database that takes long over it is asked less often. ``clock``: seconds, monotonic.
     """
 
     def __init__(
-        self, find: Callable[[], Awaitable[T]], keep: float, clock: Callable[[], float] = time.time
+        self, find: Callable[[], Awaitable[T]], keep: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._find = find
         self._keep = self._rest = keep
@@ -141,17 +148,23 @@ class Shared(Generic[T]):
                 self._rest = self._keep
                 try:
                     value = await self._find()
-                    self._seen = Seen(value, self._clock(), None)
+                    self._seen = Seen(value, time.time(), None)
                     rest = min(_REST * (self._clock() - began), _LONGEST_REST)
                     self._rest = max(self._keep, rest)
                 except StreamprocError as error:
                     self._seen = Seen(self._seen.value, self._seen.at, error)
+                except Exception as error:
+                    if not isinstance(self._seen.problem, Unforeseen):  # once, and not every two seconds
+                        log.exception("look_up_failed")
+                    self._seen = Seen(self._seen.value, self._seen.at, Unforeseen(repr(error)))
                 self._tried = self._clock()
             return self._seen
 
 
 def explain(problem: StreamprocError) -> tuple[str, str]:
     """A headline and a sentence for a viewer: what is going on, and what helps."""
+    if isinstance(problem, Unforeseen):
+        return ("This cannot be shown", "The fault is the dashboard's own: its log says more.")
     match problem.__cause__:
         case errors.UndefinedTable() | errors.InvalidSchemaName() | errors.UndefinedColumn():
             return (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from streamproc.dashboard.live import Live
 from streamproc.dashboard.reading import Reader, explain, read_only
@@ -12,7 +14,7 @@ from streamproc.database import Database
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
 from streamproc.topology import Topology
-from tests.dashboard.conftest import Site
+from tests.dashboard.conftest import MINUTE, Site, make_tables
 from tests.ledger.epochs import P0
 
 
@@ -31,6 +33,43 @@ async def test_a_stream_without_events_has_no_now_and_that_is_no_failure(
     finally:
         await reader.database.close()
     assert (snapshot.now, snapshot.committed_at, snapshot.minutes) == (None, None, ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("minutes", [5, 90])
+async def test_a_count_that_is_newer_than_the_rows_is_counted_from_its_first_row(
+    site: Site, topology: Topology, minutes: int
+) -> None:
+    page = replace(topology, name=f"newer_{minutes}")
+    await make_tables(site.url, page)
+    last = site.now.replace(second=0)
+    with psycopg.connect(site.url, autocommit=True) as conn:
+        conn.execute(
+            sql.SQL(
+                "INSERT INTO {} (window_start, window_end, host, path, views)"
+                " SELECT %(last)s - n * interval '1 minute', %(last)s - (n - 1) * interval '1 minute',"
+                " 'a.example', '/', CASE WHEN n < %(known)s THEN 7 END FROM generate_series(0, 200) AS n"
+            ).format(sql.Identifier(page.name, "page_views")),
+            {"last": last, "known": minutes},
+        )
+        conn.execute(
+            "INSERT INTO streamproc.partitions (stream, source, partition, position, fence, token, owner, clock_us,"
+            " records, accepted, claimed_at, updated_at) VALUES (%s, 'clickstream', '0', 1, 1, gen_random_uuid(), 'w',"
+            " %s, 2, 2, now(), now())",
+            [page.name, int(site.now.timestamp() * 1_000_000)],
+        )
+    reader = Reader(Database(read_only(site.url, 5.0), "test"))
+    try:
+        found = await Live(page, reader).look()
+    finally:
+        await reader.database.close()
+    assert found.hour == (7 * min(minutes, 60), 7 * max(minutes - 60, 0))
+    by_start = {row.start: row for row in found.minutes}
+    for n in range(60):
+        row = by_start[last - n * MINUTE]
+        assert row.views == (7 if n < minutes else None)
+        if minutes < 60:
+            assert row.earlier == (None, None, None)
 
 
 def test_a_failure_is_told_in_whole_sentences() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import time
 
-from streamproc.dashboard.reading import Shared
+import pytest
+from structlog.testing import capture_logs
+
+from streamproc.dashboard.reading import Shared, Unforeseen, explain
 from streamproc.errors import DependencyError
 
 
@@ -57,3 +60,33 @@ async def test_a_database_that_was_away_is_asked_as_often_as_ever() -> None:
     clock.now += 2.05
     database.away = False
     assert (await shared.get()).value == 3
+
+
+async def test_a_look_up_with_a_fault_is_not_made_at_once_again_and_logged_once() -> None:
+    clock = Clock()
+    asked = 0
+
+    async def find() -> int:
+        nonlocal asked
+        asked += 1
+        return int("none")
+
+    shared = Shared(find, 2.0, clock)
+    with capture_logs() as logs:
+        for _ in range(3):
+            seen = await shared.get()
+        assert asked == 1
+        clock.now += 2.05
+        await shared.get()
+    assert asked == 2
+    assert [each["event"] for each in logs] == ["look_up_failed"]
+    assert seen.value is None
+    assert isinstance(seen.problem, Unforeseen)
+    assert "does not answer" not in " ".join(explain(seen.problem))
+
+
+async def test_an_answer_is_as_old_as_the_clock_on_the_wall_says() -> None:
+    before = time.time()
+    seen = await Shared(Database(Clock(), 0.0).find, 2.0).get()
+    assert seen.at is not None
+    assert before <= seen.at <= time.time()
