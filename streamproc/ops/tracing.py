@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -22,6 +22,7 @@ from streamproc.epoch import Epoch
 from streamproc.errors import ConfigError, Mistake
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,7 @@ class Traces:
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
         from opentelemetry.sdk.trace.id_generator import RandomIdGenerator  # noqa: PLC0415
+        from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult  # noqa: PLC0415
 
         class Ids(RandomIdGenerator):
             """Takes the epoch's id for that of the trace."""
@@ -52,6 +54,23 @@ class Traces:
 
             def generate_trace_id(self) -> int:
                 return self.epoch
+
+        class ByRandomBits(Sampler):
+            """Shows a sampler the id without the bits that are the same in each epoch's."""
+
+            def __init__(self, sampler: Sampler) -> None:
+                self._sampler = sampler
+
+            def should_sample(
+                self, parent_context: Context | None, trace_id: int, *rest: Any, **more: Any
+            ) -> SamplingResult:
+                # One that takes a share compares the low half with a bound. The half begins with the UUID's variant,
+                # 10: of shares below a half it would take none.
+                shown = trace_id >> 64 << 64 | (trace_id << 2) % 2**64
+                return self._sampler.should_sample(parent_context, shown, *rest, **more)
+
+            def get_description(self) -> str:
+                return self._sampler.get_description()
 
         named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "streamproc"}
         resource = Resource.create(
@@ -62,6 +81,7 @@ class Traces:
         self._provider: TracerProvider = TracerProvider(
             resource=resource, id_generator=self._ids, shutdown_on_exit=False
         )
+        self._provider.sampler = ByRandomBits(self._provider.sampler)
         self._provider.add_span_processor(
             BatchSpanProcessor(OTLPSpanExporter(endpoint=address, timeout=_REQUEST))
         )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import random
 import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -19,6 +21,8 @@ from tests.ops.test_metrics import Committed
 otlp = pytest.importorskip(
     "opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="the extra otel is not installed"
 )
+export = pytest.importorskip("opentelemetry.sdk.trace.export")
+memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
 
 
 class Collector(ThreadingHTTPServer):
@@ -143,6 +147,24 @@ async def test_the_environment_alone_switches_them_on(collector, monkeypatch):
     await traces.close()
     resource = values(collector.requests[0][1].resource_spans[0].resource.attributes)
     assert resource["service.name"] == "clicks-eu"
+
+
+@pytest.mark.parametrize("sampler", ["traceidratio", "parentbased_traceidratio"])
+@pytest.mark.parametrize(
+    ("share", "least", "most"), [("0.1", 100, 300), ("0.5", 850, 1_150), ("0.9", 1_700, 1_900)]
+)
+def test_a_sampler_takes_its_share_of_the_epochs_and_each_whole(monkeypatch, sampler, share, least, most):
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", share)
+    kept, draw = memory.InMemorySpanExporter(), random.Random(4)
+    monkeypatch.setattr(export, "BatchSpanProcessor", lambda _: export.SimpleSpanProcessor(kept))
+    traces, done = open_traces("http://127.0.0.1:1", "w1"), epoch()
+    for _ in range(2_000):
+        done.id = uuid.UUID(int=draw.getrandbits(128), version=4)
+        traces.committed("clickstream", done)
+    sampled = Counter(span.context.trace_id for span in kept.get_finished_spans())
+    assert least <= len(sampled) <= most
+    assert set(sampled.values()) == {1 + len(done.intervals)}
 
 
 async def test_a_collector_that_refuses_costs_the_worker_nothing_but_the_trace(collector):
