@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import click
 import structlog
@@ -36,6 +37,10 @@ from streamproc.sinks.warehouse import (
 
 _log = structlog.get_logger(__name__)
 
+#: Of the ledger's session, so it goes with a command that is killed.
+_TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('streamproc warehouse load ' || %(stream)s, 0))"
+_UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('streamproc warehouse load ' || %(stream)s, 0))"
+
 
 @click.group(name="warehouse", cls=Group)
 def warehouse_command() -> None:
@@ -58,13 +63,14 @@ def init_command(settings: Settings, topic: str | None) -> None:
 @warehouse_command.command(name="load")
 @click.option("--retry-quarantined", is_flag=True, help="Try what was put aside once more.")
 @topic_argument
-@set_up_options
+@partial(set_up_options, level="warning")
 @json_option
 def load_command(settings: Settings, topic: str | None, retry_quarantined: bool, as_json: bool) -> None:
     """Load every committed object that is not loaded yet.
 
     The workers do the same every few seconds; this is for a warehouse that was switched on or restored
-    later, and for one that the workers do not know. Any number of loaders may run: each object is loaded once.
+    later, and for one that the workers do not know. Any number of workers may load beside it: each object is loaded
+    once. A stream that another run of this command is loading is left to that one.
     Then objects go that the page keeps no longer ([retention] events), and that are loaded.
     """
     loaded = asyncio.run(_load(settings, topic, retry_quarantined))
@@ -119,26 +125,49 @@ async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tupl
     failed: StreamprocError | None = None
     async with opened_store(settings) as store, _opened(settings, topic) as opened:
         for stream, warehouse in opened:
-            await warehouse.ensure(stream.page.columns)
-            if retry and isinstance(warehouse, Quarantines):
-                await warehouse.release()
-            try:
-                report = await Loader(stream.ledger, warehouse, store).run_once()
-            except (Inconsistent, MissingObject) as error:
-                failed = failed or error
-            else:
-                # An alarm waits for this line: observability.yaml counts it, as upkeep tells workers' metrics.
-                _log.info(
-                    "warehouse_up_to_date", stream=stream.page.name, objects=report.objects, rows=report.rows
-                )
-                loaded.append((stream.page.name, report))
-            try:
-                await _expire(stream, warehouse)  # what is loaded; one bad object holds up no other
-            except StreamprocError as error:
-                failed = failed or error
+            async with _alone(stream) as alone:
+                if not alone:
+                    _log.warning("another_loader", stream=stream.page.name)
+                    continue
+                await warehouse.ensure(stream.page.columns)
+                if retry and isinstance(warehouse, Quarantines):
+                    await warehouse.release()
+                try:
+                    report = await Loader(stream.ledger, warehouse, store).run_once()
+                except (Inconsistent, MissingObject) as error:
+                    failed = failed or error
+                else:
+                    # An alarm waits for this line: observability.yaml counts it, as upkeep tells workers' metrics.
+                    _log.info(
+                        "warehouse_up_to_date",
+                        stream=stream.page.name,
+                        objects=report.objects,
+                        rows=report.rows,
+                    )
+                    loaded.append((stream.page.name, report))
+                try:
+                    await _expire(stream, warehouse)  # what is loaded; one bad object holds up no other
+                except StreamprocError as error:
+                    failed = failed or error
     if failed is not None:
         raise failed
     return loaded
+
+
+@asynccontextmanager
+async def _alone(stream: OpenedStream) -> AsyncIterator[bool]:
+    """Whether no other run of the command is loading the stream.
+
+    A scheduler starts it every few minutes: while something holds a lock in the warehouse, each would wait there.
+    """
+    names = {"stream": stream.page.name}
+    async with stream.ledger.database.connection("look for other loaders") as conn:
+        row = await (await conn.execute(_TRY_LOCK, names)).fetchone()
+        try:
+            yield bool(row and row[0])
+        finally:
+            if row and row[0] and not conn.closed:
+                await conn.execute(_UNLOCK, names)
 
 
 async def _expire(stream: OpenedStream, warehouse: Warehouse) -> None:

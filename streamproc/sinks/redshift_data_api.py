@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -31,6 +32,12 @@ _HINTS = {
 
 #: Seconds between two looks at a running batch: short at first, most batches take a second or two.
 _FIRST_LOOK, _LAST_LOOK, _LOOK_FACTOR = 0.1, 2.0, 1.5
+
+#: Seconds within which the first statement of a batch has to end. It has little to do but to wait for a lock; those
+#: behind it may take as long as they take.
+_FIRST_WITHIN = 3600.0
+
+_LOCKED = "does another transaction hold a lock? svv_transactions says which, see docs/redshift.md, Failures"
 
 #: Looks in a row that may fail, each of them after the client's own attempts.
 _LOST_LOOKS = 3
@@ -115,6 +122,7 @@ class DataApiSession:
 
     async def _wait(self, batch: str) -> Mapping[str, Any]:
         pause, lost = _FIRST_LOOK, 0
+        deadline = time.monotonic() + _FIRST_WITHIN
         while True:
             try:
                 described = await self._call("describe_statement", Id=batch)
@@ -128,6 +136,11 @@ class DataApiSession:
                 return described
             if described["Status"] in {"FAILED", "ABORTED"}:
                 raise _failure(described)
+            parts = described.get("SubStatements")
+            if parts and parts[0]["Status"] != "FINISHED" and time.monotonic() > deadline:
+                await self._cancel(batch)
+                problem = f"{parts[0]['QueryString'][:60]} has not ended in {_FIRST_WITHIN:g} seconds"
+                raise DependencyError(self._place, problem, _LOCKED)
             await asyncio.sleep(pause)
             pause = min(pause * _LOOK_FACTOR, _LAST_LOOK)
 

@@ -91,6 +91,17 @@ def test_the_loader_s_task_tells_the_alarm_each_time_that_the_warehouse_has_ever
     assert load(code=1) == 0
 
 
+def test_a_stream_that_another_run_is_loading_is_left_to_that_one(shop: Shop) -> None:
+    shop.commit(0, [0, 1, 2])
+    name = "streamproc warehouse load shop"
+    with psycopg.connect(shop.ledger) as other:
+        other.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
+        left = shop.call("warehouse", "load", "--json")
+        assert json.loads(left.stdout) == {"loaded": []}
+        assert "another_loader" in left.stderr
+    assert shop.json("warehouse", "load") == {"loaded": [{"stream": "shop", "objects": 1, "rows": 3}]}
+
+
 def test_without_a_warehouse_it_says_so(shop: Shop) -> None:
     shop.settings["STREAMPROC_WAREHOUSE"] = "none"
     assert "warehouse: is none" in shop.call("warehouse", "load", code=2).stderr

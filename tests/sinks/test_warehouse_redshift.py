@@ -419,6 +419,25 @@ async def test_a_promotion_takes_more_keys_than_a_transaction_takes_statements(
     assert data_api.data_api.problems == []
 
 
+async def test_a_lock_that_is_never_given_back_ends_the_wait_and_what_waits_there(
+    data_api: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse = await opened(data_api)
+    objects = await put(data_api.store, events(NOON))
+    api = data_api.data_api
+    assert api is not None
+    monkeypatch.setattr(redshift_data_api, "_FIRST_WITHIN", 0.1)
+    with psycopg.connect(data_api.conninfo) as other:
+        other.execute("LOCK TABLE warehouse.loads")
+        with pytest.raises(DependencyError, match=r"LOCK warehouse\.loads has not ended in 0\.1 seconds"):
+            await warehouse.load(objects, data_api.store)
+        waiting = [*api.batches.values()][-1]
+        await until(waiting.ended.is_set)
+        assert waiting.status == "ABORTED"
+    monkeypatch.undo()
+    assert await warehouse.load(objects, data_api.store) == LoadReport(1, 1)
+
+
 async def test_more_visitors_are_erased_at_once_than_a_statement_takes(data_api: Backend) -> None:
     warehouse = await opened(data_api)
     await warehouse.ensure({**COLUMNS, "visitor": pl.String(), "friend": pl.String()})
