@@ -173,7 +173,7 @@ def _without_gaps(bins: Sequence[Bin], now: datetime) -> Sequence[Bin]:
         return []
     start, whole = min(there), []
     while start <= now:
-        whole.append(there.get(start) or Bin(start, 0, 0, 0, 0, 0.0))
+        whole.append(there.get(start) or Bin(start, 0, 0, 0, 0, 0.0, start))
         start += BIN
     return whole
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 
 from nicegui import ui
 from starlette.requests import Request
 
 from streamproc.dashboard import charts, markup
 from streamproc.dashboard import pipeline_cards as cards
-from streamproc.dashboard.pipeline_view import PipelineSnapshot
+from streamproc.dashboard.pipeline_view import PipelineSnapshot, rate
 from streamproc.dashboard.shell import Site, frame, keep_fresh, notices, pulse
 
 #: Seconds between two looks.
@@ -98,8 +97,7 @@ def _notes(found: PipelineSnapshot) -> str:
 
 
 def _tiles(found: PipelineSnapshot) -> str:
-    recent = [b for b in found.bins if b.start > found.asked_at - timedelta(seconds=70)][:-1]
-    rate = sum(b.records for b in recent) / (10 * len(recent)) if recent else 0
+    pace = rate(found.bins, found.asked_at)
     lags = [row.lag for row in found.partitions]
     behind = [row.behind for row in found.partitions if row.behind is not None]
     lag = (
@@ -118,7 +116,11 @@ def _tiles(found: PipelineSnapshot) -> str:
     share = f"{100 * totals[1] / totals[0]:.2f} % of {totals[0]:,}" if totals[0] else "of none"
     return "".join(
         [
-            markup.tile("Throughput", f"{rate:,.0f}/s", "records committed, the last minute"),
+            markup.tile(
+                "Throughput",
+                "\N{EN DASH}" if pace is None else f"{pace:,.0f}/s",
+                "records committed, the last minute",
+            ),
             markup.tile("Freshness", freshness, "newest event to commit"),
             markup.tile("Lag", lag, lag_note),
             markup.tile("Rejected", f"{totals[1]:,}", share),

@@ -23,6 +23,7 @@ SPAN, BIN = timedelta(minutes=15), timedelta(seconds=10)
 EPOCHS = 8
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MINUTE = timedelta(minutes=1)
 
 # now(), not clock_timestamp(): an index can be asked for what stays the same during a statement only.
 
@@ -30,7 +31,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BINS = """
     SELECT date_bin(%(bin)s, e.committed_at, 'epoch'::timestamptz),
            sum(r.accepted)::bigint, sum(r.filtered)::bigint, sum(r.rejected)::bigint, sum(r.duplicate)::bigint,
-           max(extract(epoch FROM e.committed_at - e.started_at))::float8
+           max(extract(epoch FROM e.committed_at - e.started_at))::float8, max(e.committed_at)
     FROM streamproc.epochs AS e JOIN streamproc.epoch_ranges AS r ON r.epoch = e.id
     WHERE e.stream = %(stream)s AND e.committed_at >= now() - %(span)s
     GROUP BY 1 ORDER BY 1
@@ -66,7 +67,10 @@ _REPLAYS = """
 
 
 class Bin(NamedTuple):
-    """Ten seconds of commits. ``seconds``: the longest from an epoch's first record to its commit."""
+    """Ten seconds of commits. ``seconds``: the longest from an epoch's first record to its commit.
+
+    ``newest``: the last commit of them.
+    """
 
     start: datetime
     accepted: int
@@ -74,6 +78,7 @@ class Bin(NamedTuple):
     rejected: int
     duplicate: int
     seconds: float
+    newest: datetime
 
     @property
     def records(self) -> int:
@@ -212,6 +217,23 @@ class PipelineView:
     async def _ask(self, statement: sql.SQL, doing: str) -> Sequence[tuple[Any, ...]]:
         parameters = {"stream": self.topology.name, "span": SPAN, "bin": BIN}
         return (await self._reader.ask(Question(statement.format(), parameters, doing))).rows
+
+
+def rate(bins: Sequence[Bin], now: datetime) -> float | None:
+    """Records a second: from commit to commit over the last minute, or between the last two where they are rarer.
+
+    ``None`` after the first one; 0 when the next is long overdue.
+    """
+    if not bins:
+        return 0.0
+    *before, last = bins
+    if not before:
+        return None
+    since = next((each for each in reversed(before) if each.newest <= now - _MINUTE), before[0])
+    span = last.newest - since.newest
+    if now - last.newest > max(_MINUTE, 2 * span):
+        return 0.0
+    return sum(each.records for each in bins if each.start > since.start) / span.total_seconds()
 
 
 def lag(position: int | None, span: Span) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -23,6 +24,7 @@ from streamproc.dashboard.pipeline_view import (
     PipelineSnapshot,
     PipelineView,
     lag,
+    rate,
 )
 from streamproc.dashboard.reading import Reader, Seen, read_only
 from streamproc.database import Database
@@ -83,7 +85,9 @@ async def test_merging_old_objects_does_not_make_the_stream_look_old(site: Site,
             await compaction.intend(conn, page.name, [aged(plan, 1_000)], found[0])
         async with ledger.database.transaction("replace") as conn:
             await compaction.replace(conn, page.name, found, written(plan))
+        *_, newest = sorted(epoch.committed_at for epoch in await ledger.epochs())
     after = await look(page, site.url)
+    assert (after.bins[-1].newest, sum(each.records for each in after.bins)) == (newest, 15)
     assert max(seconds for _, seconds in after.freshness) == pytest.approx(before, abs=1)
 
 
@@ -154,7 +158,7 @@ def test_what_waits_is_what_can_be_read(position: int | None, first: int, last: 
 
 
 def test_charts_with_commits_speak_for_themselves() -> None:
-    bins = [Bin(datetime.now(UTC), 1, 0, 0, 0, 0.5)]
+    bins = [Bin(datetime.now(UTC), 1, 0, 0, 0, 0.5, datetime.now(UTC))]
     assert cards.standstill(replace(snapshot(row(5, "w", 3)), bins=bins)) == ""
 
 
@@ -197,10 +201,40 @@ async def test_a_warehouse_that_says_nothing_holds_nobody_up_for_long(
             await server._warehouse(sources, topology)
 
 
+def binned(commits: Sequence[tuple[datetime, int]], now: datetime) -> list[Bin]:
+    """Those of the last 15 minutes, (time, records), in tens of seconds."""
+    bins: dict[datetime, Bin] = {}
+    for time, records in commits:
+        if now - timedelta(minutes=15) <= time <= now:
+            start = time.replace(second=time.second // 10 * 10, microsecond=0)
+            before = bins[start].accepted if start in bins else 0
+            bins[start] = Bin(start, before + records, 0, 0, 0, 0.0, time)
+    return list(bins.values())
+
+
+@pytest.mark.parametrize("every", [0.5, 3, 7, 10, 15, 25, 45, 60, 61, 150, 400])
+def test_the_rate_is_right_however_often_an_epoch_is_committed(every: float) -> None:
+    begin = datetime(2026, 6, 1, 12, tzinfo=UTC)
+    commits = [
+        (begin + timedelta(seconds=n * every), round(1_000 * every)) for n in range(round(3_600 / every))
+    ]
+    for second in range(2_000, 2_000 + 2 * round(every) + 10):
+        now = begin + timedelta(seconds=second + 0.25)
+        assert rate(binned(commits, now), now) == pytest.approx(1_000, rel=0.001)
+
+
+def test_a_stream_that_stands_still_has_no_rate_and_one_that_begins_an_unknown_one() -> None:
+    now = datetime(2026, 6, 1, 12, 0, 5, tzinfo=UTC)
+    commits = [(now - timedelta(seconds=second), 5_000) for second in range(300, 90, -5)]
+    assert rate(binned(commits, now), now) == 0
+    assert rate([], now) == 0
+    assert rate(binned([(now, 5_000)], now), now) is None
+
+
 def test_bars_of_throughput_have_no_gaps_between_them_up_to_now() -> None:
     now = datetime(2026, 6, 1, 12, 0, 7, tzinfo=UTC)
     first, last = now.replace(second=0) - 8 * BIN, now.replace(second=0) - 2 * BIN
-    drawn = charts.throughput([Bin(first, 10, 0, 0, 0, 1.0), Bin(last, 20, 0, 0, 0, 1.0)], now)
+    drawn = charts.throughput([Bin(first, 10, 0, 0, 0, 1.0, first), Bin(last, 20, 0, 0, 0, 1.0, last)], now)
     (accepted,) = (each["data"] for each in drawn["series"] if each["name"] == "accepted")
     times = [datetime.fromisoformat(time) for time, _ in accepted]
     assert times == [first + number * BIN for number in range(9)]
