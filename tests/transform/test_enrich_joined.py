@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -115,6 +115,40 @@ def test_the_flags_of_a_csv_are_read(plans: Path) -> None:
     write(plans, "id,vip\n1,perhaps\n")
     with pytest.raises(ConfigError, match="cannot be used"):
         enrich("lookup", {**LOOKUP, "add": {"vip": "boolean"}}, events, base=plans.parent)
+
+
+def test_dates_and_timestamps_of_a_csv_are_read(plans: Path) -> None:
+    options = {**LOOKUP, "add": {"since": "date", "seen": "timestamp"}}
+    events = frame(plan_id=pl.Series([1, 2, 3], dtype=pl.Int64))
+    write(
+        plans,
+        "id,since,seen\n1,2026-03-01,2026-03-01T09:30:00.25Z\n2,1066-10-14,2026-03-01 09:30:00+02:00\n3,,\n",
+    )
+    out = enrich("lookup", options, events, base=plans.parent)
+    assert out.select("since", "seen").rows() == [
+        (date(2026, 3, 1), datetime(2026, 3, 1, 9, 30, 0, 250_000, UTC)),
+        (date(1066, 10, 14), datetime(2026, 3, 1, 7, 30, tzinfo=UTC)),
+        (None, None),
+    ]
+    for wrong in ("01.03.2026,", ",03/01/2026 09:30:00", ",soon"):
+        write(plans, f"id,since,seen\n1,{wrong}\n")
+        with pytest.raises(ConfigError, match="cannot be used"):
+            enrich("lookup", options, events, base=plans.parent)
+
+
+def test_dates_and_timestamps_are_keys_too(plans: Path) -> None:
+    write(plans, "day,moment,name\n2026-03-01,2026-03-01T09:30:00Z,launch\n")
+    moments = [datetime(2026, 3, 1, 9, minute, tzinfo=UTC) for minute in (30, 31)]
+    events = frame(
+        event_time=pl.Series(moments, dtype=pl.Datetime("us", "UTC")),
+        event_date=pl.Series([moment.date() for moment in moments]),
+    )
+    options = {
+        "file": "plans.csv",
+        "keys": {"event_date": "day", "event_time": "moment"},
+        "add": {"name": "string"},
+    }
+    assert enrich("lookup", options, events, base=plans.parent)["name"].to_list() == ["launch", None]
 
 
 def test_flags_are_keys_too(plans: Path) -> None:

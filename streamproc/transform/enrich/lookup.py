@@ -20,6 +20,7 @@ from typing import Any
 import polars as pl
 import structlog
 
+from streamproc.transform.decode_time import event_time
 from streamproc.transform.enrich.spec import (
     Checked,
     EnrichmentSpec,
@@ -95,9 +96,20 @@ class Lookup:
 
 
 def _typed(values: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """The values in another type. Raises PolarsError for one that is none of it."""
-    if dtype == pl.Boolean() and values.dtype == pl.String():
+    """The values in another type. Raises PolarsError or ValueError for one that is none of it."""
+    if values.dtype != pl.String():
+        return values.cast(dtype)
+    if dtype == pl.Boolean():
         return values.str.to_lowercase().replace_strict(_FLAGS, return_dtype=dtype)
+    if dtype == pl.Date():
+        return values.str.to_date("%Y-%m-%d")
+    if isinstance(dtype, pl.Datetime):
+        # The forms of event times: polars would guess what 03/01/2026 means.
+        moments = values.to_frame().select(event_time(pl.col(values.name), "iso8601", False)).to_series()
+        unread = values.filter(moments.is_null()).drop_nulls()
+        if unread.len():
+            raise ValueError(f"{unread[0]!r} in {values.name} is no timestamp such as 2026-03-01T09:30:00Z")
+        return moments.cast(dtype)
     return values.cast(dtype)
 
 
