@@ -103,8 +103,8 @@ class Summaries:
         """Delete what the watermark has left behind: public rows beyond the table's retention, and state of
         windows that closed a while ago. Returns the number of public rows deleted.
 
-        ``watermark_us`` must be the smallest of the stream's partitions, and each must have one: a window
-        that took an event after its state was gone would start again. Works in small transactions of its
+        ``watermark_us`` must be the smallest of the stream's partitions: of a window that takes an event after its
+        state was gone, only counts, sums and extremes go on. Works in small transactions of its
         own (``conn`` in autocommit mode) and skips rows that are being written. ``reopening``: windows of any
         age can take events again; state goes with its row then, and any watermark will do.
         """

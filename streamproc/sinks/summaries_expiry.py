@@ -9,9 +9,9 @@ from psycopg import AsyncConnection, sql
 from streamproc.sinks.summaries_layout import Layout, published
 from streamproc.topology import HOUR
 
-#: State is kept this long after its window has closed (event time, microseconds). Without its state a window
-#: that is reopened would start from nothing: by a lateness that was raised, or by a new partition that has
-#: no watermark of its own yet.
+#: State is kept this long after its window has closed (event time, microseconds). A window that is reopened without its
+#: state, by a lateness that was raised, or by a new partition that has no watermark of its own yet, goes on with its
+#: counts, sums and extremes only.
 STATE_GRACE = 6 * HOUR
 
 #: Pages looked at in one transaction: short enough that nobody waits for it.

@@ -9,19 +9,26 @@ Workers wait for each other here, but never in a circle. Each locks the rows it 
 inserts the others in the order of their keys, then updates what it has locked, which waits for nobody. Inserting
 waits for workers that insert or update, never for one that only locks; and whoever is refused lets go of all that
 it has locked and inserted in the table before it begins anew.
+
+A null in a key is a value like any other, but ``=`` finds none, and an index is not searched by IS NOT DISTINCT FROM.
+By IS NULL it is: so keys are looked up once for each set of columns that are null together (:data:`Nulls`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import Any, LiteralString
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, LiteralString, TypeAlias
 
+import polars as pl
 from psycopg import AsyncConnection, errors, sql
 
-from streamproc.sinks.summaries_layout import Layout, published, readable
+from streamproc.sinks.summaries_layout import Layout, published, readable, trusted
 from streamproc.sinks.summaries_stage import ROW
-from streamproc.sinks.summaries_statements import assigned, finished, merged, write_public
+from streamproc.sinks.summaries_statements import assigned, finished, merged, reopened, write_public
+
+#: Columns of a key that are null in a row, all others being not.
+Nulls: TypeAlias = tuple[str, ...]
 
 _COMMA = sql.SQL(", ")
 
@@ -29,28 +36,46 @@ _COMMA = sql.SQL(", ")
 _ATTEMPTS = 100
 
 
-async def place(
-    conn: AsyncConnection[Any], layout: Layout, staged: sql.Identifier, known: sql.Identifier
-) -> None:
-    """Lock the staged keys that the table has and list them in ``known``; put in the other rows.
+def null_keys(layout: Layout, rows: pl.DataFrame) -> list[Nulls]:
+    """The columns of the key that are null together in some row; nothing when no key has a null."""
+    names = [column.name for column in layout.key]
+    partial = rows.filter(pl.any_horizontal(pl.col(names).is_null()))
+    found = partial.select(pl.col(names).is_null()).unique().rows()
+    return sorted(tuple(itertools.compress(names, nulls)) for nulls in found)
 
-    No staged key may be null.
+
+def rendered(
+    layout: Layout, nulls: Sequence[Nulls], name: str, build: Callable[[], sql.Composable]
+) -> sql.SQL:
+    """A statement over keys with these ``nulls``: without any it is always the same, see :meth:`Layout.rendered`."""
+    return trusted(build().as_string(None)) if nulls else layout.rendered(name, build)
+
+
+async def place(
+    conn: AsyncConnection[Any],
+    layout: Layout,
+    staged: sql.Identifier,
+    known: sql.Identifier,
+    nulls: Sequence[Nulls],
+) -> None:
+    """Lock the staged keys that the table has and list them in ``known``; put in the other rows. ``nulls``: of the
+    staged keys, see :func:`null_keys`.
     """
-    lock = layout.rendered("lock", lambda: _lock(layout, staged, known))
+    lock = rendered(layout, nulls, "lock", lambda: _lock(layout, staged, known, nulls))
     public = layout.rendered("insert public", lambda: _insert_public(layout, staged, known))
     if not layout.has_state:
         await until_placed(conn, [lock, public], [lock, public])
         return
     insert = layout.rendered("insert", lambda: _insert(layout, staged, known))
-    replace = layout.rendered("upsert public", lambda: write_public(layout, source=_new(staged, known)))
-    await until_placed(conn, [lock, insert, public], [lock, insert, replace])
+    reopen = rendered(layout, nulls, "reopen", lambda: _reopen(layout, staged, known, nulls))
+    await until_placed(conn, [lock, insert, public], [lock, reopen])
 
 
 async def until_placed(
     conn: AsyncConnection[Any], first: Sequence[sql.SQL], again: Sequence[sql.SQL]
 ) -> None:
     """Execute the statements ``first``, all or none. When one puts in a row that is there, all of ``again``, until none
-    does: the keys are looked up again, and a public row that has outlived its state is replaced.
+    does: the keys are looked up again, and public rows may have outlived their state.
     """
     statements = first
     for attempt in itertools.count(1):
@@ -66,33 +91,50 @@ async def until_placed(
             return
 
 
-def _lock(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
+def _lock(
+    layout: Layout, staged: sql.Identifier, known: sql.Identifier, nulls: Sequence[Nulls]
+) -> sql.Composed:
+    lookup = sql.SQL("SELECT ctid AS __at FROM {} t WHERE {} FOR UPDATE")
     target = layout.state if layout.has_state else layout.public
     return sql.SQL(
         "INSERT INTO {known} SELECT d.{row}, t.__at "
-        "FROM (SELECT {row}, {keys} FROM {staged} ORDER BY {row} OFFSET 0) d "
-        "CROSS JOIN LATERAL (SELECT ctid AS __at FROM {target} t WHERE {same} FOR UPDATE) t"
+        "FROM (SELECT {row}, {keys} FROM {staged} ORDER BY {row} OFFSET 0) d CROSS JOIN LATERAL ({found}) t"
     ).format(
         known=known,
         row=ROW.id,
         staged=staged,
-        target=target,
         keys=_COMMA.join(column.id for column in layout.key),
-        same=_same_key(layout),
+        found=_each(
+            nulls,
+            lambda null: lookup.format(target, _same(layout, "t", "d", null, finished=not layout.has_state)),
+        ),
     )
 
 
-def _same_key(layout: Layout) -> sql.Composed:
-    """SQL: whether a row ``t`` of the state (or of the public table, where it has none) has the key of ``d``."""
-    return sql.SQL(" AND ").join(
-        sql.SQL("{} = {}").format(
-            layout.indexed(column, "t"),
-            layout.indexed(column, "d")
-            if layout.has_state
-            else published(column, layout.indexed(column, "d")),
-        )
-        for column in layout.key
-    )
+def _each(nulls: Sequence[Nulls], lookup: Callable[[Nulls], sql.Composed]) -> sql.Composed:
+    """The row that ``lookup`` finds of a key without a null, or with one of ``nulls``."""
+    if not nulls:
+        return lookup(())
+    found = (sql.SQL("SELECT * FROM ({}) k").format(lookup(null)) for null in ((), *nulls))
+    # Without the limit the server would expect a row of each, and choose other ways for so many.
+    return sql.SQL("{} LIMIT 1").format(sql.SQL(" UNION ALL ").join(found))
+
+
+def _same(
+    layout: Layout, mine: LiteralString, theirs: LiteralString, null: Nulls, *, finished: bool
+) -> sql.Composed:
+    """SQL: whether a row ``mine`` has the key of ``theirs``, in which the columns ``null`` are null and no others.
+
+    ``finished``: mine is one of the public table, and theirs has been staged.
+    """
+    conditions: list[sql.Composable] = []
+    for column in layout.key:
+        one, other = layout.indexed(column, mine), layout.indexed(column, theirs)
+        if column.name in null:
+            conditions.append(sql.SQL("{} IS NULL AND {} IS NULL").format(one, other))
+        else:
+            conditions.append(sql.SQL("{} = {}").format(one, published(column, other) if finished else other))
+    return sql.SQL(" AND ").join(conditions)
 
 
 def _insert(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
@@ -114,6 +156,34 @@ def _insert_public(layout: Layout, staged: sql.Identifier, known: sql.Identifier
     )
 
 
+def _reopen(
+    layout: Layout, staged: sql.Identifier, known: sql.Identifier, nulls: Sequence[Nulls]
+) -> sql.Composed:
+    """Put the staged rows that are not known into state and public table. Where there is a public row, its window was
+    finished and its state has gone: it goes on from what it says.
+    """
+    row = sql.SQL("SELECT {} FROM {} p WHERE {} OFFSET 0")
+    said = _COMMA.join(
+        sql.SQL("{} AS {}").format(value, sql.Identifier(name)) for name, value in reopened(layout, "p")
+    )
+    state = sql.SQL(
+        "INSERT INTO {state} AS s ({names}) SELECT {keys}, {merges} FROM (SELECT * FROM {source}) AS excluded "
+        "LEFT JOIN LATERAL ({public}) t ON true ORDER BY excluded.{row} RETURNING s.*"
+    ).format(
+        state=layout.state,
+        names=_COMMA.join(column.id for column in layout.staged),
+        keys=_COMMA.join(column.of("excluded") for column in layout.key),
+        merges=_COMMA.join(map(merged, layout.state_columns)),
+        source=_new(staged, known),
+        public=_each(
+            nulls,
+            lambda null: row.format(said, layout.public, _same(layout, "p", "excluded", null, finished=True)),
+        ),
+        row=ROW.id,
+    )
+    return sql.SQL("WITH merged AS ({}) {}").format(state, write_public(layout))
+
+
 def _new(staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
     """SQL: the staged rows that are not known, to stand behind FROM."""
     return sql.SQL(
@@ -130,7 +200,9 @@ def known_sketches(layout: Layout, known: sql.Identifier) -> sql.Composed:
     ).format(row=ROW.id, names=names, known=known, state=layout.state)
 
 
-def update_windows(layout: Layout, staged: sql.Identifier, known: sql.Identifier) -> sql.Composed:
+def update_windows(
+    layout: Layout, staged: sql.Identifier, known: sql.Identifier, nulls: Sequence[Nulls]
+) -> sql.Composed:
     """Merge the staged rows that are known into a tumbling or hopping table."""
     source = sql.SQL(
         "(SELECT {values}, k.__at FROM {staged} d JOIN {known} k USING ({row})) AS excluded"
@@ -141,7 +213,7 @@ def update_windows(layout: Layout, staged: sql.Identifier, known: sql.Identifier
         row=ROW.id,
     )
     if layout.has_state:
-        return update_both(layout, source, [(c.name, merged(c)) for c in layout.state_columns])
+        return update_both(layout, source, [(c.name, merged(c)) for c in layout.state_columns], nulls)
     names = {column.name for column in layout.measures}
     return sql.SQL("UPDATE {public} t SET {merges} FROM {source} WHERE t.ctid = excluded.__at").format(
         public=layout.public,
@@ -151,16 +223,20 @@ def update_windows(layout: Layout, staged: sql.Identifier, known: sql.Identifier
 
 
 def update_both(
-    layout: Layout, source: sql.Composable, values: Iterable[tuple[str, sql.Composable]]
+    layout: Layout,
+    source: sql.Composable,
+    values: Iterable[tuple[str, sql.Composable]],
+    nulls: Sequence[Nulls] = (),
 ) -> sql.Composed:
     """Set columns of the state's rows ``__at`` (their ``ctid``, which stays while they are locked) that ``source``,
     called ``excluded``, has, and write their public rows, which those of the state lock.
     """
+    lookup = sql.SQL("SELECT ctid AS __at FROM {} p WHERE {} OFFSET 0")
     return sql.SQL(
         "WITH merged AS (UPDATE {state} t SET {values} FROM {source} WHERE t.ctid = excluded.__at "
         "RETURNING {finished}), "
         "finished AS (SELECT f.*, p.__at FROM merged f "
-        "LEFT JOIN LATERAL (SELECT ctid AS __at FROM {public} p WHERE {same} OFFSET 0) p ON true), "
+        "LEFT JOIN LATERAL ({found}) p ON true), "
         "updated AS (UPDATE {public} t SET {replaced} FROM finished f WHERE t.ctid = f.__at) "
         "INSERT INTO {public} ({names}) SELECT {names} FROM finished WHERE __at IS NULL"
     ).format(
@@ -169,9 +245,9 @@ def update_both(
         source=source,
         finished=_finished(layout, "t"),
         public=layout.public,
-        same=sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(layout.indexed(column, "p"), layout.indexed(column, "f"))
-            for column in layout.key
+        found=_each(
+            nulls,
+            lambda null: lookup.format(layout.public, _same(layout, "p", "f", null, finished=False)),
         ),
         replaced=_COMMA.join(
             sql.SQL("{0} = f.{0}").format(column.id) for column in [layout.span[1], *layout.measures]
@@ -187,20 +263,14 @@ def _finished(layout: Layout, row: LiteralString) -> sql.Composed:
     )
 
 
-def placed_rows(layout: Layout, staged: sql.Identifier) -> sql.Composed:
+def placed_rows(layout: Layout, staged: sql.Identifier, nulls: Sequence[Nulls]) -> sql.Composed:
     """The public rows of the staged keys of a windowed table, times as integers."""
-    return sql.SQL(
-        "SELECT {columns} FROM {staged} d CROSS JOIN LATERAL "
-        "(SELECT * FROM {public} p WHERE {same} OFFSET 0) p ORDER BY d.{row}"
-    ).format(
+    lookup = sql.SQL("SELECT * FROM {} p WHERE {} OFFSET 0")
+    return sql.SQL("SELECT {columns} FROM {staged} d CROSS JOIN LATERAL ({found}) p ORDER BY d.{row}").format(
         columns=_COMMA.join(readable(column, "p") for column in layout.columns),
         staged=staged,
-        public=layout.public,
-        same=sql.SQL(" AND ").join(
-            sql.SQL("{} = {}").format(
-                layout.indexed(column, "p"), published(column, layout.indexed(column, "d"))
-            )
-            for column in layout.key
+        found=_each(
+            nulls, lambda null: lookup.format(layout.public, _same(layout, "p", "d", null, finished=True))
         ),
         row=ROW.id,
     )

@@ -150,8 +150,8 @@ def finish(measure: Measure, name: str, row: LiteralString = "") -> sql.Composab
     """SQL over a ``row`` of the state: the finished column ``name`` of a measure (times still integers)."""
     if measure.kind == "avg":
         total, count = (Column(f"{name}__{part}", pl.Float64()).of(row) for part in ("sum", "count"))
-        return sql.SQL("CASE WHEN abs({0}) < {1} THEN 0 ELSE {0} / nullif({2}, 0) END").format(
-            total, sql.Literal(_TINY), count
+        return sql.SQL("CASE WHEN {1} = 0 THEN {0} WHEN abs({0}) < {2} THEN 0 ELSE {0} / {1} END").format(
+            total, count, sql.Literal(_TINY)
         )
     return Column(name, measure.type).of(row)
 

@@ -18,7 +18,7 @@ from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_expiry import STATE_GRACE
 from streamproc.tables.fold import TableFold
 from streamproc.topic_pages import read_page
-from streamproc.topology import DAY, MINUTE, Measure
+from streamproc.topology import DAY, MINUTE, SECOND, Measure
 from tests.config.test_topic_pages import put, raw
 from tests.tables import oracle
 from tests.tables.streams import (
@@ -197,17 +197,49 @@ async def test_a_row_that_another_worker_puts_in_first_is_merged(conn, postgres,
     await assert_tables_equal_the_oracle(conn, summaries, tables, first + second)
 
 
-async def test_a_public_row_that_outlives_its_state_is_replaced(conn):
-    tables = [tumbling(), visits()]
+@pytest.mark.parametrize("site", ["x", None])
+async def test_a_window_whose_state_has_gone_goes_on_with_what_its_row_says(conn, site):
+    tables = [tumbling(), replace(tumbling(IN_SERVER), name="ordered")]
     summaries = Summaries(tables, "clicks")
     await summaries.ensure(conn)
-    await commit(conn, summaries, tables, [[event(0), event(0, site=None)]])
-    for table in tables:
-        await summaries.expire(conn, table.name, START + DAY)
-        assert await count(conn, f"{table.name}__state") == 0
-    again = [event(0, units=7), event(0, site=None, units=8)]
-    await commit(conn, summaries, tables, [again])
-    await assert_tables_equal_the_oracle(conn, summaries, tables, again)
+    finished = [
+        event(n * SECOND, visitor=f"v{n}", site=site, page=f"/{n}", amount=4.0, units=2) for n in (20, 21, 22)
+    ]
+    await commit(conn, summaries, tables, [finished])
+    counted = {"events": 3, "views": 3, "units": 6, "least": 4.0, "most": 2}
+    stays = {"mean": 4.0, "landing": "/20", "leaving": "/22", "visitors": 3, "pages": 3, "amounts": 4.0}
+    for late, expired in ((10, True), (50, True), (55, False)):
+        for table in tables if expired else ():
+            await summaries.expire(conn, table.name, START + DAY)
+            assert await count(conn, f"{table.name}__state") == 0
+        more = event(late * SECOND, visitor="late", site=site, page="/late", amount=3.0, units=late, bot=True)
+        new = event(late * SECOND, site=f"{late}")  # another row of the window
+        changed = await commit(conn, summaries, tables, [[more, new]], changed=True)
+        counted["events"] += 1
+        counted["views"] += 1
+        counted["units"] += late
+        counted.update(least=3.0, most=late)
+        for table in tables:
+            rows = keyed(table, changed[table.name])
+            names = [measure.name for measure in table.measures if measure.name != "revenue"]
+            wanted = {**counted, **stays, "automatic": True}
+            assert {name: rows[oracle.moment(START), site][name] for name in names} == {
+                n: wanted[n] for n in names
+            }
+            assert rows.items() <= keyed(table, await summaries.rows(conn, table.name)).items()
+            assert expected(table, [new]).items() <= rows.items()
+
+
+async def test_a_session_that_outlives_its_state_is_replaced(conn):
+    table = visits()
+    summaries = Summaries([table], "clicks")
+    await summaries.ensure(conn)
+    await commit(conn, summaries, [table], [[event(0)]])
+    await summaries.expire(conn, table.name, START + DAY)
+    assert await count(conn, "visits__state") == 0
+    again = [event(0, units=7)]
+    await commit(conn, summaries, [table], [again])
+    await assert_tables_equal_the_oracle(conn, summaries, [table], again)
 
 
 async def test_a_state_that_outlives_its_public_row_restores_it(conn):
