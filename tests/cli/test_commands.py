@@ -8,9 +8,12 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import TopicAuthorizationFailedError
 from click.testing import CliRunner, Result
 
 from streamproc import __version__
@@ -344,3 +347,31 @@ class TestTopics:
         assert answer.exit_code == 0
         assert "No embedded broker runs in" in answer.stderr
         assert "ends with the command" in answer.stderr
+
+    def test_a_topic_that_the_broker_refuses_holds_up_no_other_and_a_stream_can_be_named(
+        self, broker: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a role with rights on one topic sees it: of the others Kafka lists none and creates none."""
+        create = AIOKafkaAdminClient.create_topics
+
+        async def refuse(self: AIOKafkaAdminClient, new: list[NewTopic], *rest: Any) -> Any:
+            if new[0].name == topic:
+                raise TopicAuthorizationFailedError
+            return await create(self, new, *rest)
+
+        monkeypatch.setattr(AIOKafkaAdminClient, "create_topics", refuse)
+        pages = write_page(tmp_path / "pages", topic)
+        other = PAGE.format(topic=f"{topic}-other", partitions=1).replace('"shop"', '"stall"')
+        (pages / "stall.toml").write_text(other)
+        where = {"BROKER": f"kafka://{broker}"}
+        applied = call("topics", "apply", "--json", "--yes", "--topics", str(pages), **where)
+        assert applied.exit_code == 1
+        made = [each["topic"] for each in json.loads(applied.stdout)["applied"]]
+        assert made == [f"{topic}-enriched", f"{topic}-other", f"{topic}-other-enriched"]
+        assert applied.stderr.startswith(f"{topic}: Kafka at {broker}: ")
+        assert "TopicAuthorizationFailedError" in applied.stderr.replace(" ", "")
+
+        named = call("topics", "apply", "stall", "--topics", str(pages), **where)
+        assert (named.exit_code, named.output) == (0, "Nothing to do.\n")
+        assert call("topics", "diff", "stall", "--topics", str(pages), **where).exit_code == 0
+        assert call("topics", "diff", "shop", "--topics", str(pages), **where).exit_code == 1
