@@ -75,8 +75,8 @@ def _still_open(since: datetime, until: datetime) -> Options:
     }
 
 
-def minutes(rows: Sequence[Minute]) -> Options:
-    """Page views per minute beside those of the same minute in earlier hours."""
+def minutes(rows: Sequence[Minute], size: timedelta) -> Options:
+    """Page views per minute, or whatever ``size`` windows have, beside those of the same time in earlier hours."""
     options = _base()
     series: list[Options] = []
     for back in range(EARLIER, 0, -1):
@@ -123,7 +123,7 @@ def minutes(rows: Sequence[Minute]) -> Options:
                 "symbolSize": 8,
                 "lineStyle": {**line, "type": [6, 4]},
                 "itemStyle": {":color": "ink('--c1')"},
-                "markArea": _still_open(moving[0].start, moving[-1].start + timedelta(minutes=1)),
+                "markArea": _still_open(moving[0].start, moving[-1].start + size),
             }
         )
     return {**options, "xAxis": _time_axis(), "yAxis": {**_value_axis(), "min": 0}, "series": series}

@@ -22,6 +22,7 @@ from streamproc.tables.sketches import sketching
 from streamproc.topology import Table, Topology
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_HOUR = timedelta(hours=1)
 
 #: Minutes that the line of page views shows, and earlier hours it is compared with.
 MINUTES, EARLIER = 60, 3
@@ -138,8 +139,10 @@ class Live:
         size = timedelta(microseconds=table.window.size)
         last = floor(now, size)
         first = last - (max(1, timedelta(minutes=MINUTES) // size) - 1) * size
-        # Hours are asked for one by one: what lies between them is nobody's business.
-        hours = [timedelta(hours=back) for back in range(EARLIER + 1)]
+        # Hours are asked for one by one: what lies between them is nobody's business. Windows that do not divide an
+        # hour began at other minutes in the ones before.
+        comparable = EARLIER if not _HOUR % size else 0
+        hours = [timedelta(hours=back) for back in range(comparable + 1)]
         found = await asyncio.gather(
             *(self._sums(self.panels.views, first - hour, last + size - hour) for hour in hours)
         )
@@ -149,6 +152,7 @@ class Live:
             views, *earlier = (sums.get(start - hour) for hour, sums in zip(hours, found, strict=True))
             # An hour of which no row is there was not counted; in one that was, no row means no view.
             counted = [0 if v is None and sums else v for v, sums in zip(earlier, found[1:], strict=True)]
+            counted += [None] * (EARLIER - comparable)
             if views is None and (counted[0] is not None or (found[0] and start > min(found[0]))):
                 views = 0
             ends = start + size
@@ -166,11 +170,11 @@ class Live:
         return dict((await self._reader.ask(question)).rows)
 
     async def _hour(self, now: datetime) -> tuple[int, int] | None:
-        """Page views of the 60 minutes to now, and of those before."""
+        """Page views of the 60 minutes to now, or as many windows as fit into them, and of those before."""
         if self.panels.views is None:
             return None
         size = timedelta(microseconds=self.panels.views.table.window.size)
-        end, hour = floor(now, size) + size, timedelta(hours=1)
+        end, hour = floor(now, size) + size, _HOUR // size * size
         ours, before = await asyncio.gather(
             self._sums(self.panels.views, end - hour, end),
             self._sums(self.panels.views, end - 2 * hour, end - hour),

@@ -22,11 +22,12 @@ async def live_page(site: Site, request: Request) -> None:
     """Build the page; it keeps itself up to date."""
     stream = site.stream(request)
     panels = stream.live.panels
+    views = f"Page views per {_span(_size(stream))}"
     with frame(site, stream, request) as banner:
         tiles = ui.html("", sanitize=False).classes("tiles")
         with ui.element("section").classes("card") as line:
             sub = ui.html("", sanitize=False)
-            chart = ui.echart({}).classes("chart").props('role="img" aria-label="Page views per minute"')
+            chart = ui.echart({}).classes("chart").props(f'role="img" aria-label="{views}"')
         line.set_visibility(False)
         ui.on("theme", chart.update)
         with ui.element("div").classes("grid"):
@@ -49,7 +50,7 @@ async def live_page(site: Site, request: Request) -> None:
         chart.set_visibility(bool(found.minutes))
         tiles.content = _tiles(stream, found)
         sub.content = _minutes_head(stream, found)
-        options = charts.minutes(found.minutes)
+        options = charts.minutes(found.minutes, _size(stream))
         if found.minutes and options != chart.options:
             chart.options.clear()
             chart.options.update(options)
@@ -63,7 +64,7 @@ async def live_page(site: Site, request: Request) -> None:
 
 
 def _tiles(stream: Stream, found: Snapshot) -> str:
-    tiles = []
+    tiles, size = [], _size(stream)
     if found.visitors is not None:
         v = found.visitors
         minutes = round((v.until - v.since) / timedelta(minutes=1))
@@ -72,11 +73,14 @@ def _tiles(stream: Stream, found: Snapshot) -> str:
     if found.minutes:
         whole = next((row for row in reversed(found.minutes) if not row.filling), None)
         if whole is not None:
-            of = markup.Raw(f"in the minute of {markup.when(whole.start, 'minute').html}")
-            tiles.append(markup.tile("Page views a minute", markup.number(whole.views), of))
+            since = markup.when(whole.start, "time" if size % timedelta(minutes=1) else "minute").html
+            of = markup.Raw(f"in the {_span(size)} from {since}")
+            tiles.append(markup.tile(f"Page views per {_span(size)}", markup.number(whole.views), of))
     if found.hour is not None:
         ours, before = found.hour
-        tiles.append(markup.tile("Page views in 60 min", markup.number(ours), _change(ours, before)))
+        asked = timedelta(hours=1) // size * size
+        label = f"Page views in {asked / timedelta(minutes=1):.0f} min"
+        tiles.append(markup.tile(label, markup.number(ours), _change(ours, before)))
     if found.active is not None and stream.live.panels.sessions is not None:
         gap = stream.live.panels.sessions.window.gap // 60_000_000
         tiles.append(
@@ -85,6 +89,19 @@ def _tiles(stream: Stream, found: Snapshot) -> str:
     if found.now is not None:
         tiles.append(markup.tile("Newest event", markup.when(found.now), markup.when(found.now, "ago")))
     return "".join(tiles)
+
+
+def _size(stream: Stream) -> timedelta:
+    """How long the windows are that page views are counted in."""
+    views = stream.live.panels.views
+    return timedelta(minutes=1) if views is None else timedelta(microseconds=views.table.window.size)
+
+
+def _span(size: timedelta) -> str:
+    """What stands behind *per*: minute, 5 minutes, 10 seconds."""
+    seconds = size.total_seconds()
+    number, unit = (seconds, "second") if seconds % 60 else (seconds / 60, "minute")
+    return unit if number == 1 else f"{number:g} {unit}s"
 
 
 def _change(ours: int, before: int) -> str:
@@ -96,7 +113,8 @@ def _change(ours: int, before: int) -> str:
 
 
 def _minutes_head(stream: Stream, found: Snapshot) -> str:
-    head = "<h2>Page views per minute</h2>"
+    size = _size(stream)
+    head = f"<h2>Page views per {_span(size)}</h2>"
     views = stream.live.panels.views
     if views is None:
         return head + markup.empty(
@@ -104,14 +122,16 @@ def _minutes_head(stream: Stream, found: Snapshot) -> str:
         )
     if not found.minutes:
         return head + markup.empty("No events yet", "The line begins with the first one.")
-    lateness = views.table.lateness // 60_000_000
+    lateness = f"{views.table.lateness / 60_000_000:g} min"
     earlier = sum(any(row.earlier[back] is not None for row in found.minutes) for back in range(3))
     compared = (
-        "grey: the same minute of the hours before" if earlier else "earlier hours appear once there are some"
+        "grey: the same time in the hours before" if earlier else "earlier hours appear once there are some"
     )
+    if timedelta(hours=1) % size:
+        compared = "no hour before beside it, since an hour is no multiple of the windows"
     return (
         f'{head}<p class="sub">Blue: the last 60 minutes; {compared}. Dashed: still open, late events may be '
-        f"added for {lateness} min; hollow: still filling.</p>"
+        f"added for {lateness}; hollow: still filling.</p>"
     )
 
 

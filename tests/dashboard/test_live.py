@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import cast
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from streamproc.dashboard.live import Live
-from streamproc.dashboard.reading import Reader, explain, read_only
+from streamproc.dashboard import charts, page_live
+from streamproc.dashboard.live import Live, Snapshot
+from streamproc.dashboard.reading import Answer, Question, Reader, explain, read_only
+from streamproc.dashboard.shell import Stream
 from streamproc.database import Database
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
@@ -70,6 +75,55 @@ async def test_a_count_that_is_newer_than_the_rows_is_counted_from_its_first_row
         assert row.views == (7 if n < minutes else None)
         if minutes < 60:
             assert row.earlier == (None, None, None)
+
+
+class Rows:
+    """A reader of a table that has one view a second, since ever, in windows of so many seconds."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+
+    async def ask(self, question: Question) -> Answer:
+        since, until = (question.parameters[name] for name in ("since", "until"))
+        assert isinstance(since, datetime) and isinstance(until, datetime)
+        seconds = range(int(since.timestamp()), int(until.timestamp()))
+        starts = [datetime.fromtimestamp(second, UTC) for second in seconds if second % self.seconds == 0]
+        return Answer(["window_start", "sum"], [(start, self.seconds) for start in starts])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "per", "hour", "compared"),
+    [
+        (60, "minute", 60, True),
+        (300, "5 minutes", 60, True),
+        (10, "10 seconds", 60, True),
+        (210, "210 seconds", 60, False),  # 17 of them are 59.5 minutes
+        (240, "4 minutes", 60, True),
+    ],
+)
+async def test_views_are_told_by_the_windows_that_they_are_counted_in(
+    topology: Topology, seconds: int, per: str, hour: int, compared: bool
+) -> None:
+    size = timedelta(seconds=seconds)
+    (table,) = (table for table in topology.tables if table.name == "page_views")
+    table = replace(table, window=replace(table.window, size=seconds * 1_000_000))
+    live = Live(replace(topology, tables=(table,)), cast(Reader, Rows(seconds)))
+    now = datetime(2026, 6, 1, 12, 34, 56, tzinfo=UTC)
+    minutes, ours = await live._minutes(now, now - timedelta(seconds=30)), await live._hour(now)
+    found = Snapshot(now, now, minutes=minutes, hour=ours)
+    stream = cast(Stream, SimpleNamespace(live=live))
+    whole = timedelta(hours=1) // size * seconds
+    assert ours == (whole, whole)
+    assert {row.views for row in minutes} == {seconds}
+    assert {row.earlier for row in minutes} == {(seconds,) * 3 if compared else (None,) * 3}
+    head, tiles = page_live._minutes_head(stream, found), page_live._tiles(stream, found)
+    assert f"<h2>Page views per {per}</h2>" in head
+    assert f">Page views per {per}<" in tiles and f">{seconds}<" in tiles and f"in the {per} from" in tiles
+    assert f">Page views in {hour} min<" in tiles and f">{whole:,}<" in tiles
+    drawn = {each["name"]: each for each in charts.minutes(minutes, size)["series"]}
+    assert ("1 h before" in drawn) == compared
+    ((_, until),) = drawn["still open"]["markArea"]["data"]
+    assert datetime.fromisoformat(until["xAxis"]) == minutes[-1].start + size > now
 
 
 def test_a_failure_is_told_in_whole_sentences() -> None:
