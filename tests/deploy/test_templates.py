@@ -274,6 +274,20 @@ WITHOUT_RESOURCE = {
 }
 
 
+def test_who_delivers_web_logs_may_write_them_for_this_account_only() -> None:
+    policy = STACKS["logs"]["storage"].resources("AWS::S3::BucketPolicy")["LogsBucketPolicy"]
+    allowed = {
+        each["Principal"]["Service"]: each
+        for each in policy["PolicyDocument"]["Statement"]
+        if each["Effect"] == "Allow"
+    }
+    assert set(allowed) == {"logdelivery.elasticloadbalancing.amazonaws.com", "delivery.logs.amazonaws.com"}
+    for each in allowed.values():
+        assert "s3:PutObject" in each["Action"]
+        assert each["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
+    assert "s3:GetBucketAcl" in allowed["delivery.logs.amazonaws.com"]["Action"]
+
+
 @each_variant
 def test_nobody_may_do_everything_or_anything_to_everything(variant: str) -> None:
     for name, properties in all_resources(variant, "AWS::IAM").items():
