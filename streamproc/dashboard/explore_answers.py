@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from html import escape
+from math import isfinite
 from typing import Any
 
 from streamproc.dashboard import charts, markup
@@ -116,7 +117,7 @@ def label(dimensions: Sequence[Any]) -> str:
 
 
 def plain(value: Any) -> float | None:
-    """A number as a chart takes it."""
-    if value is None:
+    """A number as a chart takes it; what is none, or has no end, is not drawn."""
+    if value is None or not isfinite(value):
         return None
     return int(value) if value == int(value) else float(value)

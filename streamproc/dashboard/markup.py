@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from html import escape
+from math import isfinite, isnan
 from typing import Any
 
 
@@ -41,6 +42,10 @@ def number(value: float | Decimal | None) -> str:
     """With separators; fractions to two digits."""
     if value is None:
         return "\N{EN DASH}"
+    if not isfinite(value):
+        return (
+            "not a number" if isnan(value) else "\N{INFINITY}" if value > 0 else "\N{MINUS SIGN}\N{INFINITY}"
+        )
     if isinstance(value, int) or value == int(value):
         return f"{int(value):,}"
     return f"{value:,.2f}"

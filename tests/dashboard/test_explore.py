@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streamproc.dashboard import markup
 from streamproc.dashboard.catalog import ROWS, explorable
 from streamproc.dashboard.choice import Choice, read_choice
 from streamproc.dashboard.explore import PAGE, chart, cursor, everything, rows
-from streamproc.dashboard.reading import Reader, read_only
+from streamproc.dashboard.explore_answers import plain, series
+from streamproc.dashboard.reading import Answer, Reader, read_only
 from streamproc.database import Database
 from streamproc.errors import DependencyError
 from tests.dashboard.conftest import Site
@@ -202,3 +205,16 @@ def _moment() -> Any:
     from datetime import UTC, datetime
 
     return datetime(2026, 6, 1, tzinfo=UTC) + timedelta(hours=1)
+
+
+@pytest.mark.parametrize("kind", [float, Decimal])
+@pytest.mark.parametrize(
+    ("value", "text"), [("inf", "∞"), ("-inf", "\N{MINUS SIGN}∞"), ("nan", "not a number")]
+)
+def test_what_is_no_finite_number_is_told_and_not_drawn(kind: Any, value: str, text: str) -> None:
+    assert markup.cell(kind(value)) == text
+    assert text in markup.approximate(kind(value), "±2 %").html
+    assert markup.approximate(kind(value), "").html == text
+    assert plain(kind(value)) is None
+    found = Answer(["time", "path", "value"], [(1, "a", kind(value)), (1, "b", 2.5), (2, "b", None)])
+    assert series(found) == {"b": [(2, None), (1, 2.5)], "a": [(1, None)]}
