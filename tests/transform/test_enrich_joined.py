@@ -94,6 +94,51 @@ def test_a_changed_file_is_read_again_and_a_broken_one_is_not(plans: Path) -> No
     assert step.problem is None
 
 
+def test_a_file_that_cannot_be_used_is_read_once(plans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = build("lookup", LOOKUP, {"plan_id": pl.Int64()}, base=plans.parent)
+    events = frame(plan_id=pl.Series([1], dtype=pl.Int64))
+    read, reads = pl.read_csv, []
+    monkeypatch.setattr(pl, "read_csv", lambda *args, **kwargs: reads.append(args) or read(*args, **kwargs))
+    for times in (1, 2):
+        write(plans, "id,plan,price\n1,a,1\n1,b,2\n")
+        assert [step(events)["plan"][0] for _ in range(3)] == ["basic"] * 3
+        assert len(reads) == times
+    plans.rename(plans.with_suffix(".away"))
+    step(events)
+    plans.with_suffix(".away").rename(plans)
+    assert step(events)["plan"][0] == "basic"
+    assert len(reads) == 3
+
+
+def test_a_file_that_is_just_being_written_is_left_until_it_is_done(plans: Path) -> None:
+    now = 1_000.0
+    lookup = Lookup(plans, {"plan_id": "id"}, {"id": pl.Int64(), "plan": pl.String()}, lambda: now)
+    events = frame(plan_id=pl.Series([1, 2], dtype=pl.Int64))
+
+    def written(text: str, at: float) -> list[object]:
+        plans.write_text(text)
+        os.utime(plans, (at, at))
+        return lookup(events)["plan"].to_list()
+
+    assert written("id,plan\n1,new\n", 999.9) == ["basic", "pro"]
+    assert written("id,plan\n1,new\n2,newer\n", 1_000.2) == ["basic", "pro"]
+    now = 1_001.3
+    assert lookup(events)["plan"].to_list() == ["new", "newer"]
+    # What another clock says must not keep a file away for ever.
+    assert written("id,plan\n1,other\n2,clock\n", 9_999.0) == ["other", "clock"]
+
+
+def test_a_file_of_the_same_size_and_time_is_another_by_its_inode(plans: Path) -> None:
+    step = build("lookup", LOOKUP, {"plan_id": pl.Int64()}, base=plans.parent)
+    events = frame(plan_id=pl.Series([2], dtype=pl.Int64))
+    before = plans.stat()
+    other = plans.with_name("other.csv")
+    other.write_text(plans.read_text().replace("pro", "new"))
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.rename(plans)
+    assert step(events)["plan"][0] == "new"
+
+
 def test_a_key_that_stands_twice_is_a_mistake_at_the_start(plans: Path) -> None:
     write(plans, "id,plan,price\n7,a,1\n7,b,2\n")
     with pytest.raises(ConfigError, match="stands twice"):

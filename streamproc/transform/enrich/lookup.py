@@ -1,26 +1,26 @@
 """``lookup``: columns joined from a CSV or Parquet file.
 
 The file's row with the same values in the ``keys`` columns gives the columns of ``add``; null when there is
-none, or a key is null. Keys are compared in the type the stream's column has. The file is read again when
-its size or modification time changes, so the answer for a batch is that of the file at the time: the one
-place where a replay may differ from the stream, by the user's own doing. A key that stands twice is an
+none, or a key is null. Keys are compared in the type the stream's column has. The file may be replaced
+(:mod:`~streamproc.transform.enrich.replaceable`), so the answer for a batch is that of the file at the time: the
+one place where a replay may differ from the stream, by the user's own doing. A key that stands twice is an
 error: no row is better than the wrong one.
 
-A changed file that cannot be used (broken, a column gone, a key twice) is reported in the log, and in
-:attr:`Lookup.problem`, and the old rows stay in use; at the start it is a configuration mistake.
+A file that cannot be used (broken, a column gone, a key twice) is a configuration mistake at the start; later the old
+rows stay in use.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import structlog
 
 from streamproc.transform.decode_time import event_time
+from streamproc.transform.enrich.replaceable import Replaceable
 from streamproc.transform.enrich.spec import (
     Checked,
     EnrichmentSpec,
@@ -31,7 +31,8 @@ from streamproc.transform.enrich.spec import (
     mistake,
 )
 
-_log = structlog.get_logger(__name__)
+#: What reading a file raises that cannot be used.
+_UNUSABLE = (ValueError, pl.exceptions.PolarsError)
 
 #: How a file of texts writes flags, in any case; polars casts no text to a boolean.
 _FLAGS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
@@ -40,52 +41,37 @@ _FLAGS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": F
 class Lookup:
     """The step; ``problem`` says what is wrong with the file as it is now, or is None."""
 
-    def __init__(self, path: Path, keys: Mapping[str, str], types: Mapping[str, pl.DataType]) -> None:
-        self.problem: str | None = None
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        keys: Mapping[str, str],
+        types: Mapping[str, pl.DataType],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._keys = dict(keys)
         self._types = dict(types)
-        self._lock = threading.Lock()
-        self._state = self._look()
-        self._rows = self._read()
+        self._rows = Replaceable(path, self._read, _UNUSABLE, clock)
+
+    @property
+    def problem(self) -> str | None:
+        """See :attr:`Replaceable.problem`."""
+        return self._rows.problem
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with the added columns."""
-        with self._lock:
-            self._refresh()
-            rows = self._rows
         return frame.join(
-            rows,
+            self._rows(),
             left_on=list(self._keys),
             right_on=list(self._keys.values()),
             how="left",
             maintain_order="left",
         )
 
-    def _look(self) -> tuple[int, int]:
-        stat = self._path.stat()
-        return stat.st_mtime_ns, stat.st_size
-
-    def _refresh(self) -> None:
-        try:
-            state = self._look()
-            if state == self._state:
-                return
-            self._rows = self._read()
-            self._state, self.problem = state, None
-        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-            # Said once for each state of the file, not once a batch.
-            problem = str(error)
-            if problem != self.problem:
-                _log.warning("lookup file kept as it was before", file=str(self._path), problem=problem)
-            self.problem = problem
-
-    def _read(self) -> pl.DataFrame:
-        """Raises OSError, ValueError or PolarsError when the file cannot be used."""
-        if self._path.suffix == ".parquet":
-            rows = pl.read_parquet(self._path, columns=list(self._types))
+    def _read(self, path: Path) -> pl.DataFrame:
+        if path.suffix == ".parquet":
+            rows = pl.read_parquet(path, columns=list(self._types))
         else:
-            rows = pl.read_csv(self._path, columns=list(self._types), infer_schema=False)
+            rows = pl.read_csv(path, columns=list(self._types), infer_schema=False)
         rows = rows.select(_typed(rows[name], dtype) for name, dtype in self._types.items())
         keys = list(self._keys.values())
         rows = rows.drop_nulls(keys)
@@ -144,7 +130,7 @@ def _build(options: Mapping[str, Any], resources: Resources) -> Step:
     types |= {column: dtype for column, dtype in options["add"].items() if column in only}
     try:
         return Lookup(path, keys, types)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except (OSError, *_UNUSABLE) as error:
         raise mistake("lookup", "file", f"{path} cannot be used: {error}", "Mend the file") from error
 
 
