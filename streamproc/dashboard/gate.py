@@ -72,14 +72,17 @@ class Gate:
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """Why the request is not looked at, whoever sends it; or by whom the proxy does not say."""
-        host = headers.get("host", "")
-        if self._access.open and (urlsplit(f"//{host}").hostname or "") not in LOCAL_NAMES:
+        try:
+            name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        except ValueError:
+            return PlainTextResponse("No host has such a name.\n", 421)
+        if self._access.open and name not in LOCAL_NAMES:
             # A name of somebody else's that resolves to this machine: their page would read ours.
             return PlainTextResponse("This dashboard answers to localhost only.\n", 421)
         if not _same_origin(scope, headers, trusted=self._from_proxy(scope)):
             return PlainTextResponse("This request comes from another site.\n", 403)
-        name = self._access.user_header
-        if name is not None and not (self._from_proxy(scope) and headers.get(name, "").strip()):
+        user = self._access.user_header
+        if user is not None and not (self._from_proxy(scope) and headers.get(user, "").strip()):
             return PlainTextResponse(_LOG_IN, 401)
         if self._access.signature is not None and self._access.proxies and not self._from_proxy(scope):
             return PlainTextResponse(_LOG_IN, 401)
@@ -127,7 +130,9 @@ class Gate:
         if request is not None and scope["path"] == "/login":
             await (await self._login(sessions, request))(scope, receive, send)
         elif not sessions.valid(token):
-            to = "/login?next=" + quote(scope["path"])
+            query = scope["query_string"].decode("latin-1")
+            asked = quote(scope["path"]) + (f"?{query}" if query else "")
+            to = "/login?next=" + quote(asked)
             refusal = RedirectResponse(to, 303) if request is not None else PlainTextResponse("", 401)
             await _refuse(refusal, scope, receive, send)
         elif request is not None and scope["path"] == "/logout" and request.method == "POST":
@@ -188,7 +193,10 @@ def _same_origin(scope: Scope, headers: Headers, *, trusted: bool) -> bool:
     if origin is None:
         return headers.get("sec-fetch-site", "same-origin") in {"same-origin", "none"}
     hosts = {headers.get("host"), headers.get("x-forwarded-host") if trusted else None}
-    return urlsplit(origin).netloc in hosts
+    try:
+        return urlsplit(origin).netloc in hosts
+    except ValueError:
+        return False
 
 
 def _inside(path: str | None) -> str:

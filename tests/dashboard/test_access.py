@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -109,6 +110,28 @@ async def test_the_password_opens_a_session_and_logging_out_ends_it() -> None:
         await http.post("/logout", data={"token": form_token(session)})
         again = await http.get("/explore", headers={"cookie": f"streamproc_session={session}"})
         assert again.status_code == 303, "the old cookie is worth nothing"
+
+
+async def test_logging_in_leads_to_the_whole_address_that_was_asked_for() -> None:
+    asked = "/explore?stream=a&by=path&by=r%26d%20%C3%A4+b&range=6+hours"
+    async with client(Access(PASSWORD)) as http:
+        refused = await http.get(asked)
+        form = await http.get(refused.headers["location"])
+        action = re.search(r'action="([^"]+)".*name="token" value="(\w+)"', form.text)
+        assert action is not None
+        answer = await http.post(
+            html.unescape(action[1]), data={"token": action[2], "password": "correct horse"}
+        )
+        assert (answer.status_code, answer.headers["location"]) == (303, asked)
+
+
+@pytest.mark.parametrize("allowed", [Access(), Access(PASSWORD)])
+async def test_a_host_or_an_origin_that_is_none_is_refused_as_another_s_is(allowed: Access) -> None:
+    async with client(allowed) as http:
+        for path in ("/", "/login"):
+            assert (await http.get(path, headers={"host": "[::1"})).status_code == 421
+        assert (await http.post("/login", headers={"origin": "http://[::1"})).status_code == 403
+        assert (await http.get("/login", headers={"host": "[::1]:8090"})).status_code == 200
 
 
 async def test_a_wrong_password_opens_nothing_and_too_many_are_not_looked_at() -> None:
