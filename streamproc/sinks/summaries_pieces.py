@@ -165,12 +165,17 @@ def rows_apart(known: sql.Identifier) -> sql.Composed:
 
 
 def stored_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
-    """The sessions that the state has of the staged keys, and their number ``n``."""
+    """The sessions of the staged keys that pieces between the staged times can join, the newest of each key, and their
+    number ``n``.
+    """
     key = layout.by[0]
     return sql.SQL(
         "SELECT {columns}, s.n FROM {stage} k CROSS JOIN LATERAL (SELECT * FROM {state} s "
-        "WHERE {stored} = {wanted} AND s.session_start IS NOT NULL OFFSET 0) s"  # OFFSET: look up, never scan
+        "WHERE {stored} = {wanted} AND s.session_start IS NOT NULL AND (s.n = 0 "
+        "OR s.session_end >= k.session_start - {gap} AND s.session_start <= k.session_end + {gap}) "
+        "OFFSET 0) s"  # OFFSET: look up, never scan
     ).format(
+        gap=sql.Literal(layout.table.window.gap),
         columns=_COMMA.join(sql.Identifier("s", column.name) for column in layout.staged),
         stage=stage,
         state=layout.state,

@@ -118,41 +118,46 @@ async def _place(
 
 async def _stitch(conn: AsyncConnection[Any], layout: Layout, delta: Delta, keys: pl.DataFrame) -> None:
     key = layout.by[0].name
+    pieces = delta.rows.join(keys, on=key, how="semi")
+    spans = pieces.group_by(key).agg(pl.col("session_start").min(), pl.col("session_end").max())
     wanted = await stage(conn, layout, "keys")
-    await copy_in(conn, wanted, layout.by, keys)
+    await copy_in(conn, wanted, [*layout.by, *layout.span], spans)
     stored = await copy_out(
         conn, layout.rendered("stored", lambda: stored_sessions(layout, wanted)), [*layout.staged, _N]
     )
-    sessions = await worth_a_thread(len(keys), _stitched, layout, delta, keys, stored)
+    sessions = await worth_a_thread(len(keys), _stitched, layout, pieces, delta.events, stored)
 
     changed = stored.join(sessions, on=[key, "session_start", "n"], how="anti")
     moved = changed.join(sessions, on=[key, "session_start"], how="anti")
     if len(moved):
         await _delete(conn, layout, moved, state=True)
         await _delete(conn, layout, moved, state=False)
+    # A visitor may have had thousands, of which an event changes one or two.
+    written = sessions.join(stored, on=stored.columns, how="anti", nulls_equal=True)
     target = await stage(conn, layout, "sessions")
-    await copy_in(conn, target, [*layout.staged, _N], sessions)
+    await copy_in(conn, target, [*layout.staged, _N], written)
     if len(changed) > len(moved):
         number = layout.rendered("number stored", lambda: number_stored(layout, target))
         await conn.execute(number, prepare=False)
     await conn.execute(layout.rendered("replace", lambda: replace_sessions(layout, target)), prepare=False)
 
 
-def _stitched(layout: Layout, delta: Delta, keys: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:
-    """All sessions of the keys, with their numbers; keys that are times as integers, as in ``stored``."""
-    assert delta.events is not None
+def _stitched(
+    layout: Layout, pieces: pl.DataFrame, events: pl.DataFrame | None, stored: pl.DataFrame
+) -> pl.DataFrame:
+    """The ``stored`` sessions and the pieces, joined, with their numbers; times as integers, as in ``stored``."""
+    assert events is not None
     key = layout.by[0].name
     fold = SessionFold(layout.table)
-    pieces = delta.rows.join(keys, on=key, how="semi")
     known = stored.select(pl.col(column.name).cast(column.type) for column in layout.staged)
     sessions = fold.stitch(
-        known.with_columns(pl.col("session_start", "session_end").to_physical()), pieces, delta.events
+        known.with_columns(pl.col("session_start", "session_end").to_physical()), pieces, events
     )
     start = pl.col("session_start")
     by_start = start + (start >= 0).cast(pl.Int64)  # as summaries_pieces.numbered_by_start
     newest = start == start.max().over(key)
     return sessions.with_columns(
-        pl.col(key).to_physical(),
+        pl.all().to_physical(),
         pl.when(newest).then(pl.lit(0, pl.Int64)).otherwise(by_start).alias(_N.name),
     )
 

@@ -439,6 +439,27 @@ async def test_a_session_that_begins_earlier_than_was_known_moves(conn):
     await assert_tables_equal_the_oracle(conn, summaries, [table], events)
 
 
+async def test_a_late_event_writes_the_sessions_that_it_changes_and_no_others(conn):
+    tables = [visits(gap=MINUTE), replace(visits(IN_SERVER, gap=MINUTE), name="plain")]
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    events = [event(10 * MINUTE * number) for number in range(50)]
+    await commit(conn, summaries, tables, [events])
+    before = {}
+    for table in ("visits", "visits__state", "plain", "plain__state"):
+        before[table] = await versions(conn, table)
+    late = event(10 * MINUTE * 48 + 1)
+    await commit(conn, summaries, tables, [[late]])
+    for table, rows in before.items():
+        assert len(rows) == 50
+        assert len(rows - await versions(conn, table)) == 1, table
+    await assert_tables_equal_the_oracle(conn, summaries, tables, [*events, late])
+
+
+async def versions(conn, table):
+    return set(await (await conn.execute(f"SELECT ctid, xmin FROM clicks.{table}")).fetchall())
+
+
 async def test_visitors_who_share_half_a_hash_have_their_own_sessions(conn):
     # Their events lie among each other where pieces are made, so a run of either comes in several.
     names = pl.DataFrame({"name": [f"v{number}" for number in range(300_000)]})
