@@ -159,10 +159,10 @@ class Changes:
                 "X-Accel-Buffering": "no",  # nginx would keep events until its buffer is full
             }
         )
-        self._catch_up(client, request.headers.get("Last-Event-ID"))
+        since = self._catch_up(client, request.headers.get("Last-Event-ID"))
         self._clients.add(client)
         # A number without an event: a client that loses the connection before the first one can say since when.
-        opening = f"id: {self._id(self._number)}\nretry: {_RETRY * 1000}\n\n".encode()
+        opening = f"{since}retry: {_RETRY * 1000}\n\n".encode()
         try:
             await response.prepare(request)
             await self._write(response, opening)
@@ -198,20 +198,22 @@ class Changes:
         async with asyncio.timeout(_WRITE):
             await response.write(text)
 
-    def _catch_up(self, client: _Client, last: str | None) -> None:
-        """What came after the event ``last``, or that it cannot be told."""
+    def _catch_up(self, client: _Client, last: str | None) -> str:
+        """What came after the event ``last``, or that it cannot be told. Returns the line that says so far."""
         if last is None:
-            return
+            return f"id: {self._id(self._number)}\n"
         wanted = self.wanted
         life, _, number = last.partition("-")
         oldest = self._kept[0][0] if self._kept else self._number + 1
         known = life == self._life and number.isdecimal() and oldest - 1 <= int(number[:18]) <= self._number
-        if not known or not wanted:
+        after = int(number) if known and wanted else self._number
+        behind = [(at, change) for at, change in self._kept if at > after and client.wants(change)]
+        if not known or not wanted or len(behind) > _WAITING:
             self._queue(client, _text("missed", {"why": "read the tables anew"}, self._id(self._number)))
-            return
-        for at, change in self._kept:
-            if at > int(number) and client.wants(change) and client.last_words is None:
-                self._queue(client, self._event(at, change))
+            return ""  # it keeps the number that it has until it was told
+        for at, change in behind:
+            self._queue(client, self._event(at, change))
+        return f"id: {self._id(after)}\n"
 
     def _event(self, number: int, change: Change) -> bytes:
         return b"id: %s\nevent: windows\ndata: %s\n\n" % (self._id(number).encode(), change.data)

@@ -74,8 +74,9 @@ async def opened(changes, response):
     """The stream, once its first number is there, so that nothing told from now on is missed."""
     assert response.status == 200 and response.content_type == "text/event-stream"
     stream = Stream(response)
-    assert (await stream.line()).startswith("id: ")
-    assert await stream.line() == "retry: 3000"
+    while (line := await stream.line()) != "retry: 3000":
+        assert line.startswith("id: ")
+        stream.id = line.removeprefix("id: ")
     assert changes.listening
     return stream
 
@@ -105,6 +106,42 @@ async def test_who_comes_back_gets_what_came_meanwhile():
         async with listen(session, last) as response:
             stream = await opened(changes, response)
             assert [(await stream.take())[2]["number"] for _ in range(2)] == [2, 3]
+
+
+async def test_who_loses_the_connection_before_the_first_event_has_lost_none():
+    changes = Changes()
+    async with port(changes) as session:
+        async with listen(session) as response:
+            begun = (await opened(changes, response)).id
+        changes.tell([change(1), change(2)])
+        async with listen(session, begun) as response:
+            again = (await opened(changes, response)).id
+        async with listen(session, again) as response:
+            stream = await opened(changes, response)
+            assert [(await stream.take())[2]["number"] for _ in range(2)] == [1, 2]
+
+
+async def test_who_loses_the_connection_before_being_told_to_read_anew_is_told_the_next_time():
+    changes = Changes()
+    async with port(changes) as session, listen(session, "other-1") as response:
+        assert (await opened(changes, response)).id is None, "it keeps the one that it has"
+
+
+async def test_who_missed_more_than_can_wait_reads_anew_and_then_goes_on(monkeypatch):
+    monkeypatch.setattr(module, "_WAITING", 5)
+    changes = Changes()
+    async with port(changes) as session, listen(session, table="quiet") as first:
+        begun = (await opened(changes, first)).id
+        changes.tell([change(number, table) for number in range(6) for table in ("hits", "visits")])
+        async with listen(session, begun, table="hits") as response:
+            stream = await opened(changes, response)
+            name, last, _ = await stream.take()
+            assert name == "missed"
+        changes.tell([change(7)])
+        async with listen(session, last, table="hits") as response:
+            stream = await opened(changes, response)
+            assert (await stream.take())[2]["number"] == 7
+    assert not changes.dropped
 
 
 @pytest.mark.parametrize(
