@@ -13,7 +13,7 @@ from streamproc.errors import ConfigError, DependencyError, Mistake
 from streamproc.settings.redshift import Direct
 from streamproc.sinks.redshift_session import BatchFailed, Results
 
-#: Seconds to get a connection.
+#: Seconds to get an answer while connecting. It is the driver that counts them: nobody can end its thread.
 _CONNECT_WITHIN = 30
 
 
@@ -86,23 +86,23 @@ class DirectSession:
         if self._connection is None:
             target = self._target
             try:
-                self._connection = await asyncio.wait_for(
-                    asyncio.to_thread(
-                        self._driver.connect,
-                        host=target.host,
-                        port=target.port,
-                        database=target.database,
-                        user=target.user,
-                        password=target.password.reveal(),
-                        ssl=target.sslmode != "disable",
-                        sslmode="verify-full" if target.sslmode == "disable" else target.sslmode,
-                        application_name="streamproc",
-                        max_prepared_statements=0,  # after an error it prepares a name that is still taken
-                    ),
-                    _CONNECT_WITHIN,
+                connection = await asyncio.to_thread(
+                    self._driver.connect,
+                    host=target.host,
+                    port=target.port,
+                    database=target.database,
+                    user=target.user,
+                    password=target.password.reveal(),
+                    ssl=target.sslmode != "disable",
+                    sslmode="verify-full" if target.sslmode == "disable" else target.sslmode,
+                    timeout=_CONNECT_WITHIN,
+                    application_name="streamproc",
+                    max_prepared_statements=0,  # after an error it prepares a name that is still taken
                 )
-            except (self._driver.Error, OSError, TimeoutError) as error:
+            except (self._driver.Error, OSError) as error:
                 raise self._broken(error) from error
+            connection._usock.settimeout(None)  # a COPY may take longer
+            self._connection = connection
         return self._connection
 
     def _broken(self, error: Exception) -> DependencyError:

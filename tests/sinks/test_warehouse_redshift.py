@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,9 +19,11 @@ import pytest
 
 from streamproc.errors import DependencyError, Inconsistent
 from streamproc.model import CommittedObject
-from streamproc.sinks import redshift_data_api, redshift_session, warehouse_redshift
+from streamproc.settings.redshift import Direct, parse_redshift
+from streamproc.sinks import redshift_data_api, redshift_direct, redshift_session, warehouse_redshift
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.redshift_data_api import DataApiSession
+from streamproc.sinks.redshift_direct import DirectSession
 from streamproc.sinks.warehouse import LoadReport, Rows, TableLayout
 from streamproc.sinks.warehouse_redshift import RedshiftWarehouse
 from tests.sinks.topologies import COLUMNS, events
@@ -417,6 +421,24 @@ async def test_a_promotion_takes_more_keys_than_a_transaction_takes_statements(
     assert count(data_api) == 1
     assert data_api.data_api is not None
     assert data_api.data_api.problems == []
+
+
+@pytest.mark.filterwarnings("ignore:ssl:DeprecationWarning")  # the driver's own
+async def test_an_address_that_does_not_answer_keeps_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redshift_direct, "_CONNECT_WITHIN", 0.1)
+    with ThreadPoolExecutor(1) as threads, socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.get_running_loop().set_default_executor(threads)
+        target = parse_redshift(f"redshift://me:secret@127.0.0.1:{silent.getsockname()[1]}/dev")
+        assert isinstance(target, Direct)
+        with pytest.raises(DependencyError, match="time out"):
+            await DirectSession(target).open()
+        assert await asyncio.wait_for(asyncio.to_thread(int), 10) == 0
+
+
+async def test_a_statement_may_take_longer_than_a_connection(request: pytest.FixtureRequest) -> None:
+    async with opened_backend("redshift", request) as backend:
+        warehouse = await opened(backend)
+        assert warehouse._session._connection._usock.gettimeout() is None
 
 
 async def test_a_lock_that_is_never_given_back_ends_the_wait_and_what_waits_there(
