@@ -104,6 +104,19 @@ def test_what_was_not_met_for_long_is_forgotten_when_something_new_comes() -> No
     assert memory.find(column([])).answers.height == 1 + 4
 
 
+def test_what_is_remembered_is_forgotten_when_it_would_come_from_elsewhere() -> None:
+    database = {"a": "old"}
+
+    def describe(values: pl.Series) -> pl.DataFrame:
+        return pl.DataFrame({"found": [database.get(value) for value in values]}, schema={"found": pl.String})
+
+    other = Remembered("u", twice)
+    memory = together([other, Remembered("u", describe, source=lambda: database)])
+    assert memory.find(column(["a", "b"])).answer(["found"]).rows() == [("old",), (None,)]
+    database = {"a": "new", "b": "known"}
+    assert memory.find(column(["a", "b"])).answer(["found"]).rows() == [("new",), ("known",)]
+
+
 def test_several_descriptions_of_a_column_are_asked_together_and_once() -> None:
     asked: list[tuple[str, list[str]]] = []
 

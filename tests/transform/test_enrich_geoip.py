@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import random
 from pathlib import Path
 
+import maxminddb
 import polars as pl
 import pytest
 
-from streamproc.errors import ConfigError
+from streamproc.errors import ConfigError, EnrichmentFailed
 from tests.transform.enriching import build, enrich, frame, mistakes
 
 
@@ -130,6 +132,57 @@ def test_a_missing_or_broken_database_is_a_mistake_that_names_the_file(tmp_path:
     for name in ("broken.mmdb", "absent.mmdb"):
         with pytest.raises(ConfigError, match=name):
             build("geoip", {"database": name}, {"ip": pl.String()}, base=tmp_path)
+
+
+def test_a_database_that_is_replaced_is_looked_into_and_a_broken_one_is_not(
+    geoip: Path, tmp_path: Path
+) -> None:
+    """Also when it is replaced in place, which cuts off what the old one has mapped."""
+    path = tmp_path / "countries.mmdb"
+    whole = (geoip / "GeoLite2-Country-Test.mmdb").read_bytes()
+    before = whole.replace(b"\x42GB", b"\x42XX")  # a text of two characters
+    expected = samples(networks(geoip, "Country"))
+    events = frame(ip=[address for address, _ in expected])
+    new = [record.get("country", {}).get("iso_code") for _, record in expected]
+    old = ["XX" if code == "GB" else code for code in new]
+    assert "GB" in new
+
+    def write(content: bytes, at: int) -> None:
+        path.write_bytes(content)
+        os.utime(path, (at, at))
+
+    write(before, 1)
+    step = build("geoip", {"database": path.name, "only": ["country"]}, {"ip": pl.String()}, base=tmp_path)
+    for at, content, answers in (
+        (1, before, old),
+        (2, b"", old),
+        (3, whole[: len(whole) // 2], old),
+        (4, (geoip / "GeoLite2-ASN-Test.mmdb").read_bytes(), old),
+        (5, whole, new),
+        (6, b"", new),
+    ):
+        write(content, at)
+        assert step(events)["country"].to_list() == answers
+        # Also of addresses that nobody has asked for.
+        assert step(frame(ip=[f"203.0.113.{at}"]))["country"].to_list() == [None]
+    path.unlink()
+    assert step(events)["country"].to_list() == new
+    other = tmp_path / "other"
+    other.write_bytes(before)
+    os.utime(other, (6, 6))
+    other.rename(path)
+    assert step(events)["country"].to_list() == old
+
+
+def test_a_database_that_turns_out_to_be_broken_stops_with_its_name(geoip: Path, tmp_path: Path) -> None:
+    path = geoip / "GeoLite2-Country-Test.mmdb"
+    whole, metadata = path.read_bytes(), maxminddb.open_database(path).metadata()
+    tree = metadata.node_count * metadata.record_size // 4 + 16
+    end = whole.rindex(b"\xab\xcd\xefMaxMind.com")
+    (tmp_path / "broken.mmdb").write_bytes(whole[:tree] + b"\xff" * (end - tree) + whole[end:])
+    step = build("geoip", {"database": "broken.mmdb"}, {"ip": pl.String()}, base=tmp_path)
+    with pytest.raises(EnrichmentFailed, match=r"geoip: .*broken\.mmdb is broken"):
+        step(frame(ip=[address for address, _ in samples(networks(geoip, "Country"))]))
 
 
 def test_an_edition_needs_a_database() -> None:

@@ -57,7 +57,8 @@ class Remembered:
 
     Answers are kept from batch to batch, ``bound`` values and :data:`MAX_BYTES` at most, and :data:`MOST_SECONDS` of
     the ``clock``: when they would be more or older, those that the current batch uses stay and the others are
-    forgotten. What is remembered changes the cost only, never an answer. A batch with more distinct values than
+    forgotten. What is remembered changes the cost only, never an answer: all of it is forgotten when ``source`` gives
+    something else than before, which is what ``describe`` looks values up in. A batch with more distinct values than
     fit is answered all the same. Several threads may ask at once.
     """
 
@@ -67,9 +68,12 @@ class Remembered:
         describe: Describe,
         bound: int = 20_000,
         of_null: Mapping[str, object] | None = None,
+        *,
         clock: Callable[[], float] = time.monotonic,
+        source: Callable[[], object] = lambda: None,
     ) -> None:
         self.column = column
+        self.source = source
         self._clock = clock
         self.bound = bound
         self.of_null = dict(of_null or {})
@@ -82,11 +86,16 @@ class Remembered:
             pl.lit(value, nothing.schema[name]).alias(name) for name, value in self.of_null.items()
         )
         self._lock = threading.Lock()
+        self._from = source()
         self._forget()
 
     def find(self, values: pl.Series) -> Found:
         """The answers for a String series; those that are not known yet are worked out."""
         with self._lock:
+            source = self.source()
+            if source != self._from:
+                self._forget()
+                self._from = source
             rows = self._number(values)
             if not (rows >= self._answers.height).any():
                 return Found(rows, self._answers)
@@ -164,6 +173,7 @@ def together(memories: Sequence[Remembered]) -> Remembered:
         lambda values: pl.concat([describe(values) for describe in describes], how="horizontal"),
         max(memory.bound for memory in memories),
         {name: value for memory in memories for name, value in memory.of_null.items()},
+        source=lambda: [memory.source() for memory in memories],
     )
 
 
