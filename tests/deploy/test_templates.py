@@ -209,6 +209,26 @@ def test_our_containers_may_do_nothing_but_their_work(variant: str) -> None:
         assert not any(re.search("PASSWORD|SECRET|TOKEN", name) for name in environment(container))
 
 
+def test_what_transforms_by_a_page_gets_the_secret_that_the_page_names() -> None:
+    secret = "arn:aws:secretsmanager:us-east-1:123456789012:secret:key-AbCdEf"
+    stacks = deployed(**VARIANTS["kinesis"], PageSecret=secret, PageVariable="SHOP_PSEUDONYM_KEY")
+    given = {
+        container["Name"]: {each["Name"]: each["ValueFrom"] for each in container.get("Secrets", ())}
+        for task in stacks["service"].resources(TASKS).values()
+        for container in task["ContainerDefinitions"]
+    }
+    having = {name for name, secrets in given.items() if secrets.get("SHOP_PSEUDONYM_KEY") == secret}
+    assert having == {"worker", "operator"}
+    assert all("PGPASSWORD" in given[name] for name in having)
+    (execution,) = stacks["roles"].resources("AWS::IAM::Role")["ExecutionRole"]["Policies"]
+    read = [
+        statement["Resource"]
+        for statement in statements(execution["PolicyDocument"])
+        if statement["Action"] == "secretsmanager:GetSecretValue"
+    ]
+    assert [secret in resources for resources in read] == [True]
+
+
 @pytest.mark.parametrize("workers", ["1", "2", "3"])
 def test_there_is_room_for_a_new_worker_before_an_old_one_goes(workers: str) -> None:
     """ECS rounds the most down and the least up:
