@@ -26,7 +26,8 @@ _SHARDS = """
     )
     SELECT s.source, s.partition, s.finished,
            s.finished AND COALESCE((SELECT bool_and(child.finished OR child.clock_us IS NOT NULL)
-                                    FROM shards AS child WHERE s.partition = ANY(child.parents)), false),
+                                    FROM shards AS child WHERE s.partition = ANY(child.parents)),
+                                   s.expires_at < clock_timestamp() - interval '1 hour', false),
            CASE WHEN s.expires_at > clock_timestamp() THEN s.behind_ms END,
            (SELECT max(m.position) FROM streamproc.shard_marks AS m
             WHERE (m.stream, m.source, m.partition) = (s.stream, s.source, s.partition))
@@ -97,7 +98,8 @@ class ShardStatus:
     """A shard. ``finished``: closed, and committed to its end: nothing of it can come any more.
 
     ``followed``: finished, and of the shards made from it each has had events, or is finished too. Until then
-    events can come that are as old as its newest.
+    events can come that are as old as its newest. Of one without such shards nobody has held the lease for an hour:
+    they would have been listed by now.
     ``behind_ms``: how far the records read last were behind the newest, ``None`` when nobody reads it.
     ``newest``: the newest position of which it is known where it is.
     """

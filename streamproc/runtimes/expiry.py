@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from streamproc.errors import Mistake
 from streamproc.ledger import Ledger
 from streamproc.ledger.retention import expire_objects
 from streamproc.model import Partition
 from streamproc.sinks.warehouse import Warehouse, needed_by
-from streamproc.topology import Topology
+from streamproc.topology import DAY, Topology
 
 
-async def slowest(ledger: Ledger, goes_on: Callable[[Partition], bool]) -> int | None:
-    """The clock of the partition that is behind all others, of those that can get events.
+async def clocks(ledger: Ledger, goes_on: Callable[[Partition], bool]) -> dict[Partition, int]:
+    """The clocks of the partitions that can get events: the one behind all others says what has expired.
 
     ``goes_on``: whether a partition can, so far as the ledger does not know it: shards that were split or merged
-    cannot, and are left out. Unix microseconds; ``None`` before the first event.
+    cannot, and are left out. Unix microseconds; nothing before the first event.
     """
     shards = await ledger.shards()
     over = {partition for partition, shard in shards.items() if shard.followed}
-    return min(
-        (
-            status.clock_us
-            for status in await ledger.status()
-            if status.clock_us is not None and status.partition not in over and goes_on(status.partition)
-        ),
-        default=None,
-    )
+    return {
+        status.partition: status.clock_us
+        for status in await ledger.status()
+        if status.clock_us is not None and status.partition not in over and goes_on(status.partition)
+    }
+
+
+def standing(found: Mapping[Partition, int]) -> set[Partition]:
+    """The partitions with clocks so far behind the newest that they are hardly just slow."""
+    newest = max(found.values(), default=0)
+    return {partition for partition, clock in found.items() if newest - clock > DAY}
 
 
 async def newest(ledger: Ledger, belongs: Callable[[Partition], bool]) -> int | None:
@@ -50,8 +53,8 @@ async def without_broker(ledger: Ledger, page: Topology) -> int | None:
 
     It may be behind that of the workers (an embedded broker's former lives still count), never before it.
     """
-    clock = await slowest(ledger, lambda partition: partition.source == page.topic.name)
-    return clock if clock is not None else await newest(ledger, lambda partition: "://" in partition.source)
+    found = await clocks(ledger, lambda partition: partition.source == page.topic.name)
+    return min(found.values()) if found else await newest(ledger, lambda partition: "://" in partition.source)
 
 
 async def expire_events(

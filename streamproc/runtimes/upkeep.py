@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 
 import structlog
 
 from streamproc.concurrency import end_if_cancelled
-from streamproc.errors import StreamprocError
+from streamproc.errors import DependencyError, StreamprocError
 from streamproc.ledger import Ledger
 from streamproc.ledger.retention import expire_objects, forget_redrives, forget_swept
 from streamproc.model import Partition
@@ -25,6 +25,8 @@ from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.warehouse import Warehouse, layout_of, open_warehouse
+from streamproc.sources.kafka_admin import admin
+from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.log_store import LogConnection
 from streamproc.topology import Topology
 
@@ -52,6 +54,7 @@ class Upkeep:
         #: Work whose last turn failed, and the Unix time at which the warehouse had everything committed.
         self.failing: set[str] = set()
         self.loaded: float | None = None
+        self._standing: set[Partition] = set()
         self._broker = endpoints.broker
         self._logs = isinstance(endpoints.broker, LogConnection)
         self._topology = topology
@@ -188,11 +191,36 @@ class Upkeep:
         if self._logs:
             place = str(self._broker)
             return await expiry.newest(self._ledger, lambda partition: partition.source == place)
-        return await expiry.slowest(self._ledger, self._goes_on)
+        clocks = await expiry.clocks(self._ledger, self._goes_on)
+        if standing := expiry.standing(clocks):
+            standing -= (gone := await self._gone(standing))
+            clocks = {partition: clock for partition, clock in clocks.items() if partition not in gone}
+        if standing and standing != self._standing:
+            log.warning(
+                "not_expiring",
+                partitions=sorted(map(str, standing)),
+                why="their newest events are more than a day older than those of others",
+            )
+        self._standing = standing
+        return min(clocks.values(), default=None)
 
     def _goes_on(self, partition: Partition) -> bool:
         """Whether the partition can get events: its clock would otherwise hold back everything for ever."""
         return partition.source == self._topology.topic.name and self._broker.serves(partition.id)
+
+    async def _gone(self, partitions: Collection[Partition]) -> set[Partition]:
+        """Those that the topic has no more, because it was made anew with fewer."""
+        if not isinstance(self._broker, KafkaConnection):
+            return set()
+        try:
+            async with admin(self._broker) as broker:
+                state = await broker.describe(self._topology.topic.name)
+        except DependencyError:  # who may read a topic may still not be allowed to ask about it
+            return set()
+        if state is None:
+            return set()
+        there = {self._broker.partition(state.name, number) for number in range(state.partitions)}
+        return set(partitions) - there
 
     async def _every(self, seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -159,6 +159,31 @@ async def test_a_child_waits_until_both_parents_are_committed_to_their_ends(shar
     assert await ready(b=9)
 
 
+async def test_a_shard_that_nothing_was_made_of_holds_no_clock_back_for_longer_than_an_hour(shards, ledger):
+    one, _ = shards
+    await one.found(PARENTS, "earliest", None)
+    mine = await taken(one, "a", "b")
+    await one.beat({"a": Report(mine["a"].lease, last_position=-1)})
+
+    async def followed() -> list[str]:
+        found = await ledger.shards()
+        return sorted(partition.id for partition, shard in found.items() if shard.followed)
+
+    async def let_go(minutes: int) -> None:
+        async with ledger.database.connection("let go") as conn:
+            await conn.execute(
+                "UPDATE streamproc.shards SET expires_at = clock_timestamp() - %s * interval '1 minute'",
+                [minutes],
+            )
+
+    await let_go(59)
+    assert await followed() == []
+    await let_go(61)
+    assert await followed() == ["a"], "b has not come to its end"
+    await one.found([*PARENTS, *CHILDREN], "earliest", None)
+    assert await followed() == [], "c has had no event"
+
+
 async def test_a_stream_begins_where_asked_and_later_shards_with_their_first_record(shards):
     one, two = shards
     await one.found(PARENTS, "timestamp", 1_700_000_000_000)

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
@@ -16,9 +17,10 @@ from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.upkeep import Upkeep
 from streamproc.settings import read_settings
 from streamproc.sinks.object_store import open_store
+from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.log_store import LogConnection
 from streamproc.topic_pages import load_page
-from streamproc.topology import HOUR, Retention
+from streamproc.topology import DAY, HOUR, Retention
 from tests.e2e.harness import REPOSITORY
 from tests.ledger.epochs import nothing, planned, record, written
 
@@ -61,6 +63,28 @@ async def test_the_newest_event_of_all_logs_says_what_is_beyond_retention(
     assert told.calls == [
         (table.name, newest - 5 * MINUTE, True) for table in page.tables if newest is not None
     ]
+
+
+@pytest.mark.parametrize("behind", ["7", "2"])
+async def test_a_partition_that_the_topic_has_no_more_holds_nothing_back(
+    ledger: Ledger, kafka: KafkaConnection, topic: str, behind: str
+) -> None:
+    """The topic has four: number 7 is of one before it, and number 2 may only be idle."""
+    page = load_page(REPOSITORY / "topics" / "clickstream.toml")
+    page = replace(page, name=ledger.stream, topic=replace(page.topic, name=topic))
+    new, old = 30 * DAY, 2 * DAY
+    for number, clock in (("0", new), ("1", new + MINUTE), (behind, old)):
+        claims = await ledger.claim([partition := Partition(topic, number)])
+        await ledger.commit(record(Advance(claims[partition], None, 1, clock, Counts(1, 1))), nothing)
+    told: Any = Told()
+    upkeep = Upkeep(page, ledger, None, told, Endpoints(read_settings(environ={}), broker=kafka))
+    with capture_logs() as logs:
+        await upkeep.expire()
+        await upkeep.expire()
+    watermark = (new if behind == "7" else old) - page.contract.event_time.disorder
+    assert told.calls == 2 * [(table.name, watermark, False) for table in page.tables]
+    said = [entry["partitions"] for entry in logs if entry["event"] == "not_expiring"]
+    assert said == ([] if behind == "7" else [[f"{topic}/2"]])
 
 
 class Started(Upkeep):
