@@ -84,7 +84,6 @@ FUNCTIONS = frozenset(
         "nullif",
         "octet_length",
         "pi",
-        "position",
         "pow",
         "power",
         "radians",
@@ -101,7 +100,6 @@ FUNCTIONS = frozenset(
         "starts_with",
         "strftime",
         "string_to_array",
-        "strpos",
         "strptime",
         "substr",
         "substring",
@@ -113,6 +111,9 @@ FUNCTIONS = frozenset(
         "upper",
     ]
 )
+#: Functions of one row all the same, but not what they are elsewhere: to polars ``strpos(path, '?')`` is no expression,
+#: and the position of ``'.'`` is 1 in whatever is not empty.
+_BY_REGULAR_EXPRESSION = frozenset(["position", "strpos"])
 #: Keywords that may stand before a parenthesis.
 _BEFORE_PARENTHESIS = frozenset(
     [
@@ -204,6 +205,11 @@ def _refuse_words(bare: str) -> None:
             raise ExpressionError(f"'{word}' reads the clock; a replay would not agree with the stream")
         if name in _SEVERAL_ROWS:
             raise ExpressionError(f"'{word}' looks at other rows; an expression sees one event only")
+        if parenthesis and name in _BY_REGULAR_EXPRESSION:
+            raise ExpressionError(
+                f"'{word}' takes what it looks for as a regular expression; use like, starts_with, split_part or"
+                " regexp_like"
+            )
         if parenthesis and name not in FUNCTIONS and name not in _BEFORE_PARENTHESIS:
             near = difflib.get_close_matches(name, FUNCTIONS, n=2, cutoff=0.75)
             raise ExpressionError(

@@ -165,6 +165,21 @@ def test_numbers_that_fit_come_out_as_in_another_sql_engine(sql: str) -> None:
     assert EVENTS.select(compile_sql(sql, COLUMNS).expr).rows() == expected
 
 
+@pytest.mark.parametrize("sql", ["strpos(path, '?') > 0", "POSITION('.' in host) = 1"])
+def test_a_search_that_would_take_a_text_for_a_regular_expression_is_refused(sql: str) -> None:
+    with pytest.raises(ExpressionError, match="takes what it looks for as a regular expression; use like"):
+        compile_sql(sql, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["replace(path, '.', 'x')", "path like '%.%'", "starts_with(path, '.')", "split_part(host, '.', 1)"],
+)
+def test_other_searches_take_it_as_it_stands(sql: str) -> None:
+    expected = duckdb.sql(f"select {sql} from EVENTS").fetchall()
+    assert EVENTS.select(compile_sql(sql, COLUMNS).expr).rows() == expected
+
+
 def test_a_failing_cast_is_told_to_try() -> None:
     with pytest.raises(ExpressionError, match="try_cast"):
         compile_sql("cast(host as bigint)", COLUMNS)
@@ -185,7 +200,7 @@ def test_words_inside_texts_and_quoted_names_are_not_sql() -> None:
 
 def test_functions_that_are_allowed_are_known_to_the_engine() -> None:
     unknown = []
-    grammar = {"cast": "n as int", "try_cast": "n as int", "extract": "year from n", "position": "'a' in n"}
+    grammar = {"cast": "n as int", "try_cast": "n as int", "extract": "year from n"}
     for name in sorted(FUNCTIONS):
         try:
             pl.sql_expr(f"{name}({grammar.get(name, 'n')})")
