@@ -44,7 +44,7 @@ _BACKLOG = """
 #: What a note is about.
 KINDS = ("events", "rows")
 
-#: Rows of an object that are made into JSON at a time.
+#: Rows that are made into JSON at a time. All that an epoch changes in a table can be more than a column takes, 1 GB.
 _SLICE = 10_000
 
 #: Bytes of the longest value that is published: brokers take 1 MiB with everything around it, by default,
@@ -105,7 +105,7 @@ class Outbox:
         written: Sequence[WrittenObject],
         changed: Mapping[str, pl.DataFrame],
     ) -> None:
-        """Note what to publish, inside the committing transaction: a note for each object and each table."""
+        """Note what to publish, inside the committing transaction: each object, and the rows of each table in parts."""
         notes: list[tuple[str, uuid.UUID, str, str | None, bytes]] = []
         stream = self._topology.name
         if self._topology.sinks.publish_events:
@@ -116,9 +116,9 @@ class Outbox:
             ]
         if self.wants_rows:
             notes += [
-                (stream, epoch, "rows", table, rows.write_ndjson().encode())
+                (stream, epoch, "rows", table, part.write_ndjson().encode())
                 for table, rows in changed.items()
-                if len(rows)
+                for part in rows.iter_slices(_SLICE)
             ]
         if notes:
             async with conn.cursor() as cursor:

@@ -1,0 +1,49 @@
+"""What is noted for publication, and what of it the broker gets."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from streamproc.ledger import Ledger
+from streamproc.sinks import outbox
+from streamproc.sinks.outbox import Outbox
+from streamproc.topic_pages import load_page
+from tests.e2e.harness import REPOSITORY
+
+
+class Broker:
+    """Takes everything."""
+
+    def __init__(self) -> None:
+        self.values: list[bytes | None] = []
+
+    async def publish(
+        self, topic: str, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None = None
+    ) -> None:
+        self.values += values
+
+
+async def test_the_changed_rows_of_an_epoch_are_noted_in_parts_that_fit_a_column(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_SLICE", 50)
+    page = load_page(REPOSITORY / "topics" / "clickstream.toml")
+    sinks = replace(page.sinks, publish_events=None, publish_tables="changes")
+    table = next(each for each in page.tables if each.window.kind != "session")
+    broker = Broker()
+    publication = Outbox(replace(page, sinks=sinks), ledger.database, None, broker)
+    rows = pl.DataFrame({"window_start": range(120), **dict.fromkeys(table.by, "x")})
+    async with ledger.database.transaction("commit") as conn:
+        await publication.enlist(conn, uuid.uuid4(), [], {table.name: rows, "empty": rows.clear()})
+    assert (await publication.backlog()).notes == 3
+    assert await publication.deliver("rows") == 3
+    published = [json.loads(value or b"") for value in broker.values]
+    assert [each["row"]["window_start"] for each in published] == list(range(120))
+    assert {each["table"] for each in published} == {table.name}
+    assert (await publication.backlog()).notes == 0
