@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamproc.cli.options import Group, load_topics, only_itself, settings_options
-from streamproc.cli.streams import named, opened_store, set_up_options
+from streamproc.cli.streams import named, set_up_options
 
 if TYPE_CHECKING:
     from streamproc.settings import Bind, Settings
@@ -60,9 +60,9 @@ def grant_command(role: str, config: Path | None, topics: Path | None) -> None:
 async def _serve(settings: Settings, topic: str | None, where: str | None, open_: bool) -> None:
     from streamproc.dashboard.access import access  # noqa: PLC0415 - keeps --help fast
     from streamproc.dashboard.server import Sources, serve  # noqa: PLC0415
-    from streamproc.errors import StreamprocError  # noqa: PLC0415
     from streamproc.runtimes.attach import attached, running_broker  # noqa: PLC0415
     from streamproc.runtimes.service import signals  # noqa: PLC0415
+    from streamproc.sinks.object_store import StoreSettings, open_store  # noqa: PLC0415
 
     own = settings.dashboard
     bind = _bind(where) if where else own.bind
@@ -83,11 +83,11 @@ async def _serve(settings: Settings, topic: str | None, where: str | None, open_
             warehouse = database if settings.warehouse.embedded else warehouse
         if topic is None:
             pages = await _that_ran(database, pages)
-        broker = await stack.enter_async_context(running_broker(settings))
-        try:
-            store = await stack.enter_async_context(opened_store(settings))
-        except StreamprocError:
-            store = None  # the page says that samples are not shown
+        # What is away has its next chance soon: nobody waits for many tries.
+        options = StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region, attempts=2)
+        store = open_store(settings.lake.reveal(), options)
+        stack.push_async_callback(store.close)
+        broker = partial(running_broker, settings)
 
         def ready(address: str) -> None:
             click.echo(f"Dashboard: {address}")

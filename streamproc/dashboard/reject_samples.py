@@ -49,12 +49,13 @@ class RejectSamples:
 
 
 class RejectReader:
-    """Reads a stream's newest rejects from ``store``, each object once."""
+    """Reads a stream's newest rejects from ``store``, each object once; it is opened when there is one to read."""
 
     def __init__(self, stream: str, reader: Reader, store: ObjectStore) -> None:
         self._stream = stream
         self._reader = reader
         self._store = store
+        self._opened = False
         self._known: dict[str, tuple[Counter[str], dict[str, list[Sample]]]] = {}
 
     async def look(self) -> RejectSamples:
@@ -68,7 +69,7 @@ class RejectReader:
         for key, _, _ in found:
             if key not in self._known:
                 try:
-                    self._known[key] = _read(await self._store.get(key))
+                    self._known[key] = _read(await self._get(key))
                 except MissingObject:  # old data that somebody deleted
                     continue
             these, some = self._known[key]
@@ -80,6 +81,12 @@ class RejectReader:
             found[-1][2] if found else None,
             [(reason, count, samples.get(reason, [])) for reason, count in counts.most_common()],
         )
+
+    async def _get(self, key: str) -> bytes:
+        if not self._opened:
+            await self._store.open()
+            self._opened = True
+        return await self._store.get(key)
 
 
 def _read(body: bytes) -> tuple[Counter[str], dict[str, list[Sample]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -58,14 +58,15 @@ _REDSHIFT = "in Redshift, which the pages do not ask: streamproc warehouse statu
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What is read. ``database``: conninfo of ledger and tables. ``broker``: ``None`` when it cannot be asked.
+    """What is read. ``database``: conninfo of ledger and tables.
 
-    ``warehouse``: conninfo or ``none``. ``store``: the open lake, for samples of rejects, or ``None``.
+    ``broker`` is asked each time: an embedded one comes, goes and comes again at another port; ``None`` when there is
+    none now. ``warehouse``: conninfo or ``none``. ``store``: the lake, for samples of rejects, not opened, or ``None``.
     """
 
     topologies: Sequence[Topology]
     database: str
-    broker: Connection | None = None
+    broker: Callable[[], AbstractAsyncContextManager[Connection | None]] = nullcontext
     warehouse: str = "none"
     store: ObjectStore | None = None
     statement_timeout: float = 5.0
@@ -170,10 +171,13 @@ def _stream(topology: Topology, reader: Reader, sources: Sources) -> Stream:
     )
 
 
-async def _ends(broker: Connection | None, topology: Topology) -> Ends:
-    if not isinstance(broker, KafkaConnection):
-        return Ends({}, {}, _NO_ENDS if broker is None else None)
-    return Ends(await spans(broker, topology.topic.name), {})
+async def _ends(
+    running: Callable[[], AbstractAsyncContextManager[Connection | None]], topology: Topology
+) -> Ends:
+    async with running() as broker:
+        if not isinstance(broker, KafkaConnection):
+            return Ends({}, {}, _NO_ENDS if broker is None else None)
+        return Ends(await spans(broker, topology.topic.name), {})
 
 
 async def _warehouse(sources: Sources, topology: Topology) -> WarehouseStatus | str | None:

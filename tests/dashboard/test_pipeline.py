@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import TypeVar, cast
 
 import polars as pl
 import psycopg
@@ -26,13 +29,16 @@ from streamproc.dashboard.pipeline_view import (
     lag,
     rate,
 )
-from streamproc.dashboard.reading import Reader, Seen, read_only
+from streamproc.dashboard.reading import Answer, Question, Reader, Seen, read_only
+from streamproc.dashboard.reject_samples import RejectReader
 from streamproc.database import Database
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger, PartitionStatus, compaction
-from streamproc.model import Counts, PlannedObject
+from streamproc.model import Counts, Partition, PlannedObject
+from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.warehouse import WarehouseStatus
 from streamproc.sinks.warehouse_postgres import PostgresWarehouse
+from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_positions import Span
 from streamproc.topology import Topology
 from tests.dashboard.conftest import Site
@@ -199,6 +205,71 @@ async def test_a_warehouse_that_says_nothing_holds_nobody_up_for_long(
         sources = server.Sources([topology], "", warehouse=f"postgresql://reader@127.0.0.1:{port}/warehouse")
         with pytest.raises(DependencyError, match="warehouse: no answer within"):
             await server._warehouse(sources, topology)
+
+
+async def test_a_broker_that_comes_later_or_again_elsewhere_is_asked_where_it_is_now(
+    site: Site, topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: list[KafkaConnection | None] = [None]
+    left = 0
+
+    @asynccontextmanager
+    async def broker() -> AsyncIterator[KafkaConnection | None]:
+        nonlocal left
+        yield running[0]
+        left += 1
+
+    async def spans(asked: KafkaConnection, topic: str) -> dict[Partition, Span]:
+        return {P0: Span(0, int(asked.bootstrap.split(":")[1]))}
+
+    monkeypatch.setattr(server, "spans", spans)
+    sources = server.Sources([topology], site.url, broker)
+    assert await server._ends(sources.broker, topology) == Ends({}, {}, server._NO_ENDS)
+    for port in (1_001, 1_002):
+        running[0] = KafkaConnection(f"127.0.0.1:{port}", embedded=True)
+        assert await server._ends(sources.broker, topology) == Ends({P0: Span(0, port)}, {})
+    assert left == 3
+    without = server.Sources([topology], site.url)
+    assert (await server._ends(without.broker, topology)).problem == server._NO_ENDS
+
+
+class Lake:
+    """A store that is away, or has one object of rejects."""
+
+    def __init__(self) -> None:
+        self.away = True
+        self.opened = 0
+
+    async def open(self) -> None:
+        self.opened += 1
+        if self.away:
+            raise DependencyError("the lake", "is away")
+
+    async def get(self, key: str) -> bytes:
+        assert not self.away
+        body = io.BytesIO()
+        row = {"reason": "too_old", "original": b"{}", "field": "", "detail": "", "position": 7}
+        pl.DataFrame([{**row, "source_partition": "0"}]).write_parquet(body)
+        return body.getvalue()
+
+
+async def test_a_lake_that_was_away_at_the_start_is_opened_when_it_is_back(topology: Topology) -> None:
+    now, lake = datetime.now(UTC), Lake()
+    asked: list[tuple[str, int, datetime]] = []
+
+    async def ask(_: Question) -> Answer:
+        return Answer(["key", "rows", "committed_at"], list(asked))
+
+    rejects = RejectReader(topology.name, cast(Reader, SimpleNamespace(ask=ask)), cast(ObjectStore, lake))
+    assert not (await rejects.look()).reasons
+    assert lake.opened == 0, "without rejects there is nothing to fetch"
+    asked.append(("rejects/1.parquet", 1, now))
+    with pytest.raises(DependencyError, match="is away"):
+        await rejects.look()
+    lake.away = False
+    for _ in range(2):
+        assert [(reason, count) for reason, count, _ in (await rejects.look()).reasons] == [("too_old", 1)]
+    assert lake.opened == 2
 
 
 def binned(commits: Sequence[tuple[datetime, int]], now: datetime) -> list[Bin]:
