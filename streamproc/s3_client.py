@@ -23,7 +23,7 @@ _HINTS = {
     "SignatureDoesNotMatch": "the secret key is wrong, or the clock is",
     "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role",
     "EndpointConnectionError": "is the endpoint reachable? Is s3.endpoint_url, or AWS_ENDPOINT_URL, right?",
-    "NoRegionError": "set AWS_REGION",
+    "NoRegionError": "set AWS_DEFAULT_REGION",
 }
 
 

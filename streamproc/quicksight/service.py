@@ -23,7 +23,7 @@ _HINTS = {
     "AccessDeniedException": "docs/quicksight.md lists the permissions that are needed",
     "ConflictException": "something else changes it at this moment; run it again",
     "LimitExceededException": "the account has no more of these; see its quotas, and the capacity of SPICE",
-    "NoRegionError": "set quicksight.region, or AWS_REGION",
+    "NoRegionError": "set quicksight.region, or AWS_DEFAULT_REGION",
     "PreconditionNotMetException": "the account or the data set is not ready for it",
     "ThrottlingException": "too many requests, also of others; run it again, it goes on where it stopped",
     "UnsupportedUserEditionException": "QuickSight's Enterprise edition is needed",
