@@ -286,7 +286,8 @@ def _sum(column: pl.Expr, type_: pl.DataType) -> pl.Expr:
     if type_.is_integer():
         total = column.cast(pl.Int128).sum().clip(-INTEGER_LIMIT, INTEGER_LIMIT)
     else:
-        total = column.cast(pl.Float64).sum().clip(-FLOAT_LIMIT, FLOAT_LIMIT)
+        # What is no number here comes of infinities of both signs, whose limits add up to nothing.
+        total = column.cast(pl.Float64).sum().fill_nan(0).clip(-FLOAT_LIMIT, FLOAT_LIMIT)
     return pl.when(column.count() > 0).then(total).cast(type_)
 
 

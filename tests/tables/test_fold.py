@@ -257,6 +257,15 @@ def test_sums_saturate_where_the_database_would_overflow():
     assert list(rows.values()) == [{"units": 2**62 - 1, "amount": 8e307}]
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_what_is_infinite_is_a_sum_at_its_limit_whatever_it_meets(together):
+    table = tumbling([Measure(kind, kind, pl.Float64(), "amount") for kind in ("sum", "avg", "min", "max")])
+    values = [float("inf"), float("-inf")]
+    events = [event(i, amount=value) for i, value in enumerate(values)]
+    rows, _ = folded(table, [[events]] if together else [[[each]] for each in events])
+    assert list(rows.values()) == [{"sum": 0.0, "avg": 0.0, "min": values[1], "max": values[0]}]
+
+
 def test_what_is_no_number_is_no_value_of_a_measure_that_calculates():
     table = tumbling(
         [Measure(kind, kind, pl.Float64(), "amount") for kind in ("sum", "avg", "min", "max")]
