@@ -20,6 +20,7 @@ from streamproc.transform.enrich import ORDER, PRIVACY, SPECS
 from streamproc.transform.enrich.distinct import Answers, Shared
 from streamproc.transform.enrich.spec import Resources, Step
 from streamproc.transform.erased import Erased
+from streamproc.transform.expressions import named
 from streamproc.transform.filters import Filters, compiled_or_mistake, reads_only
 from streamproc.transform.weblog_formats import PARSERS as LOG_PARSERS
 
@@ -66,8 +67,8 @@ class Transform:
     def __call__(self, batches: Sequence[RecordBatch]) -> Transformed:
         """Transform the records of ``batches``; rows keep the order of the records.
 
-        Bad data never raises: it is in ``rejects``. Raises EnrichmentFailed when an enrichment's own code
-        is at fault, naming it; nothing of the batches is lost then, for nothing was committed.
+        Bad data never raises: it is in ``rejects``. Raises EnrichmentFailed when an enrichment's own code or
+        an expression is at fault, naming it; nothing of the batches is lost then, for nothing was committed.
         """
         decoded = decode(batches, self.topology.contract, self.visitor_key)
         counts: dict[str, Counts] = {}
@@ -81,8 +82,10 @@ class Transform:
         self._filter(self._early, result, answers)
         for step in self._enrich:
             result.events = answers.run(step, result.events)
-        for expr in self._derive:  # one after the other: a derived column may read those before it
-            result.events = result.events.with_columns(expr)
+        # One after the other: a derived column may read those before it.
+        for name, expr in self._derive.items():
+            with named(f"{self.topology.name}: derive.{name}"):
+                result.events = result.events.with_columns(expr.alias(name))
         self._filter(self._late, result, answers)
         for step in self._privacy:
             result.events = answers.run(step, result.events)
@@ -95,7 +98,9 @@ class Transform:
         return result
 
     def _filter(self, filters: Filters, result: Transformed, answers: Answers) -> None:
-        keep = filters.keep(answers.join(result.events, filters.reads), result)
+        events = answers.join(result.events, filters.reads)
+        with named(f"{self.topology.name}: filters"):
+            keep = filters.keep(events, result)
         if keep is not None:
             result.events = result.events.filter(keep)
             answers.filter(keep)
@@ -141,8 +146,8 @@ def _in_the_page(mistake: Mistake, enrichment: Enrichment) -> Mistake:
     return replace(mistake, where=".".join(filter(None, (section, kind, enrichment.name, option))))
 
 
-def _derived(topology: Topology, mistakes: list[Mistake]) -> list[pl.Expr]:
-    derived = []
+def _derived(topology: Topology, mistakes: list[Mistake]) -> dict[str, pl.Expr]:
+    derived = {}
     for name, sql, dtype in topology.derive:
         compiled = compiled_or_mistake(f"derive.{name}", sql, topology.columns, mistakes)
         if compiled is None:
@@ -150,7 +155,7 @@ def _derived(topology: Topology, mistakes: list[Mistake]) -> list[pl.Expr]:
         if compiled.type != dtype:
             problem = f"it gives {compiled.type}, declared is {dtype}"
             mistakes.append(Mistake(f"derive.{name}", problem, "Cast it in the SQL"))
-        derived.append(compiled.expr.alias(name))
+        derived[name] = compiled.expr
     return derived
 
 

@@ -15,17 +15,18 @@ import difflib
 import json
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 from polars.datatypes import IntegerType
-from polars.exceptions import PolarsError
+from polars.exceptions import PanicException, PolarsError
 
-from streamproc.errors import ExpressionError
+from streamproc.errors import EnrichmentFailed, ExpressionError
 
-__all__ = ["Compiled", "ExpressionError", "compile_sql"]
+__all__ = ["Compiled", "ExpressionError", "compile_sql", "named"]
 
 #: A string literal or a quoted identifier: words inside it are not SQL.
 _QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
@@ -147,18 +148,38 @@ _CLOCKS = frozenset(
 )
 _SEVERAL_ROWS = frozenset(["over", "select", "with", "values", "exists"])
 
+#: Whole numbers of every size, so that whatever they are divided by one of them is a day that no calendar has: those
+#: of which polars can write no text lie between 2**27 and 2**31 days.
+_WHOLE = [0, 1, -1, *(sign * 2**power for power in range(3, 63, 4) for sign in (1, -1)), 2**63 - 1, -(2**63)]
 #: Values that make an expression fail while loading if it could fail on data: a text that is no number, no
 #: date and no regular expression; zero; the ends of the integers.
-_AWKWARD: dict[type[pl.DataType] | pl.DataType, list[object]] = {
-    pl.String: ["(", "", None],
+_AWKWARD: dict[type[pl.DataType] | pl.DataType, list[Any]] = {
+    pl.String: ["(", "", "0", "-1", str(-(2**63)), None],
     pl.Boolean: [True, False, None],
-    pl.Float64: [0.0, -1e300, None],
-    pl.Int64: [0, -(2**63), None],
-    pl.Int32: [0, -(2**31), None],
-    pl.Int8: [0, -(2**7), None],
-    pl.Date: [date(1970, 1, 1), date(1, 1, 1), None],
+    pl.Float64: [0.0, 1.0, -1.0, 1e300, -1e300, None],
+    pl.Int64: [*_WHOLE, None],
+    pl.Int32: [0, 1, -1, 2**31 - 1, -(2**31), None],
+    pl.Int8: [0, 1, -1, 2**7 - 1, -(2**7), None],
+    pl.Date: [date(1970, 1, 1), date.min, date.max, None],
+    pl.Datetime: [
+        *(datetime(year, 1, 1, tzinfo=UTC) for year in (1970, 1900)),
+        datetime.max.replace(tzinfo=UTC),
+        None,
+    ],
 }
-_ROWS = 3
+#: A prime, and no fewer than any column has values: see :func:`_awkward`.
+_VALUES = 37
+_ROWS = _VALUES**2
+_HINTS = {
+    "conversion": "; use try_cast, which gives null",
+    "out-of-range": "; bound the number first, as in case when n between 0 and 50000 then n end",
+}
+
+#: What PostgreSQL, Parquet's readers and Python all have of time.
+_CALENDAR: dict[pl.DataType, tuple[date, date]] = {
+    pl.Date(): (date.min, date.max),
+    pl.Datetime("us", "UTC"): (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)),
+}
 
 #: No text has more characters or bytes: records are smaller by far.
 _LONGEST_TEXT = 2**30
@@ -183,16 +204,21 @@ def compile_sql(sql: str, columns: Mapping[str, pl.DataType]) -> Compiled:
 
     Raises :class:`ExpressionError` when it does not parse, names a column that does not exist (near matches
     are listed), is not a function of one row, does not fit the columns' types, or could fail on some value
-    (a ``cast`` of text to a number: ``try_cast`` gives null instead).
+    (a ``cast`` of text to a number: ``try_cast`` gives null instead). A date or a moment that it would give outside
+    the years 1 to 9999 is null.
     """
     _refuse_words(_QUOTED.sub("''", sql))
     try:
         expr = pl.sql_expr(sql)
         roots = tuple(dict.fromkeys(expr.meta.root_names()))
-    except PolarsError as error:
+    except (PolarsError, PanicException) as error:
         raise ExpressionError(f"it does not parse: {_first_line(error)}") from None
     _refuse_unknown(roots, columns)
-    return Compiled(expr, roots, _probe(expr, {name: columns[name] for name in roots}))
+    dtype = _probe(expr, {name: columns[name] for name in roots})
+    if dtype in _CALENDAR:
+        first, last = (pl.lit(end, dtype) for end in _CALENDAR[dtype])
+        expr = pl.when(expr.is_between(first, last)).then(expr)
+    return Compiled(expr, roots, dtype)
 
 
 def _refuse_words(bare: str) -> None:
@@ -230,16 +256,16 @@ def _refuse_unknown(roots: tuple[str, ...], columns: Mapping[str, pl.DataType]) 
 
 
 def _probe(expr: pl.Expr, columns: Mapping[str, pl.DataType]) -> pl.DataType:
-    frame = pl.DataFrame([_awkward(name, dtype) for name, dtype in columns.items()])
+    frame = pl.DataFrame([_awkward(*column, place) for place, column in enumerate(columns.items())])
     if not columns:
         frame = pl.DataFrame({"": pl.repeat(None, _ROWS, eager=True)})
     try:
         out = frame.lazy().select(expr.alias("answer")).collect()
         typed = out.height == _ROWS or not columns
         _range(expr, frame.lazy())
-    except PolarsError as error:
+    except (PolarsError, PanicException) as error:
         problem = _first_line(error)
-        hint = "; use try_cast, which gives null" if "conversion" in problem else ""
+        hint = next((hint for sign, hint in _HINTS.items() if sign in problem), "")
         raise ExpressionError(f"it does not work on these columns: {problem}{hint}") from None
     if not typed:
         raise ExpressionError("it gives another number of rows than it was given")
@@ -283,12 +309,31 @@ def _range(expr: pl.Expr, frame: pl.LazyFrame) -> tuple[int, int] | None:
     return least, greatest
 
 
-def _awkward(name: str, dtype: pl.DataType) -> pl.Series:
+def _awkward(name: str, dtype: pl.DataType, place: int) -> pl.Series:
+    """The column at a ``place`` of the frame that is tried: any value of it meets any of another in some row.
+
+    Each round of rows moves a column on against the one before by one value more, and in a prime number of rounds any
+    two columns come to stand in every way to each other.
+    """
+    values = _AWKWARD.get(dtype.base_type(), [None])
+    numbers = [(row + place * round_) % _VALUES for round_ in range(_VALUES) for row in range(_VALUES)]
+    found = [values[number % len(values)] for number in numbers]
     if isinstance(dtype, pl.Datetime):
-        moments = [datetime(1970, 1, 1, tzinfo=UTC), datetime(1900, 1, 1, tzinfo=UTC), None]
-        return pl.Series(name, moments, dtype=pl.Datetime("us", "UTC")).cast(dtype)
-    return pl.Series(name, _AWKWARD.get(dtype, [None] * _ROWS), dtype=dtype)
+        return pl.Series(name, found, dtype=pl.Datetime("us", "UTC")).cast(dtype)
+    return pl.Series(name, found, dtype=dtype)
 
 
-def _first_line(error: Exception) -> str:
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """What runs inside evaluates the expressions at ``where``: when they fail all the same, the error says so.
+
+    Raises :class:`EnrichmentFailed`.
+    """
+    try:
+        yield
+    except (PolarsError, PanicException) as error:
+        raise EnrichmentFailed(where, f"it fails on these events: {' '.join(str(error).split())}") from error
+
+
+def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]

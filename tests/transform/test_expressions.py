@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, date, datetime
 
 import duckdb
 import polars as pl
@@ -17,6 +17,7 @@ COLUMNS: dict[str, pl.DataType] = {
     "path": pl.String(),
     "value": pl.Float64(),
     "n": pl.Int64(),
+    "m": pl.Int64(),
     "event_time": pl.Datetime("us", "UTC"),
     "event_date": pl.Date(),
     "event_hour": pl.Int8(),
@@ -178,6 +179,44 @@ def test_a_search_that_would_take_a_text_for_a_regular_expression_is_refused(sql
 def test_other_searches_take_it_as_it_stands(sql: str) -> None:
     expected = duckdb.sql(f"select {sql} from EVENTS").fetchall()
     assert EVENTS.select(compile_sql(sql, COLUMNS).expr).rows() == expected
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "div(n, m)",
+        "div(m, n)",
+        "div(n, coalesce(event_weekday, m))",
+        "div(n, try_cast(path as bigint))",
+        "strftime(try_cast(n as date), '%Y')",
+        "strftime(try_cast(n / 86400000 as date), '%Y')",
+        "strftime(try_cast(n / 12345 as date), '%Y')",
+        "cast(cast(n as timestamp) as text)",
+        "cast(n as timestamp) + interval '1 month'",
+    ],
+)
+def test_what_could_fail_on_hostile_numbers_is_refused(sql: str) -> None:
+    """Also where polars panics, which is no error of its own kind."""
+    with pytest.raises(ExpressionError, match="it does not"):
+        compile_sql(sql, COLUMNS)
+
+
+def test_a_number_of_days_is_told_to_be_bounded() -> None:
+    bounded = "case when n between 0 and 50000 then n end"
+    with pytest.raises(ExpressionError, match=f"as in {bounded}"):
+        compile_sql("strftime(try_cast(n as date), '%Y')", COLUMNS)
+    assert compile_sql(f"strftime(try_cast({bounded} as date), '%Y')", COLUMNS).type == pl.String()
+
+
+def test_a_time_outside_the_calendar_is_null() -> None:
+    days = pl.DataFrame({"n": [0, -719_162, -719_163, 2_932_896, 2_932_897, 2**31 - 1, 2**63 - 1, None]})
+    dates = [date(1970, 1, 1), date(1, 1, 1), None, date(9999, 12, 31), None, None, None, None]
+    out = days.select(compile_sql("try_cast(n as date)", COLUMNS).expr)
+    assert out.to_series().to_list() == dates
+    moments = [datetime(2026, 3, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 30, tzinfo=UTC)]
+    events = pl.DataFrame({"event_time": pl.Series(moments, dtype=COLUMNS["event_time"])})
+    out = events.select(compile_sql("event_time + interval '1 hour'", COLUMNS).expr)
+    assert out.to_series().to_list() == [datetime(2026, 3, 1, 1, tzinfo=UTC), None]
 
 
 def test_a_failing_cast_is_told_to_try() -> None:

@@ -261,6 +261,20 @@ def test_an_enrichment_that_breaks_its_promise_stops_the_transform() -> None:
         Transform(lying, Resources({}, Path()))([small({"n": 1})])
 
 
+@pytest.mark.parametrize("where", ["derive.year", "filters"])
+def test_an_expression_that_fails_all_the_same_is_named_with_its_page(where: str) -> None:
+    """It cannot write the year of a day that it makes of one number only: the page was loaded without a doubt."""
+    sql = "strftime(try_cast(case when n = 77777777 then 2000000000 end as date), '%Y')"
+    sections = {"derive": {"year": sql}} if where != "filters" else {}
+    filters = [{"name": "odd", "drop": f"{sql} = '1970'"}] if where == "filters" else []
+    transform = Transform(page(**sections, filters=filters), Resources({}, Path()))
+    assert transform([small({"n": 7})]).events.height == 1
+    with pytest.raises(
+        EnrichmentFailed, match=f"small: {where}: it fails on these events: out-of-range date"
+    ):
+        transform([small({"n": 77_777_777})])
+
+
 def test_real_log_lines_run_through_their_page(shared_data: Path) -> None:
     import gzip
 
