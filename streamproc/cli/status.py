@@ -47,7 +47,7 @@ def status_command(
     For each partition: the committed position, the newest position of the topic, the lag in records, the
     watermark (event time up to which it is believed complete), the owner and the last commit. Then what
     became of all records, the tables with their late events, the lake's objects, the warehouse, and the
-    newest epochs with their seconds by stage.
+    newest epochs with their seconds by stage. Redshift is asked every five minutes.
 
     STREAM names a topic page; without it, all streams that ever ran are shown. Embedded servers are joined,
     and PostgreSQL is started when it is at rest. An embedded broker that does not run has no records, so

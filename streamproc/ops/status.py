@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 from psycopg import AsyncConnection, sql
 
@@ -13,6 +15,7 @@ from streamproc.database import Database
 from streamproc.errors import DependencyError
 from streamproc.ledger import EpochSummary, Ledger, ObjectTotal, PartitionStatus, ShardStatus
 from streamproc.model import Counts, Partition
+from streamproc.settings.redshift import SCHEMES
 from streamproc.sinks.warehouse import WarehouseStatus, open_warehouse
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.kafka_positions import Span, spans
@@ -22,6 +25,9 @@ from streamproc.topology import Topology
 #: Tables with more rows than this, by PostgreSQL's own estimate, are not counted but estimated: status must
 #: answer at once.
 _COUNTED = 2_000_000
+
+#: Seconds for which an answer of Redshift is kept: each is paid for, and a workgroup that is asked never goes to sleep.
+_REDSHIFT = 300.0
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -118,13 +124,23 @@ class StatusReader:
     """Reads the status of one stream.
 
     ``ledger`` is open. ``warehouse``: its conninfo, ``None`` for none. What does not answer, other than the
-    ledger, becomes a note.
+    ledger, becomes a note. One that is read again and again asks Redshift every five minutes. ``clock``: seconds,
+    monotonic.
     """
 
-    def __init__(self, topology: Topology, ledger: Ledger, warehouse: str | None) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        ledger: Ledger,
+        warehouse: str | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._topology = topology
         self._ledger = ledger
-        self._warehouse = warehouse if topology.sinks.warehouse else None
+        self._warehouse = (warehouse if topology.sinks.warehouse else None) or "none"
+        self._clock = clock
+        self._redshift = urlsplit(self._warehouse).scheme in SCHEMES
+        self._asked: tuple[float, WarehouseStatus | DependencyError | None] | None = None
 
     async def read(self, broker: Connection | None, *, epochs: int = 5) -> StreamReport:
         """The status now, with the newest ``epochs``. Without ``broker`` there is no lag.
@@ -189,15 +205,29 @@ class StatusReader:
         return reports
 
     async def _warehouse_status(self, notes: list[str]) -> WarehouseStatus | None:
-        warehouse = open_warehouse(self._warehouse or "none", self._topology.name)
+        now = self._clock()
+        if self._asked is None or not self._redshift or now - self._asked[0] >= _REDSHIFT:
+            self._asked = now, await self._ask_warehouse()
+        else:
+            seconds = now - self._asked[0]
+            notes.append(
+                f"the warehouse is as it was {seconds:.0f} s ago: Redshift is asked every {_REDSHIFT:.0f} s"
+            )
+        _, answer = self._asked
+        if isinstance(answer, DependencyError):
+            notes.append(f"the warehouse does not answer: {answer}")
+            return None
+        return answer
+
+    async def _ask_warehouse(self) -> WarehouseStatus | DependencyError | None:
+        warehouse = open_warehouse(self._warehouse, self._topology.name)
         if warehouse is None:
             return None
         try:
             await warehouse.open()
             return await warehouse.status()
         except DependencyError as error:
-            notes.append(f"the warehouse does not answer: {error}")
-            return None
+            return error
         finally:
             await warehouse.close()
 
