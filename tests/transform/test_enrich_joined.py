@@ -152,6 +152,14 @@ def test_lookup_options_are_checked() -> None:
     assert {each.path for each in found} == {"file", "keys.nope", "add.p"}
 
 
+def test_a_type_that_is_not_even_a_text_is_a_mistake() -> None:
+    found = mistakes(
+        "lookup", {**LOOKUP, "add": {"plan": {"type": "string"}, "p": ["x"]}}, plan_id=pl.Int64()
+    )
+    assert [each.path for each in found] == ["add.plan", "add.p"]
+    assert "is no type" in found[0].problem
+
+
 def test_the_flags_of_a_csv_are_read(plans: Path) -> None:
     write(plans, "id,vip\n1,true\n2,False\n3,T\n4,f\n5,1\n6,0\n7,\n")
     events = frame(plan_id=pl.Series(range(1, 8), dtype=pl.Int64))

@@ -146,7 +146,7 @@ class OptionReader:
             self.wrong(name, "it is missing or not a table", 'Give columns and types: { plan = "string" }')
             return types
         for column, kind in got.items():
-            if kind in COLUMN_TYPES:
+            if isinstance(kind, str) and kind in COLUMN_TYPES:
                 types[column] = COLUMN_TYPES[kind]
             else:
                 types_known = ", ".join(COLUMN_TYPES)
