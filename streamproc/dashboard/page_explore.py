@@ -98,12 +98,16 @@ class Explorer:
             await self.show()
 
     async def _following(self) -> None:
-        if self._next is not None:
-            self._pages.append(self._next)
+        after, self._next = (
+            self._next,
+            None,
+        )  # a second click comes before there are the rows that it is about
+        if after is not None:
+            self._pages.append(after)
             await self.show()
 
     async def _begin(self) -> None:
-        self._pages = [None]
+        self._pages, self._next = [None], None
         ui.navigate.history.replace(f"/explore?stream={self.stream.topology.name}&{self.choice.address()}")
         await self.show()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,9 +19,12 @@ from streamproc.dashboard.catalog import ROWS, explorable
 from streamproc.dashboard.choice import Choice, read_choice
 from streamproc.dashboard.explore import PAGE, chart, cursor, everything, rows
 from streamproc.dashboard.explore_answers import plain, series
+from streamproc.dashboard.page_explore import Explorer
 from streamproc.dashboard.reading import Answer, Reader, read_only
+from streamproc.dashboard.shell import Stream
 from streamproc.database import Database
 from streamproc.errors import DependencyError
+from streamproc.topology import Topology
 from tests.dashboard.conftest import Site
 
 
@@ -218,3 +223,25 @@ def test_what_is_no_finite_number_is_told_and_not_drawn(kind: Any, value: str, t
     assert plain(kind(value)) is None
     found = Answer(["time", "path", "value"], [(1, "a", kind(value)), (1, "b", 2.5), (2, "b", None)])
     assert series(found) == {"b": [(2, None), (1, 2.5)], "a": [(1, None)]}
+
+
+async def test_a_double_click_on_next_turns_one_page(topology: Topology) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def ask(*_: object) -> Answer:
+        asked.set()
+        await go.wait()
+        raise DependencyError("the database", "is away")
+
+    reader = SimpleNamespace(ask=ask, of=ask)
+    stream = SimpleNamespace(topology=topology, reader=reader, groups=reader)
+    choice = read_choice({"by": "path"}, explorable(topology), datetime.now(UTC))
+    explorer = Explorer(cast(Stream, stream), choice)
+    explorer._banner = cast(Any, SimpleNamespace(content=""))
+    explorer._next = "behind the last row"
+    clicks = [asyncio.create_task(explorer._following()) for _ in range(2)]
+    await asyncio.wait_for(asked.wait(), 10)
+    assert explorer._pages == [None, "behind the last row"]
+    go.set()
+    await asyncio.gather(*clicks)
+    assert explorer._pages == [None, "behind the last row"]
