@@ -153,6 +153,16 @@ class Waiting:
         yield Answer(["n"], [(1,)])
 
 
+def scope(kind: str, version: str = "2.4") -> dict[str, Any]:
+    request = {
+        "type": "http",
+        "asgi": {"spec_version": version},
+        "method": "GET",
+        "path": f"/download.{kind}",
+    }
+    return {**request, "query_string": b"", "headers": [], "path_params": {"kind": kind}}
+
+
 async def asked(app: Downloads, kind: str = "csv") -> tuple[int, dict[bytes, bytes], bytes]:
     """Status, headers and body of the app's answer."""
     sent: list[Any] = []
@@ -160,14 +170,7 @@ async def asked(app: Downloads, kind: str = "csv") -> tuple[int, dict[bytes, byt
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope: dict[str, Any] = {
-        "type": "http",
-        "asgi": {"spec_version": "2.4"},
-        "method": "GET",
-        "path": f"/download.{kind}",
-    }
-    scope |= {"query_string": b"", "headers": [], "path_params": {"kind": kind}}
-    await app(scope, cast(Any, None), send)
+    await app(scope(kind), cast(Any, None), send)
     return sent[0]["status"], dict(sent[0]["headers"]), b"".join(each["body"] for each in sent[1:])
 
 
@@ -211,6 +214,20 @@ async def test_who_waits_too_long_for_a_download_is_told_when_to_come_again(
     waiting.go.set()
     assert (await first)[0] == 200
     assert (await asked(app, "parquet"))[0] == 200
+
+
+@pytest.mark.parametrize("version", ["2.3", "2.4"])
+async def test_a_viewer_who_takes_nothing_does_not_keep_the_others_from_theirs(
+    app: Downloads, waiting: Waiting, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(downloads, "_WRITE", 0.01)
+    waiting.go.set()
+
+    async def never(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    await app(scope("csv", version), never, never)
+    assert (await asked(app))[0] == 200
 
 
 @pytest.mark.slow
