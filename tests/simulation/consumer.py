@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,6 @@ from aiokafka.consumer.fetcher import FetchError, FetchResult
 from aiokafka.errors import KafkaError
 from aiokafka.record.memory_records import MemoryRecords
 
-from streamproc.errors import DependencyError
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources import Listener, Waiting
 from streamproc.sources.kafka import KafkaSource
