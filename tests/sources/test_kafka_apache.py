@@ -345,7 +345,9 @@ async def test_a_wrong_password_is_waited_out_and_named_but_not_shown(
         password=Secret("hunter2"),
     )
     waited: list[DependencyError] = []
-    source = KafkaSource(connection, "clicks", KafkaOptions("g"), Memory(), lambda error, _: waited.append(error))
+    source = KafkaSource(
+        connection, "clicks", KafkaOptions("g"), Memory(), lambda error, _: waited.append(error)
+    )
     starting = asyncio.create_task(source.start())
     await until(lambda: bool(waited))
     starting.cancel()
