@@ -196,15 +196,22 @@ async def test_a_warehouse_that_says_nothing_holds_nobody_up_for_long(
     monkeypatch: pytest.MonkeyPatch, topology: Topology
 ) -> None:
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        called.append(task)
         await reader.read()
         writer.close()
+        await writer.wait_closed()
 
+    called: list[asyncio.Task[None]] = []
     monkeypatch.setattr(server, "_WAREHOUSE", 0.2)
     async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
         port = silent.sockets[0].getsockname()[1]
         sources = server.Sources([topology], "", warehouse=f"postgresql://reader@127.0.0.1:{port}/warehouse")
         with pytest.raises(DependencyError, match="warehouse: no answer within"):
             await server._warehouse(sources, topology)
+        assert called
+        await asyncio.gather(*called)
 
 
 async def test_a_broker_that_comes_later_or_again_elsewhere_is_asked_where_it_is_now(

@@ -91,6 +91,7 @@ def setup(app, streams):
 """
 
 
+@pytest.mark.slow
 async def test_an_agent_that_raises_does_not_stop_the_pipeline(publishing, start):
     (publishing.directory / "faulty.py").write_text(FAULTY)
     worker = start("only", "clickstream", "--agents", "faulty")

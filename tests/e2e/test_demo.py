@@ -135,6 +135,7 @@ def begin(directory: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_demo_with_its_report(tmp_path):
     with begin(tmp_path / "d") as running:
         assert running.stdout is not None

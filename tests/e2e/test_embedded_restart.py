@@ -93,6 +93,7 @@ async def test_a_restart_reads_its_new_empty_log_and_repeats_or_skips_nothing(lo
     assert report["totals"]["records"] == 2 * EVENTS
 
 
+@pytest.mark.slow
 async def test_a_broker_that_was_killed_with_its_worker_is_a_new_one_too(lone_site, start):
     first = start("first")
     await live_once(lone_site, first, 23)
@@ -103,6 +104,7 @@ async def test_a_broker_that_was_killed_with_its_worker_is_a_new_one_too(lone_si
     assert sum(ledger_partitions(lone_site).values()) == 2 * EVENTS
 
 
+@pytest.mark.slow
 async def test_positions_are_shown_and_set_by_the_number_of_a_living_partition(lone_site, start):
     worker = start("only")
     await live_once(lone_site, worker, 25)

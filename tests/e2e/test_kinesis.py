@@ -74,6 +74,7 @@ def test_the_quick_start_runs_the_demo_through_kinesis(site: Site):
     assert len(read_stream(site.broker, site.topic)) == EVENTS
 
 
+@pytest.mark.slow
 async def test_the_quick_starts_service_reads_what_was_generated_exactly_once(site: Site):
     *before, run = SERVICE.splitlines()
     assert run == "streamproc run"

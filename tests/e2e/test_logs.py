@@ -75,6 +75,7 @@ def test_the_quick_start_counts_the_three_lines(tmp_path: Path, postgres: str) -
     ]
 
 
+@pytest.mark.slow
 async def test_the_real_lines_as_objects_notified_and_listed(
     tmp_path: Path, postgres: str, s3_server: S3Server, bucket: str, lines: list[bytes]
 ) -> None:
@@ -127,6 +128,7 @@ def test_the_real_lines_as_files_backfilled_in_two_goes(
         assert db.execute("SELECT count(*) FROM warehouse.weblogs").fetchone()[0] == kept
 
 
+@pytest.mark.slow
 async def test_the_real_lines_as_records_of_a_topic(
     tmp_path: Path, broker_of_site: tuple[str, str, str], postgres: str, lines: list[bytes]
 ) -> None:

@@ -199,6 +199,7 @@ async def test_every_event_and_the_newest_state_of_every_row_is_published(publis
     assert [worker.stop() for worker in workers] == [0, 0], workers[0].tail() + workers[1].tail()
 
 
+@pytest.mark.slow
 async def test_what_a_killed_worker_had_committed_and_not_published_the_next_one_publishes(publishing, start):
     """Publishing fails because its topics are gone; commits go on, and what they note stays noted."""
     first = start("first")

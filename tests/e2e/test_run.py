@@ -41,6 +41,7 @@ async def test_two_workers_share_a_topic_and_everything_is_accounted_for(site, s
         ).fetchone() == (0,)
 
 
+@pytest.mark.slow
 async def test_a_worker_that_is_stopped_and_started_goes_on_where_it_was(site, start):
     first = start("first")
     sent = await produce(site.broker, site.topic, generated(10_000, seed=12))
@@ -103,6 +104,7 @@ async def test_a_worker_that_waits_for_its_broker_ends_when_it_is_told_to(site, 
     assert worker.stop() == 0, worker.tail()
 
 
+@pytest.mark.slow
 async def test_a_worker_that_starts_while_the_warehouse_is_away_works_without_it(site, start):
     site.extra["STREAMPROC_WAREHOUSE"] = "postgresql://nobody@127.0.0.1:1/nothing"
     worker = start("one")

@@ -126,6 +126,7 @@ steps_in_time = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(data=st.data(), steps=st.lists(steps_in_time, min_size=6, max_size=24))
 @settings(some_streams, max_examples=30)
 async def test_visitors_who_come_back_start_sessions_in_any_transaction(conn, data, steps):

@@ -351,7 +351,9 @@ async def test_it_waits_for_a_broker_and_a_topic_and_says_which(kafka: KafkaConn
     waited: list[DependencyError] = []
     (port,) = free_ports(1)
     nowhere = KafkaConnection(f"127.0.0.1:{port}")
-    source = KafkaSource(nowhere, "clicks", KafkaOptions("g"), Memory(), waited.append)
+    source = KafkaSource(
+        nowhere, "clicks", KafkaOptions("g"), Memory(), lambda error, _: waited.append(error)
+    )
     starting = asyncio.create_task(source.start())
     await until(lambda: len(waited) >= 2)
     starting.cancel()
@@ -360,7 +362,13 @@ async def test_it_waits_for_a_broker_and_a_topic_and_says_which(kafka: KafkaConn
     assert f"Kafka at 127.0.0.1:{port}" in str(waited[0])
 
     waited.clear()
-    source = KafkaSource(kafka, "not-made-yet", KafkaOptions("g", session_timeout=2), Memory(), waited.append)
+    source = KafkaSource(
+        kafka,
+        "not-made-yet",
+        KafkaOptions("g", session_timeout=2),
+        Memory(),
+        lambda error, _: waited.append(error),
+    )
     starting = asyncio.create_task(source.start())
     await until(lambda: bool(waited))
     assert "has no topic not-made-yet" in str(waited[0])

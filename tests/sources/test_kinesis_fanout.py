@@ -54,6 +54,7 @@ def numbered(count: int) -> list[bytes]:
 # -- on kinesis-local --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpolled")
 async def test_every_record_of_every_shard_is_pushed_once_in_order_and_numbered(kinesis_local, postgres):
     """It never says that a shard ended (Amazon does, and so does the stub), so none is split here."""

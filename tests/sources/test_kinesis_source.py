@@ -152,6 +152,7 @@ async def test_parents_are_drained_before_their_children_on_split_and_merge(stre
         await until(lambda: len(one.source.assignment) == 3, seconds=100)
 
 
+@pytest.mark.slow
 async def test_a_second_worker_gets_its_share_and_nothing_is_read_twice(stream, url, postgres):
     await stream.put(numbered(0, 100))
     lease = {"lease_timeout": 15.0}  # longer than a busy machine keeps a heartbeat waiting

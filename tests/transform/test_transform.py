@@ -105,6 +105,7 @@ record = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(record, max_size=25), st.integers(0, 25))
 @settings(max_examples=40, deadline=None)
 def test_how_records_are_batched_changes_nothing(
