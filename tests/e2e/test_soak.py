@@ -50,12 +50,13 @@ pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(SECONDS 
 
 @dataclass(frozen=True)
 class Sample:
-    """``at``: seconds since the beginning; ``rss`` in bytes; ``cpu`` in seconds; ``ledger`` and ``objects``: rows, all
-    and committed.
+    """``at``: seconds since the beginning; ``rss`` in bytes, of which ``anon`` is no file's, which only says how much
+    code was used so far; ``cpu`` in seconds; ``ledger`` and ``objects``: rows, all and committed.
     """
 
     at: float
     rss: int
+    anon: int
     fds: int
     threads: int
     records: int
@@ -73,12 +74,14 @@ def ledger_rows(db: psycopg.Connection[Any]) -> tuple[int, int]:
 
 def sample(site: Site, worker: Worker, began: float) -> Sample:
     process = psutil.Process(worker.process.pid)
+    memory = process.memory_info()
     with psycopg.connect(site.ledger, autocommit=True) as db:
         total, committed = ledger_rows(db)
     taken = committed_records(site.ledger)
     return Sample(
         time.monotonic() - began,
-        process.memory_info().rss,
+        memory.rss,
+        memory.rss - memory.shared,
         process.num_fds(),
         process.num_threads(),
         taken,
