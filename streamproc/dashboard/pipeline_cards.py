@@ -219,7 +219,13 @@ def sinks(found: PipelineSnapshot) -> str:
         rows.append(["warehouse", w, None, None, None])
     elif w is not None:
         rows.append(
-            ["warehouse", markup.Raw(f"loaded {markup.when(w.loaded_at, 'ago').html}"), w.objects, w.rows, ""]
+            [
+                "warehouse",
+                markup.Raw(f"loaded {markup.when(w.loaded_at, 'ago').html}"),
+                w.objects,
+                w.rows,
+                None,
+            ]
         )
     if not rows:
         return head + markup.empty("Nothing written yet")
