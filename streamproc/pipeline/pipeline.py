@@ -136,6 +136,7 @@ class Pipeline:
         failpoint("claim.before")
         claims = await self._until_answered("claim", lambda: self._ledger.claim(partitions))
         failpoint("claim.after")
+        self._let_go |= claims  # cancelled from here on, they are to be released all the same
         if self._claimed is not None:
             await self._until_answered("claim", self._claimed)
         for partition, claim in claims.items():

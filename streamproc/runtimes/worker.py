@@ -247,13 +247,20 @@ class Worker:
             self._failure = self._failure or error
         finally:
             try:
-                await self.pipeline.close()
-            except DependencyError as error:
-                log.warning("claims_not_released", on=error.what, problem=error.problem)
-            if self._source is not None:
-                await self._source.close()
+                if self._source is not None:
+                    await (
+                        self._source.close()
+                    )  # first: a rebalance under way would claim what was just released
+            finally:
+                await self._release()
             if self._publication is not None:
                 await self._publication.close()
+
+    async def _release(self) -> None:
+        try:
+            await self.pipeline.close()
+        except DependencyError as error:
+            log.warning("claims_not_released", on=error.what, problem=error.problem)
 
     # -- records ---------------------------------------------------------------------------------------
 

@@ -280,7 +280,9 @@ class Containers:
             if listening in given:
                 given[listening] = "127.0.0.1:0"
         secret = "STREAMPROC_DASHBOARD_PASSWORD"
-        if secret in {each["name"] for each in container.get("secrets", ())}:
+        if secret in {
+            each["name"] for each in container.get("secrets", ()) if each
+        }:  # moto keeps AWS::NoValue as null
             given[secret] = VIEWERS_PASSWORD
         return subprocess.Popen(
             [sys.executable, "-m", "streamproc", *(command or container["command"])],

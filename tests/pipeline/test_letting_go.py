@@ -57,6 +57,27 @@ async def test_a_worker_that_ends_leaves_alone_what_another_has_claimed_since(po
         assert await other.release(list(claims.values())) == 1
 
 
+async def test_a_claim_that_is_cancelled_after_it_was_made_is_released(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+):
+    async with Ledger(postgres, "clicks", "w1") as ledger:
+        await ledger.migrate()
+        worker, reached = pipeline(ledger), asyncio.Event()
+
+        async def never(*_: object) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(worker._recall, "recent_ids", never)
+        claiming = asyncio.create_task(worker.assigned([MINE, OTHER]))
+        await reached.wait()
+        claiming.cancel()
+        await asyncio.wait({claiming})
+        assert set((await owners(ledger)).values()) == {"w1"}
+        await worker.close()
+        assert await owners(ledger) == {MINE: None, OTHER: None}
+
+
 @pytest.mark.parametrize("known", [True, False])
 async def test_a_claim_made_before_it_was_decided_where_the_topic_begins_goes_on_from_there(
     postgres: str, known: bool
