@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import DependencyError
 from streamproc.log_objects import PACKED, LogEnd, TakenLog
 from streamproc.model import Damage, Partition, RecordBatch
@@ -148,6 +149,7 @@ class LogReader:
                 quiet = 0.0 if self._read_bytes > before else quiet + _WAIT
                 await asyncio.sleep(_WAIT)
             except DependencyError as error:
+                end_if_cancelled(error)
                 if self._read_bytes > before:  # it answers: a long object may well break off many times
                     delay = _WAIT
                     outage.over()

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import DependencyError
 from streamproc.log_objects import LogLedger, TakenLog
 from streamproc.model import Partition
@@ -96,6 +97,7 @@ class LogSharing:
         """List, again and again: whatever no notification told of is found here."""
         outage = Outage()
         while True:
+            end_if_cancelled()  # here and below: what is asked may be answered although the asking was given up
             try:
                 new = 0
                 async for entries in self._store.listing():
@@ -107,10 +109,12 @@ class LogSharing:
                     self.hurry.set()
                 self.listed.set()
                 outage.over()
+                end_if_cancelled()
                 if self._connection.once:
                     return
                 await asyncio.sleep(self._connection.list_every)
             except DependencyError as error:
+                end_if_cancelled(error)
                 self._how.waiting(error, outage.failed())
                 await asyncio.sleep(_LOOK)
 
@@ -123,6 +127,7 @@ class LogSharing:
         outage = Outage()
         async with Queue(self._connection, self._store) as queue:
             while True:
+                end_if_cancelled()
                 try:
                     entries, receipts = await queue.receive()
                     if await self._ledger.found(entries):
@@ -130,6 +135,7 @@ class LogSharing:
                     await queue.delete(receipts)  # only now: they are in the ledger
                     outage.over()
                 except DependencyError as error:
+                    end_if_cancelled(error)
                     self._how.waiting(error, outage.failed())
                     await asyncio.sleep(_LOOK)
 
@@ -139,6 +145,7 @@ class LogSharing:
         renewed = compacted = loop.time()
         outage = Outage()
         while True:
+            end_if_cancelled()
             try:
                 if loop.time() - renewed > self._ledger.timeout / _BEATS:
                     await self._renew()
@@ -154,6 +161,7 @@ class LogSharing:
                     await self._look_whether_all_is_done()
                 outage.over()
             except DependencyError as error:
+                end_if_cancelled(error)
                 self._how.waiting(error, outage.failed())
             try:
                 async with asyncio.timeout(_LOOK):

@@ -12,7 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -217,6 +217,30 @@ async def test_a_store_that_is_away_is_waited_for(
         proxy.refuse = 0.0
         await read_until(lambda: len(one.gone) == 2, one)
         assert values(one) == Counter([b"1", b"2"])
+
+
+@pytest.mark.parametrize("asked", ["found", "take"])
+async def test_who_asks_the_ledger_when_it_is_to_end_ends_although_it_is_answered(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """A query that is given up may come to its end all the same, and the cancellation with it."""
+    (tmp_path / "a").write_bytes(b"1\n")
+    asking = asyncio.Event()
+
+    async def answered(*_: object, **__: object) -> Any:
+        asking.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return [] if asked == "take" else 0
+
+    async with member(postgres, tmp_path.as_uri()) as one:
+        monkeypatch.setattr(one.logs, asked, answered)
+        (tmp_path / "b").write_bytes(b"2\n")
+        one.source._sharing.hurry.set()
+        async with asyncio.timeout(20):
+            await asking.wait()
+            await one.source.close()
+        monkeypatch.undo()
 
 
 async def test_an_object_that_changes_is_another_log_and_the_same_bytes_again_are_not(
