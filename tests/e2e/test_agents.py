@@ -67,6 +67,7 @@ async def first_alert(broker: str) -> tuple[bytes, dict]:
         await consumer.stop()
 
 
+@pytest.mark.slow
 async def test_a_drop_in_traffic_raises_an_alert_and_sigterm_ends_the_worker_cleanly(publishing, start):
     worker = start("only", "clickstream", "--agents", "alerting.traffic_alert")
     await until(lambda: b'"agents_started"' in worker.log.read_bytes(), "agents started", 60, [worker])

@@ -61,6 +61,7 @@ def shell(lines: str, site: Site) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_quick_start_runs_the_demo_through_kinesis(site: Site):
     install, serve, export, demo = DEMO.splitlines()
     assert f"kinesis-local@{VERSION}" in install and "node main.js" in serve

@@ -109,6 +109,7 @@ async def test_the_real_lines_as_objects_notified_and_listed(
     sqs.close()
 
 
+@pytest.mark.slow
 def test_the_real_lines_as_files_backfilled_in_two_goes(
     tmp_path: Path, postgres: str, lines: list[bytes]
 ) -> None:

@@ -240,6 +240,7 @@ def test_good_events_are_the_same_whatever_is_put_between_them() -> None:
     assert kept == good[: len(kept)]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_stream() -> None:
     peaks = []
     for count in (15_000, 45_000):
