@@ -6,6 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
+import stamina
+
+from streamproc.errors import DependencyError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -33,6 +37,25 @@ async def each(
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     return [task.result() for task in tasks]
+
+
+async def until_answered(
+    act: Callable[[], Awaitable[Result]], tell: Callable[[DependencyError, int], None]
+) -> Result:
+    """What ``act`` returns once it does not raise :class:`DependencyError`, which waiting cures, any more.
+
+    ``tell`` is told of each that it raises, and which attempt that was.
+    """
+    async for attempt in stamina.retry_context(
+        on=DependencyError, attempts=None, timeout=None, wait_initial=0.2, wait_max=15.0
+    ):
+        with attempt:
+            try:
+                return await act()
+            except DependencyError as error:
+                tell(error, attempt.num)
+                raise
+    raise AssertionError("stamina gave up though told not to")
 
 
 async def cancelled(*tasks: asyncio.Task[Any]) -> None:

@@ -48,6 +48,11 @@ _SESSION_SETUP = """
 _UNKNOWN_OUTCOME = {"08007", "40003"}
 
 
+#: Of the session, so they go with a process that is killed.
+_TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
+_UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
+
+
 class OutcomeUnknown(DependencyError):
     """The connection was lost during COMMIT: the transaction is either all there or not there at all."""
 
@@ -128,6 +133,18 @@ class Database:
                         f"{doing}: {_message(error)}",
                         "after a failover: does its name lead to the primary yet?",
                     ) from error
+
+    @asynccontextmanager
+    async def alone(self, what: str, doing: str) -> AsyncIterator[bool]:
+        """Whether nobody else is in such a block for ``what``. It takes a connection for as long as it lasts."""
+        async with self.connection(doing) as conn:
+            row = await (await conn.execute(_TRY_LOCK, [what])).fetchone()
+            got = bool(row and row[0])
+            try:
+                yield got
+            finally:
+                if got and not conn.closed:
+                    await conn.execute(_UNLOCK, [what])
 
     @asynccontextmanager
     async def transaction(self, doing: str) -> AsyncIterator[AsyncConnection[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,10 +36,6 @@ from streamproc.sinks.warehouse import (
 )
 
 _log = structlog.get_logger(__name__)
-
-#: Of the ledger's session, so it goes with a command that is killed.
-_TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('streamproc warehouse load ' || %(stream)s, 0))"
-_UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('streamproc warehouse load ' || %(stream)s, 0))"
 
 
 @click.group(name="warehouse", cls=Group)
@@ -154,20 +150,14 @@ async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tupl
     return loaded
 
 
-@asynccontextmanager
-async def _alone(stream: OpenedStream) -> AsyncIterator[bool]:
+def _alone(stream: OpenedStream) -> AbstractAsyncContextManager[bool]:
     """Whether no other run of the command is loading the stream.
 
     A scheduler starts it every few minutes: while something holds a lock in the warehouse, each would wait there.
     """
-    names = {"stream": stream.page.name}
-    async with stream.ledger.database.connection("look for other loaders") as conn:
-        row = await (await conn.execute(_TRY_LOCK, names)).fetchone()
-        try:
-            yield bool(row and row[0])
-        finally:
-            if row and row[0] and not conn.closed:
-                await conn.execute(_UNLOCK, names)
+    return stream.ledger.database.alone(
+        f"streamproc warehouse load {stream.page.name}", "look for other loaders"
+    )
 
 
 async def _expire(stream: OpenedStream, warehouse: Warehouse) -> None:

@@ -12,8 +12,8 @@ import hashlib
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -50,10 +50,6 @@ _REMEMBERED = 24 * 3600
 _AGAIN = "it would load their rows again"
 
 _CHANGED = "its columns have changed their types"
-
-#: One compactor of a stream at a time. Not for safety, see :mod:`streamproc.ledger.compaction`: for the work.
-_TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('streamproc compactor ' || %(stream)s, 0))"
-_UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('streamproc compactor ' || %(stream)s, 0))"
 
 
 @dataclass(slots=True)
@@ -252,17 +248,12 @@ class Compactor:
         failpoint("compact.replaced")
         return written
 
-    @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[bool]:
-        """Whether no other compactor of the stream is at work. The lock goes with the connection."""
-        names = {"stream": self._ledger.stream}
-        async with self._ledger.database.connection("look for other compactors") as conn:
-            row = await (await conn.execute(_TRY_LOCK, names)).fetchone()
-            try:
-                yield bool(row and row[0])
-            finally:
-                if row and row[0] and not conn.closed:
-                    await conn.execute(_UNLOCK, names)
+    def _alone(self) -> AbstractAsyncContextManager[bool]:
+        """Whether no other compactor of the stream is at work. Not for safety, see :mod:`streamproc.ledger.compaction`:
+        for the work.
+        """
+        what = f"streamproc compactor {self._ledger.stream}"
+        return self._ledger.database.alone(what, "look for other compactors")
 
 
 @contextmanager

@@ -14,12 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-import stamina
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from streamproc.concurrency import end_if_cancelled
+from streamproc.concurrency import end_if_cancelled, until_answered
 from streamproc.errors import DependencyError, SourceError
 from streamproc.model import Partition, RecordBatch
 from streamproc.sources import Listener, Outage, Waiting, kafka_fetch
@@ -360,16 +359,11 @@ class KafkaSource:
 
     async def _until_answered(self, act: Callable[[], Awaitable[T]]) -> T:
         outage = Outage()
-        async for attempt in stamina.retry_context(
-            on=DependencyError, attempts=None, timeout=None, wait_initial=0.2, wait_max=15.0
-        ):
-            with attempt:
-                try:
-                    return await act()
-                except DependencyError as error:
-                    end_if_cancelled(error)
-                    log.warning("waiting", on=error.what, problem=error.problem, attempt=attempt.num)
-                    if self._waiting is not None:
-                        self._waiting(error, outage.failed())
-                    raise
-        raise AssertionError("stamina gave up though told not to")
+
+        def tell(error: DependencyError, attempt: int) -> None:
+            end_if_cancelled(error)
+            log.warning("waiting", on=error.what, problem=error.problem, attempt=attempt)
+            if self._waiting is not None:
+                self._waiting(error, outage.failed())
+
+        return await until_answered(act, tell)
