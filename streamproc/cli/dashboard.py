@@ -62,7 +62,7 @@ async def _serve(settings: Settings, topic: str | None, where: str | None, open_
     from streamproc.dashboard.server import Sources, serve  # noqa: PLC0415
     from streamproc.runtimes.attach import attached, running_broker  # noqa: PLC0415
     from streamproc.runtimes.service import signals  # noqa: PLC0415
-    from streamproc.sinks.object_store import StoreSettings, open_store  # noqa: PLC0415
+    from streamproc.sinks.object_store import lake_store  # noqa: PLC0415
 
     own = settings.dashboard
     bind = _bind(where) if where else own.bind
@@ -78,14 +78,13 @@ async def _serve(settings: Settings, topic: str | None, where: str | None, open_
         else:
             endpoints = await stack.enter_async_context(attached(settings))
             database, warehouse = endpoints.ledger, endpoints.warehouse or "none"
-        if settings.ledger.embedded and own.database is None:
+        if settings.ledger.embedded and (own.database is None or own.database.embedded):
             database = await _as_reader(database, [page.name for page in pages])
             warehouse = database if settings.warehouse.embedded else warehouse
         if topic is None:
             pages = await _that_ran(database, pages)
         # What is away has its next chance soon: nobody waits for many tries.
-        options = StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region, attempts=2)
-        store = open_store(settings.lake.reveal(), options)
+        store = lake_store(settings, attempts=2)
         stack.push_async_callback(store.close)
         broker = partial(running_broker, settings)
 

@@ -24,7 +24,7 @@ from streamproc.cli.streams import (
 )
 from streamproc.model import CommittedObject
 from streamproc.settings import Settings
-from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
+from streamproc.sinks.object_store import ObjectStore, lake_store
 
 #: Column that an object's times are of, by its kind.
 _TIME_COLUMN = {"events": "event_time", "rejects": "received_at"}
@@ -116,9 +116,7 @@ async def _sweep(settings: Settings, topic: str | None) -> list[tuple[str, int]]
 
 
 async def _manifest(settings: Settings, topic: str | None, manifest: Manifest, form: str | None) -> None:
-    s3 = settings.s3
-    options = StoreSettings(endpoint_url=s3.endpoint_url, region=s3.region)
-    store = open_store(settings.lake.reveal(), options)  # names objects only: it need not be opened
+    store = lake_store(settings)  # names objects only: it need not be opened
     async with opened_stream(settings, topic) as stream:
         objects = stream.ledger.manifest(
             manifest.kind, microseconds(manifest.since), microseconds(manifest.until)

@@ -119,10 +119,9 @@ def named(pages: Mapping[str, Topology], topic: str | None) -> list[Topology]:
 @asynccontextmanager
 async def opened_store(settings: Settings) -> AsyncIterator[ObjectStore]:
     """The lake's object store."""
-    from streamproc.sinks.object_store import StoreSettings, open_store  # noqa: PLC0415 - keeps --help fast
+    from streamproc.sinks.object_store import lake_store  # noqa: PLC0415 - keeps --help fast
 
-    options = StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region)
-    store = open_store(settings.lake.reveal(), options)
+    store = lake_store(settings)
     await store.open()
     try:
         yield store

@@ -148,11 +148,10 @@ async def _postgres(what: str, url: Url) -> str:
 
 
 async def _lake(settings: Settings) -> str:
-    from streamproc.sinks.object_store import StoreSettings, open_store  # noqa: PLC0415 - see _broker
+    from streamproc.sinks.object_store import lake_store  # noqa: PLC0415 - see _broker
 
     # One retry: more of them outlast PATIENCE, and then why nothing answers is not known.
-    options = StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region, attempts=2)
-    store = open_store(settings.lake.reveal(), options)
+    store = lake_store(settings, attempts=2)
     try:
         await store.open()
         stored = await store.put(*_TRIED)

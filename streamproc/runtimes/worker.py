@@ -40,7 +40,7 @@ from streamproc.runtimes.publication import Publication
 from streamproc.runtimes.upkeep import Upkeep
 from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
-from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
+from streamproc.sinks.object_store import lake_store
 from streamproc.sinks.summaries import Summaries
 from streamproc.sources import Source
 from streamproc.sources.opening import kafka_only, open_source
@@ -93,7 +93,7 @@ class Worker:
         self.state = "starting"
         self.ledger = Ledger(endpoints.ledger, topology.name, settings.worker)
         self._broker = endpoints.broker
-        self._store = self._open_store() if topology.sinks.lake else None
+        self._store = lake_store(settings) if topology.sinks.lake else None
         self._lake = Lake(self._store, topology) if self._store is not None else None
         self._summaries = Summaries(topology.tables, topology.name)
         self._publication = (
@@ -363,12 +363,6 @@ class Worker:
     @property
     def _publishes(self) -> bool:
         return bool(self.topology.sinks.published)
-
-    def _open_store(self) -> ObjectStore:
-        s3 = self.settings.s3
-        return open_store(
-            self.settings.lake.reveal(), StoreSettings(endpoint_url=s3.endpoint_url, region=s3.region)
-        )
 
     @property
     def source(self) -> Source | None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from streamproc.errors import ConfigError, Mistake
+
+if TYPE_CHECKING:
+    from streamproc.settings import Settings
 
 #: Segments of letters, digits and ``. _ = -``, none of them ``.`` or ``..``: the same in a file system,
 #: in S3 and in a URL.
@@ -51,6 +54,12 @@ class StoreSettings:
     region: str | None = None
     connections: int = 16
     attempts: int = 6
+
+    @classmethod
+    def of(cls, settings: Settings, attempts: int = 6) -> StoreSettings:
+        """As the service's settings say it."""
+        s3 = settings.s3
+        return cls(endpoint_url=s3.endpoint_url, region=s3.region, attempts=attempts)
 
 
 class ObjectStore(Protocol):
@@ -107,3 +116,8 @@ def open_store(url: str, settings: StoreSettings | None = None) -> ObjectStore:
 
         return S3Store(parts.netloc, parts.path.strip("/"), settings)
     raise ConfigError([Mistake(url, "is not an object store", "Write file:///folder or s3://bucket/prefix")])
+
+
+def lake_store(settings: Settings, attempts: int = 6) -> ObjectStore:
+    """The lake's store; call its ``open()`` before use, except for :meth:`ObjectStore.url`."""
+    return open_store(settings.lake.reveal(), StoreSettings.of(settings, attempts))

@@ -15,7 +15,7 @@ from streamproc.pipeline import Limits, Pipeline
 from streamproc.runtimes.erased import read_erased
 from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
-from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
+from streamproc.sinks.object_store import ObjectStore, lake_store
 from streamproc.sinks.summaries import Summaries
 from streamproc.transform import Transform
 from streamproc.transform.pool import TransformPool
@@ -121,9 +121,7 @@ class Engine:
     async def _open_lake(self) -> Lake | None:
         if not self.transform.topology.sinks.lake:
             return None
-        s3 = self.settings.s3
-        how = StoreSettings(endpoint_url=s3.endpoint_url, region=s3.region)
-        self._store = open_store(self.settings.lake.reveal(), how)
+        self._store = lake_store(self.settings)
         await self._store.open()
         return Lake(self._store, self.transform.topology)
 

@@ -26,10 +26,11 @@ from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.expiry import unknown_warehouse
 from streamproc.runtimes.replay.carry import Carrier
 from streamproc.runtimes.replay.edges import patience
-from streamproc.runtimes.replay.work import page_of, store_of
+from streamproc.runtimes.replay.work import page_of
 from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.loader import Loader
+from streamproc.sinks.object_store import lake_store
 from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_compare import Comparison, TableDifference
 from streamproc.sinks.warehouse import Rows, Swaps, Warehouse, layout_of, open_warehouse
@@ -254,7 +255,7 @@ async def opened(
         fix = f"Put it back, or `streamproc replay discard {replay.name}` and replay again"
         raise ConfigError([Mistake(page.name, problem, fix)])
     async with AsyncExitStack() as stack:
-        store = store_of(settings)
+        store = lake_store(settings)
         await store.open()
         stack.push_async_callback(store.close)
         loader, warehouses = None, dict[str, Warehouse]()

@@ -29,7 +29,7 @@ from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.erased import read_erased
 from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
-from streamproc.sinks.object_store import ObjectStore, StoreSettings, open_store
+from streamproc.sinks.object_store import lake_store
 from streamproc.sinks.summaries import Summaries
 from streamproc.sources.kafka import KafkaOptions, KafkaSource
 from streamproc.sources.opening import kafka_only
@@ -50,12 +50,6 @@ def page_of(page: Topology, replay: Replay) -> Topology:
     return replace(
         page, name=replay.namespace, sinks=replace(page.sinks, publish_events=None, publish_tables=None)
     )
-
-
-def store_of(settings: Settings) -> ObjectStore:
-    """The lake's object store, not yet open."""
-    s3 = settings.s3
-    return open_store(settings.lake.reveal(), StoreSettings(endpoint_url=s3.endpoint_url, region=s3.region))
 
 
 class ReplayLedger(Ledger):
@@ -170,7 +164,7 @@ class ReplayWorker:
         self.settings = settings
         self.topology = page_of(page, replay)
         self._broker = kafka_only(endpoints.broker, "replays run")
-        self._store = store_of(settings)
+        self._store = lake_store(settings)
         self._ledger = ReplayLedger(endpoints.ledger, replay, worker)
         self._replays = Replays(self._ledger.database, replay.stream)
         self._name = replay.name

@@ -91,7 +91,7 @@ def _setup(settings: Settings, page: Topology, engine: Reads, connection: LogCon
         visitor_key=key,
         logs=connection,
         lake=settings.lake.reveal(),
-        store=StoreSettings(endpoint_url=settings.s3.endpoint_url, region=settings.s3.region),
+        store=StoreSettings.of(settings),
         buckets=max(_BUCKETS, engine.slots),
         batch_records=settings.batch_records,
     )
