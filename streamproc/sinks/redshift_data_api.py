@@ -16,7 +16,7 @@ from aiobotocore.session import get_session
 from streamproc.errors import DependencyError
 from streamproc.s3_client import s3_config, speaking
 from streamproc.settings.redshift import DataApi
-from streamproc.sinks.redshift_session import BatchFailed, Results
+from streamproc.sinks.redshift_session import FIRST_WITHIN, LOCKED, BatchFailed, Results
 
 _log = structlog.get_logger(__name__)
 
@@ -32,12 +32,6 @@ _HINTS = {
 
 #: Seconds between two looks at a running batch: short at first, most batches take a second or two.
 _FIRST_LOOK, _LAST_LOOK, _LOOK_FACTOR = 0.1, 2.0, 1.5
-
-#: Seconds within which the first statement of a batch has to end. It has little to do but to wait for a lock; those
-#: behind it may take as long as they take.
-_FIRST_WITHIN = 3600.0
-
-_LOCKED = "does another transaction hold a lock? svv_transactions says which, see docs/redshift.md, Failures"
 
 #: Looks in a row that may fail, each of them after the client's own attempts.
 _LOST_LOOKS = 3
@@ -122,7 +116,7 @@ class DataApiSession:
 
     async def _wait(self, batch: str) -> Mapping[str, Any]:
         pause, lost = _FIRST_LOOK, 0
-        deadline = time.monotonic() + _FIRST_WITHIN
+        deadline = time.monotonic() + FIRST_WITHIN
         while True:
             try:
                 described = await self._call("describe_statement", Id=batch)
@@ -139,8 +133,8 @@ class DataApiSession:
             parts = described.get("SubStatements")
             if parts and parts[0]["Status"] != "FINISHED" and time.monotonic() > deadline:
                 await self._cancel(batch)
-                problem = f"{parts[0]['QueryString'][:60]} has not ended in {_FIRST_WITHIN:g} seconds"
-                raise DependencyError(self._place, problem, _LOCKED)
+                problem = f"{parts[0]['QueryString'][:60]} has not ended in {FIRST_WITHIN:g} seconds"
+                raise DependencyError(self._place, problem, LOCKED)
             await asyncio.sleep(pause)
             pause = min(pause * _LOOK_FACTOR, _LAST_LOOK)
 

@@ -11,10 +11,15 @@ from typing import Any
 
 from streamproc.errors import ConfigError, DependencyError, Mistake
 from streamproc.settings.redshift import Direct
-from streamproc.sinks.redshift_session import BatchFailed, Results
+from streamproc.sinks.redshift_session import FIRST_WITHIN, LOCKED, BatchFailed, Results
 
 #: Seconds to get an answer while connecting. It is the driver that counts them: nobody can end its thread.
 _CONNECT_WITHIN = 30
+
+#: Of the socket, seconds and milliseconds, as of the ledger's connections: a server that vanished without a word is
+#: noticed after a minute, and what lies between does not forget a connection that waits for a long COPY.
+#: https://docs.aws.amazon.com/redshift/latest/mgmt/connecting-firewall-guidance.html
+_TCP_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 
 
 class DirectSession:
@@ -61,6 +66,9 @@ class DirectSession:
             except Exception as error:
                 self._connection = None
                 await asyncio.to_thread(_close, connection)
+                if isinstance(error, TimeoutError) and error.errno is None:  # not the network's
+                    problem = f"{statements[0][:60]} has not ended in {FIRST_WITHIN:g} seconds"
+                    raise DependencyError(self._place, problem, LOCKED) from error
                 raise self._broken(error) from error
 
     def _run(self, connection: Any, statements: Sequence[str]) -> Results:
@@ -68,10 +76,12 @@ class DirectSession:
         results: Results = []
         index: int | None = None
         try:
+            connection._usock.settimeout(FIRST_WITHIN)
             with connection.cursor() as cursor:
                 for index, statement in enumerate(statements):  # noqa: B007 - it is used when one fails
                     cursor.execute(statement)
                     results.append([tuple(row) for row in cursor.fetchall()] if cursor.description else [])
+                    connection._usock.settimeout(None)  # a COPY may take hours
             index = None
             connection.commit()
         except self._driver.Error as error:
@@ -101,7 +111,7 @@ class DirectSession:
                 )
             except (self._driver.Error, OSError) as error:
                 raise self._broken(error) from error
-            connection._usock.settimeout(None)  # a COPY may take longer
+            _keep_alive(connection._usock)
             self._connection = connection
         return self._connection
 
@@ -127,6 +137,12 @@ def _message(error: Exception) -> str | None:
         fields = error.args[0]
         return " ".join(str(fields[name]) for name in ("M", "D") if name in fields)
     return None
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    for name, value in _TCP_OPTIONS.items():
+        if option := getattr(socket, name, None):  # not every system has all of them
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _break_off(connection: Any) -> None:

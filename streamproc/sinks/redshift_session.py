@@ -17,6 +17,13 @@ MOST_STATEMENTS = 40
 #: Of all statements of a batch together: requests of megabytes are nobody's tested case.
 MOST_BATCH_BYTES = 900_000
 
+#: Seconds within which the first statement of a batch has to end. It has little to do but to wait for a lock; those
+#: behind it may take as long as they take.
+FIRST_WITHIN = 3600.0
+
+#: What to do when it has not.
+LOCKED = "does another transaction hold a lock? svv_transactions says which, see docs/redshift.md, Failures"
+
 #: Messages of transactions that another one got in the way of: the same again may work.
 #: https://docs.aws.amazon.com/redshift/latest/dg/c_serial_isolation-serializable-isolation-troubleshooting.html
 _IN_THE_WAY = re.compile(
@@ -77,7 +84,8 @@ class Session(Protocol):
         """Run at most :data:`MOST_STATEMENTS` in one transaction; the results of each, in order.
 
         Raises :class:`BatchFailed` when nothing was kept, and :class:`DependencyError` when it is not known
-        whether all was kept or nothing. Cancelling cancels what is under way there, as far as it can be.
+        whether all was kept or nothing, or the first has not ended within :data:`FIRST_WITHIN`. Cancelling cancels
+        what is under way there, as far as it can be.
         """
 
 

@@ -435,10 +435,31 @@ async def test_an_address_that_does_not_answer_keeps_no_thread(monkeypatch: pyte
         assert await asyncio.wait_for(asyncio.to_thread(int), 10) == 0
 
 
-async def test_a_statement_may_take_longer_than_a_connection(request: pytest.FixtureRequest) -> None:
+async def test_a_statement_may_take_longer_than_a_connection_as_long_as_the_server_is_there(
+    request: pytest.FixtureRequest,
+) -> None:
     async with opened_backend("redshift", request) as backend:
         warehouse = await opened(backend)
-        assert warehouse._session._connection._usock.gettimeout() is None
+        connection = warehouse._session._connection._usock
+        assert connection.gettimeout() is None
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT]
+        assert [connection.getsockopt(socket.IPPROTO_TCP, each) for each in options] == [30, 10, 3, 60_000]
+
+
+async def test_a_connection_does_not_wait_without_end_for_a_lock(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_backend("redshift", request) as backend:
+        warehouse = await opened(backend)
+        objects = await put(backend.store, events(NOON))
+        with psycopg.connect(backend.conninfo) as other:
+            other.execute("LOCK TABLE warehouse.loads")
+            monkeypatch.setattr(redshift_direct, "FIRST_WITHIN", 1.0)
+            with pytest.raises(DependencyError, match=r"LOCK warehouse\.loads has not ended in 1 seconds"):
+                await warehouse.load(objects, backend.store)
+        monkeypatch.undo()
+        assert await warehouse.load(objects, backend.store) == LoadReport(1, 1)
 
 
 async def test_a_lock_that_is_never_given_back_ends_the_wait_and_what_waits_there(
@@ -448,7 +469,7 @@ async def test_a_lock_that_is_never_given_back_ends_the_wait_and_what_waits_ther
     objects = await put(data_api.store, events(NOON))
     api = data_api.data_api
     assert api is not None
-    monkeypatch.setattr(redshift_data_api, "_FIRST_WITHIN", 0.1)
+    monkeypatch.setattr(redshift_data_api, "FIRST_WITHIN", 0.1)
     with psycopg.connect(data_api.conninfo) as other:
         other.execute("LOCK TABLE warehouse.loads")
         with pytest.raises(DependencyError, match=r"LOCK warehouse\.loads has not ended in 0\.1 seconds"):
