@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     #: Row numbers.
     Order: TypeAlias = npt.NDArray[np.intp]
 
-#: Sums stop here instead of overflowing: two of them still add up to a finite double, and to a bigint.
-#: PostgreSQL raises on overflow, so one absurd event could otherwise stop a stream for good.
-FLOAT_LIMIT = 8e307
+#: Sums stop here instead of overflowing: two of them still add up to a bigint, and as many as a table can have rows to
+#: a finite double. PostgreSQL raises on overflow, so one absurd event could otherwise stop a stream for good, and three
+#: whoever adds the rows up.
+FLOAT_LIMIT = 1e290
 INTEGER_LIMIT = 2**62 - 1
 
 #: Kinds for which a fraction that is no number (NaN, of 0.0 / 0.0) is no value. It would stay in the row for good, and

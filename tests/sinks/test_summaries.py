@@ -503,7 +503,7 @@ async def test_sums_beyond_what_the_column_holds_saturate_instead_of_stopping_th
         )
     for name in ("per_minute", "visits"):
         (row,) = (await summaries.rows(conn, name)).to_dicts()
-        assert (row["units"], row["revenue"]) == (2**62 - 1, 8e307)
+        assert (row["units"], row["revenue"]) == (2**62 - 1, 1e290)
 
 
 @pytest.mark.parametrize("smallest", [5e-324, -5e-324])

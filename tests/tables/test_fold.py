@@ -254,7 +254,7 @@ def test_sums_saturate_where_the_database_would_overflow():
     )
     huge = [event(i, units=2**62, amount=1.7e308) for i in range(4)]
     rows, _ = folded(table, [[huge[:2]], [huge[2:]]])
-    assert list(rows.values()) == [{"units": 2**62 - 1, "amount": 8e307}]
+    assert list(rows.values()) == [{"units": 2**62 - 1, "amount": 1e290}]
 
 
 @pytest.mark.parametrize("together", [True, False])
