@@ -24,6 +24,7 @@ def embedded_in(directory: Path) -> dict[str, object]:
         "ledger": "embedded:",
         "warehouse": "embedded:",
         "lake": (directory / "lake").as_uri(),
+        "dashboard.database": "embedded:",
     }
 
 
