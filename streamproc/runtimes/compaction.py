@@ -51,6 +51,9 @@ _AGAIN = "it would load their rows again"
 
 _CHANGED = "its columns have changed their types"
 
+#: Why runs cannot be merged, by range and number of commits.
+Unmergeable = dict[tuple[Partition, int | None, int, int], str]
+
 
 @dataclass(slots=True)
 class CompactionReport:
@@ -81,7 +84,8 @@ class CompactionReport:
 class Compactor:
     """Compacts the lake of one stream. ``warehouse``: where its events are loaded, if they are.
 
-    It is kept from turn to turn: it remembers the runs that cannot be merged, which would be fetched for nothing.
+    It is kept from turn to turn, or is given what the one before knew: the runs that cannot be merged, which would be
+    fetched for nothing.
 
     Raises :class:`ConfigError` when the warehouse cannot be told of merged objects, or the page has one and it
     is not known here: a loader elsewhere would load what was merged again.
@@ -94,6 +98,8 @@ class Compactor:
         store: ObjectStore,
         warehouse: Warehouse | None,
         limits: CompactionLimits | None = None,
+        *,
+        unmergeable: Unmergeable | None = None,
     ) -> None:
         if mistakes := unknown_warehouse(page, "Compact", _AGAIN, known=warehouse is not None):
             raise ConfigError(mistakes)
@@ -105,9 +111,9 @@ class Compactor:
         self._store = store
         self._warehouse = warehouse
         self._limits = limits or CompactionLimits()
-        #: Why they cannot be merged, by range and number of commits.
-        self._unmergeable: dict[tuple[Partition, int | None, int, int], str] = {}
-        self._forget_at = 0.0
+        #: What is known; it may be handed on to another compactor.
+        self.unmergeable: Unmergeable = unmergeable if unmergeable is not None else {}
+        self._forget_at = time.monotonic() + _REMEMBERED
 
     async def plan(self) -> list[Run]:
         """The runs that can be compacted now; none while a replay is open."""
@@ -115,6 +121,10 @@ class Compactor:
             if await compaction.open_replays(conn, self._ledger.stream):
                 return []
         return [run async for run in runs(self._page, self._ledger, self._limits)]
+
+    async def due(self) -> bool:
+        """Whether there is a run to merge that is not known to have to wait."""
+        return bool(await self._due(CompactionReport()))
 
     async def compact(self, tell: Callable[[Run, CompactionReport], None] | None = None) -> CompactionReport:
         """Compact every run of :meth:`plan`; ``tell`` is called after each.
@@ -150,11 +160,11 @@ class Compactor:
     async def _due(self, report: CompactionReport) -> list[Run]:
         """The runs of :meth:`plan` but those that are known to have to wait, which ``report`` gets."""
         if time.monotonic() >= self._forget_at:
-            self._unmergeable = {}
+            self.unmergeable = {}
             self._forget_at = time.monotonic() + _REMEMBERED
         due = []
         for run in await self.plan():
-            waits = self._unmergeable.get((run.partition, run.after, run.through, run.commits))
+            waits = self.unmergeable.get((run.partition, run.after, run.through, run.commits))
             if waits is None:
                 due.append(run)
             else:
@@ -180,7 +190,7 @@ class Compactor:
                 files = await self._fetch(found, scratch)
             except MissingObject as error:
                 log.info("not_compacted", run=str(run), why=str(error))
-                waits = self._unmergeable[*place, run.commits] = "an object of it is not in the lake any more"
+                waits = self.unmergeable[*place, run.commits] = "an object of it is not in the lake any more"
                 return waits
             parts = await asyncio.to_thread(_alike, found, files)
             mergeable = [part for part in parts if len({each.committed.plan.through for each in part}) > 1]
@@ -192,7 +202,7 @@ class Compactor:
                     return "it has changed meanwhile"
                 report.add(part, written)
         if len(parts) > 1:  # they are a commit each by now
-            self._unmergeable[*place, len(parts)] = _CHANGED
+            self.unmergeable[*place, len(parts)] = _CHANGED
         return None if mergeable else _CHANGED
 
     async def _fetch(self, found: Sequence[Source], scratch: Path) -> dict[str, Path]:

@@ -20,6 +20,7 @@ from streamproc.ledger.retention import expire_objects, forget_redrives, forget_
 from streamproc.model import Partition
 from streamproc.runtimes import expiry
 from streamproc.runtimes.compaction import Compactor
+from streamproc.runtimes.compaction_process import NotCompacted, Order, compact_apart
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
@@ -62,7 +63,7 @@ class Upkeep:
         self._store = store
         self._summaries = summaries
         self._sweeps = store is not None and endpoints.settings.sweep == "on"
-        self._settings = endpoints.settings
+        self._endpoints, self._settings = endpoints, endpoints.settings
         self._warehouse: Warehouse | None = None
         self._loader: Loader | None = None
         self._compactor: Compactor | None = None
@@ -134,8 +135,14 @@ class Upkeep:
         assert self._store is not None
         if self._compactor is None:
             self._compactor = Compactor(self._topology, self._ledger, self._store, self._warehouse)
-        report = await self._compactor.compact()
-        if report.runs:
+        if not await self._compactor.due():
+            return
+        conninfos, known = (self._endpoints.ledger, self._endpoints.warehouse), self._compactor.unmergeable
+        answer = await compact_apart(Order(self._topology, self._settings, *conninfos, known))
+        self._compactor.unmergeable = answer.unmergeable
+        if answer.failed is not None:
+            raise NotCompacted(answer.failed)
+        if (report := answer.report) is not None and report.runs:
             log.info("compacted", objects=report.objects_before, into=report.objects_after, rows=report.rows)
 
     async def retain(self) -> None:

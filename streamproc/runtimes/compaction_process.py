@@ -1,0 +1,129 @@
+"""A turn of compaction in a process of its own.
+
+A turn lists thousands of objects, fetches them and looks into them. Beside the stream each left some megabytes: heaps
+that had grown between what stays, names that Python remembers. Here all of it goes back, and the stream comes first.
+
+:func:`serve` is the other side: an :class:`Order` on standard input, an :class:`Answer` on standard output. It ends
+with the process that has started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import sys
+import threading
+from asyncio.subprocess import PIPE
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+
+from streamproc.errors import DependencyError, StreamprocError
+from streamproc.ledger import Ledger
+from streamproc.ops.logging import configure_logging
+from streamproc.runtimes.compaction import CompactionReport, Compactor, Unmergeable
+from streamproc.settings import Settings
+from streamproc.sinks.object_store import lake_store
+from streamproc.sinks.warehouse import layout_of, open_warehouse
+from streamproc.topology import Topology
+
+#: The other side. Not ``-m``: pickle knows the classes here by the module's name, which that would take away.
+PROGRAM = (sys.executable, "-c", f"from {__name__} import serve; serve()")
+
+_WHAT = "the process that compacts"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to compact, and on what. ``ledger``, ``warehouse``: conninfo, the latter ``None`` where there is none.
+
+    ``unmergeable``: as the last answer had it.
+    """
+
+    page: Topology
+    settings: Settings
+    ledger: str
+    warehouse: str | None
+    unmergeable: Unmergeable
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of it. ``failed``: what stopped it, in words; what was compacted by then stays so."""
+
+    report: CompactionReport | None
+    unmergeable: Unmergeable
+    failed: str | None = None
+
+
+class NotCompacted(StreamprocError):
+    """What stopped a turn, in the words of the process that it was in."""
+
+
+async def compact_apart(order: Order) -> Answer:
+    """One turn, to its end; cancelling it ends the process.
+
+    Raises :class:`DependencyError` when the process has come to an end of its own.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *PROGRAM,
+        stdin=PIPE,  # stays open: closed by whatever ends us, it ends the other side too
+        stdout=PIPE,
+        env={**os.environ, "POLARS_MAX_THREADS": "1"},
+        start_new_session=True,  # Ctrl-C is for us to pass on
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        asked = pickle.dumps(order)
+        with suppress(ConnectionError):  # it is no more: the answer is missing too
+            process.stdin.write(b"%d\n" % len(asked) + asked)
+            await process.stdin.drain()
+        answered = await process.stdout.read()
+    finally:
+        if process.returncode is None and not process.stdout.at_eof():
+            process.kill()  # whatever is stopped where, the next turn goes on
+        process.stdin.close()
+        code = await process.wait()
+    if code:
+        raise DependencyError(_WHAT, f"ended with {code}", "its log says why; -9: was there memory enough?")
+    answer: Answer = pickle.loads(answered)  # noqa: S301 - of our own program
+    return answer
+
+
+async def compacted(order: Order) -> Answer:
+    """The turn itself."""
+    page, settings = order.page, order.settings
+    try:
+        async with AsyncExitStack() as stack:
+            ledger = await stack.enter_async_context(Ledger(order.ledger, page.name, settings.worker))
+            store = lake_store(settings)
+            stack.push_async_callback(store.close)
+            await store.open()
+            warehouse = None
+            if order.warehouse is not None and page.sinks.warehouse:
+                warehouse = open_warehouse(order.warehouse, page.name, layout_of(page))
+            if warehouse is not None:
+                stack.push_async_callback(warehouse.close)
+                await warehouse.open()
+            compactor = Compactor(page, ledger, store, warehouse, unmergeable=order.unmergeable)
+            return Answer(await compactor.compact(), order.unmergeable)
+    except StreamprocError as error:
+        return Answer(None, order.unmergeable, str(error))
+
+
+def serve() -> None:
+    """Take the order, and answer it."""
+    if hasattr(os, "nice"):
+        os.nice(10)  # the stream comes first
+    size = int(sys.stdin.buffer.readline() or b"0")
+    order: Order = pickle.loads(sys.stdin.buffer.read(size))  # noqa: S301 - of our own program
+    threading.Thread(target=_end_with_the_other_side, daemon=True).start()
+    configure_logging(order.settings.log)
+    sys.stdout.buffer.write(pickle.dumps(asyncio.run(compacted(order))))
+    sys.stdout.buffer.flush()
+    os._exit(0)  # the interpreter's own end would wait for standard input, which the thread reads
+
+
+def _end_with_the_other_side() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
