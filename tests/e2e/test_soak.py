@@ -195,7 +195,6 @@ async def test_nothing_grows_while_events_flow_and_everything_is_there_in_the_en
     if SECONDS >= 3600:
         assert max(each.ledger for each in warm[half:]) <= 1.5 * max(each.ledger for each in warm[:half])
         assert cost(warm[half:]) <= 1.5 * cost(warm[:half]), "an event costs more as time passes"
-        assert slope_per_hour(warm) < 0.01, slope_per_hour(warm)
 
     site.run("warehouse", "load", patience=900)
     for _ in range(2):  # what was abandoned is deleted twice
@@ -217,3 +216,5 @@ async def test_nothing_grows_while_events_flow_and_everything_is_there_in_the_en
     assert rows == distinct == accepted == loaded
     # In half a minute an hour may have a single commit, and nothing to merge.
     assert merged > 0 or SECONDS < 3600, "no hour was compacted"
+    # Last: it is the one that takes hours to be looked into, and the others shall be known then.
+    assert slope_per_hour(warm) < 0.01 or SECONDS < 3600, slope_per_hour(warm)
