@@ -13,14 +13,15 @@ from typing import LiteralString
 
 import polars as pl
 
+from streamproc.quantities import show_duration
 from streamproc.sinks.summaries_layout import Layout
 from streamproc.topology import DAY, HOUR, MINUTE, Derived, Measure, Table, Topology
 
 #: Grains that are offered, microseconds: each a multiple of the one before, aligned to 1970 UTC as windows are.
 GRAINS = {"minute": MINUTE, "5 minutes": 5 * MINUTE, "hour": HOUR, "day": DAY}
 
-#: Number of rows of a session table. No column can have a name with a blank in it.
-ROWS = "number of sessions"
+#: Number of rows of a session table, and of another that has no number. No column can have a name with a blank in it.
+ROWS, WINDOWS = "number of sessions", "number of rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Column:
     ``name``: the page's name for it. ``column``: of the table (``""``: rows are counted). ``fold``: SQL
     aggregate that makes several rows one. ``step``: of a funnel, rows that came this far are counted.
     ``additive``: the fold says the same as one row for all would. ``error``: of an approximate value, in words.
+    ``numeric``: whether it can be drawn; the earliest and latest of dates and moments cannot.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Column:
     additive: bool = True
     error: str = ""
     step: int = 0
+    numeric: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,13 @@ class Explorable:
         own = window.hop if window.kind == "hopping" else window.size
         usual = {n: us for n, us in GRAINS.items() if us == own or (us > own and us % window.size == 0)}
         return usual if own in usual.values() else {"window": own, **usual}
+
+    def pace(self, grain: str) -> str:
+        """What stands behind a measure's name: ``per hour``, or of windows that overlap ``in 5m, every 1m``."""
+        window = self.table.window
+        if window.kind == "hopping" and self.grains[grain] == window.hop:
+            return f"in {show_duration(window.size)}, every {show_duration(window.hop)}"
+        return f"per {grain}"
 
     @property
     def settles(self) -> int:
@@ -111,6 +121,8 @@ def _explorable(stream: str, table: Table) -> Explorable:
             dimensions.append(derived.name)
         elif derived.type.is_numeric():
             measures.append(_derived(derived))
+    if not any(measure.numeric for measure in measures):
+        measures.append(Column(WINDOWS, "", "count", "Number of rows"))
     return Explorable(stream, table, start, end, dimensions, measures)
 
 
@@ -123,7 +135,8 @@ def _column(measure: Measure) -> Column:
         case "count" | "sum":
             return Column(measure.name, measure.name, "sum", comment)
         case "min" | "max":
-            return Column(measure.name, measure.name, "min" if measure.kind == "min" else "max", comment)
+            fold: LiteralString = "min" if measure.kind == "min" else "max"
+            return Column(measure.name, measure.name, fold, comment, numeric=measure.type.is_numeric())
         case _:
             return Column(measure.name, measure.name, "max", comment, additive=False, error=error_of(measure))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
-from streamproc.dashboard.catalog import Explorable
+from streamproc.dashboard.catalog import Column, Explorable
 
 RANGES = {
     "1 hour": timedelta(hours=1),
@@ -60,9 +60,10 @@ class Choice:
         return not self.table.whole_rows(self.by, self.step)
 
     @property
-    def charted(self) -> str:
-        """The measure that the chart shows: the one it is sorted by, else the first."""
-        return self.order if self.order in self.measures else self.measures[0]
+    def charted(self) -> Column | None:
+        """The measure that the chart shows: the one it is sorted by, else the first. ``None`` if none is a number."""
+        drawn = {name: self.table.measure(name) for name in self.measures if self.table.measure(name).numeric}
+        return drawn.get(self.order) or next(iter(drawn.values()), None)
 
     def address(self) -> str:
         """The choice as a query string, which :func:`read_choice` reads."""

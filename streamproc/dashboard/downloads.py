@@ -61,6 +61,8 @@ class Downloads:
         if kind not in _TYPES:
             return PlainTextResponse("There are .csv and .parquet.\n", 404)
         stream = self._site.stream(request)
+        if not stream.tables:
+            return PlainTextResponse("This stream has no tables.\n", 404)
         seen = await stream.clock.get()
         now = (seen.value.now if seen.value else None) or datetime.now(UTC)
         choice = read_choice(dict(request.query_params), stream.tables, now)

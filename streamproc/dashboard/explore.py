@@ -20,8 +20,8 @@ from streamproc.dashboard.reading import Question
 
 #: Rows of a page of the table.
 PAGE = 25
-#: Lines of a chart, bars of one, points of it.
-SERIES, BARS, POINTS = 6, 15, 6_000
+#: Lines of a chart, bars of one, points of it: six lines have 8,640 minutes in a day.
+SERIES, BARS, POINTS = 6, 15, 9_000
 
 _COMMA = sql.SQL(", ")
 
@@ -55,8 +55,8 @@ def cursor(choice: Choice, row: Sequence[Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(packed).encode()).decode()
 
 
-#: Kinds of values in a cursor, and the type that PostgreSQL reads them as.
-_KINDS = {"number": "numeric", "time": "timestamptz", "date": "date", "flag": "boolean", "text": "text"}
+#: Kinds of values in a cursor, and the type that PostgreSQL reads them as, by its name in the catalog.
+_KINDS = {"number": "numeric", "time": "timestamptz", "date": "date", "flag": "bool", "text": "text"}
 
 
 def _packed(value: Any) -> list[str] | None:
@@ -140,7 +140,7 @@ def value(column: Column, *, merges: bool) -> sql.Composable:
     if column.step:
         return sql.SQL("count(*) FILTER (WHERE {} >= {})").format(name, sql.Literal(column.step))
     if not column.column:
-        return sql.SQL("count(*)")
+        return sql.SQL("count(*)" if merges else "1::bigint")
     return sql.SQL("{}({})").format(sql.SQL(column.fold), name) if merges else name
 
 
@@ -180,9 +180,10 @@ def _in_range(choice: Choice) -> sql.Composable:
 def chart(choice: Choice) -> Question:
     """The chart's rows: ``time`` (with a grain), dimensions, the charted measure.
 
-    With a grain, of the biggest groups only; without, the biggest groups themselves.
+    With a grain, of the biggest groups only, and the newest :data:`POINTS`; without, the biggest groups themselves.
     """
-    measure = value(choice.table.measure(choice.charted), merges=True)
+    assert choice.charted is not None, "there is nothing to draw"
+    measure = value(choice.charted, merges=True)
     dimensions = [sql.Identifier(name) for name in choice.by]
     parameters: dict[str, object] = {**_span(choice), "points": POINTS, "series": SERIES, "bars": BARS}
     within = _in_range(choice)
@@ -211,7 +212,7 @@ def chart(choice: Choice) -> Question:
     same = sql.SQL(" AND ").join(
         sql.SQL("g.{0} IS NOT DISTINCT FROM top.{0}").format(dimension) for dimension in dimensions
     )
-    fold = choice.table.measure(choice.charted).fold
+    fold = choice.charted.fold
     statement = sql.SQL(
         "WITH g AS MATERIALIZED (SELECT {time} AS bin, {names}, {measure} AS value FROM {table} WHERE {within}"
         " GROUP BY 1, {names}), top AS (SELECT {names} FROM g GROUP BY {names}"

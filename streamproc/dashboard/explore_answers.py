@@ -11,7 +11,7 @@ from typing import Any
 from streamproc.dashboard import charts, markup
 from streamproc.dashboard.catalog import Column, marked
 from streamproc.dashboard.choice import Choice
-from streamproc.dashboard.explore import BARS, SERIES
+from streamproc.dashboard.explore import BARS, POINTS, SERIES
 from streamproc.dashboard.reading import Answer
 
 
@@ -54,9 +54,11 @@ def row(
     """The cells of a row; estimates are marked, rows that may still change too."""
     cells: list[markup.Cell] = []
     for name, value in zip(choice.columns, row, strict=True):
-        if isinstance(value, datetime):
+        if name == choice.table.start:
             tag = ' <span class="tag">open</span>' if open_from is not None and value >= open_from else ""
             cells.append(markup.Raw(markup.when(value).html + tag))
+        elif isinstance(value, datetime):
+            cells.append(markup.when(value))
         elif name in columns and marked(columns[name]):
             cells.append(markup.approximate(value, columns[name].error))
         else:
@@ -74,21 +76,29 @@ def about(choice: Choice) -> str:
         )
     errors = {name: choice.table.measure(name).error for name in choice.measures}
     parts += [f"≈ {name}: {error}" for name, error in errors.items() if error]
-    if choice.table.table.window.kind == "hopping" and choice.step != choice.table.table.window.hop:
-        parts.append("Windows overlap; only every one that follows the last is counted")
+    window = choice.table.table.window
+    if window.kind == "hopping":
+        parts.append(
+            "Windows overlap: their values do not add up over time"
+            if choice.step == window.hop
+            else "Windows overlap; only every one that follows the last is counted"
+        )
     return escape(". ".join(parts) + ".")
 
 
-def chart_title(choice: Choice) -> str:
-    """The heading of the chart, as HTML."""
-    column = choice.table.measure(choice.charted)
+def chart_title(choice: Choice, points: int) -> str:
+    """The heading of a chart of so many points, as HTML."""
+    column = choice.charted
+    assert column is not None, "there is nothing to draw"
     error = f" · ≈ {column.error}" if marked(column) else ""
     peak = " · peak of a row" if not column.additive and choice.merges else ""
     by = " by " + ", ".join(choice.by) if choice.by else ""
-    step = f" per {choice.grain}" if choice.grain else ""
+    step = f" {choice.table.pace(choice.grain)}" if choice.grain else ""
     note = ""
     if choice.by or not choice.grain:
         note = f" · the biggest {SERIES} groups" if choice.grain else f" · the biggest {BARS}"
+    if choice.grain and points >= POINTS:
+        note += f" · only the newest {POINTS:,} points: a longer time step shows the whole range"
     return (
         f"<h2>{escape(column.name)}{escape(by + step)}</h2>"
         f'<p class="sub">{escape(column.comment + error + peak)}{note}</p>'

@@ -95,7 +95,10 @@ class Controls:
             )
 
     def _grains(self) -> dict[str, str]:
-        return {**{name: f"per {name}" for name in self.choice.table.grains}, "": "whole range"}
+        return {
+            **{name: self.choice.table.pace(name) for name in self.choice.table.grains},
+            "": "whole range",
+        }
 
     async def _other_measures(self, event: events.ValueChangeEventArguments[Any]) -> None:
         measures = _in_order(event.value, [column.name for column in self.choice.table.measures])

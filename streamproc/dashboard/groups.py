@@ -53,25 +53,16 @@ class Whole:
 
     def drawn(self, choice: Choice) -> Answer:
         """What :func:`~.explore.chart` would answer."""
-        measure, names = choice.columns.index(choice.charted), choice.keys
+        assert choice.charted is not None, "there is nothing to draw"
+        measure, names = choice.columns.index(choice.charted.name), choice.keys
         cut = [(*row[: len(names)], row[measure]) for row in self.rows]
-        columns = (*names, choice.charted)
+        columns = (*names, choice.charted.name)
         if not choice.grain:
             return Answer(columns, _sorted(cut, len(names), down=True)[:BARS])
         if choice.by:
-            shown = self._biggest(choice, cut)
+            shown = _biggest(cut, choice.charted.fold)
             cut = [row for row in cut if row[1:-1] in shown]
         return Answer(columns, _sorted(cut, 0, down=True)[:POINTS])
-
-    def _biggest(self, choice: Choice, cut: Sequence[Row]) -> set[Row]:
-        """Dimensions of the groups that are drawn."""
-        values: dict[Row, list[Any]] = {}
-        for row in cut:
-            values.setdefault(row[1:-1], []).append(row[-1])
-        folds: dict[str, Callable[[list[Any]], Any]] = {"sum": sum, "count": sum, "min": min, "max": max}
-        fold = folds[choice.table.measure(choice.charted).fold]
-        whole = [(group, _folded(fold, each)) for group, each in values.items()]
-        return {group for group, _ in _sorted(whole, 1, down=True)[:SERIES]}
 
 
 class Groups:
@@ -114,6 +105,16 @@ class Groups:
         failed = task.cancelled() or task.exception() is not None
         if failed and self._asked.get(key, (0.0, None))[1] is task:
             del self._asked[key]
+
+
+def _biggest(cut: Sequence[Row], fold: str) -> set[Row]:
+    """Dimensions of the groups that are drawn."""
+    values: dict[Row, list[Any]] = {}
+    for row in cut:
+        values.setdefault(row[1:-1], []).append(row[-1])
+    folds: dict[str, Callable[[list[Any]], Any]] = {"sum": sum, "count": sum, "min": min, "max": max}
+    whole = [(group, _folded(folds[fold], each)) for group, each in values.items()]
+    return {group for group, _ in _sorted(whole, 1, down=True)[:SERIES]}
 
 
 def _sorted(found: Sequence[Row], column: int, *, down: bool) -> list[Row]:

@@ -133,7 +133,7 @@ class Explorer:
             try:
                 whole = await self.stream.groups.of(choice, self._as_of) if choice.merges else None
                 small = whole is not None and whole.complete
-                wanted = None if small else chart(choice)
+                wanted = None if small or choice.charted is None else chart(choice)
                 if wanted is not None and wanted != self._drawn:
                     drawing = asyncio.create_task(self.stream.reader.ask(wanted))
                 page = await self._page(choice, whole)
@@ -141,7 +141,9 @@ class Explorer:
                 newest = seen.value
                 open_from = answers.open_from(choice, newest.watermark if newest else None)
                 self._fill(choice, page, open_from)
-                if whole is not None and small:
+                if choice.charted is None:
+                    self._answers[0].set_visibility(False)
+                elif whole is not None and small:
                     self._draw(choice, whole.drawn(choice), open_from)
                 elif drawing is not None:
                     self._draw(choice, await drawing, open_from)
@@ -193,7 +195,7 @@ class Explorer:
         self._about.content = answers.about(choice)
 
     def _draw(self, choice: Choice, answer: Answer, open_from: datetime | None) -> None:
-        self._title.content = answers.chart_title(choice)
+        self._title.content = answers.chart_title(choice, len(answer.rows))
         options = answers.chart_options(choice, answer, open_from)
         self._answers[0].set_visibility(bool(answer.rows))
         if options != self._chart.options:
@@ -207,6 +209,12 @@ async def explore_page(site: Site, request: Request) -> None:
     stream = site.stream(request)
     seen = await stream.clock.get()
     now = (seen.value.now if seen.value else None) or datetime.now(UTC)
+    if not stream.tables:
+        with frame(site, stream, request) as banner:
+            banner.content = markup.banner(
+                "info", "No tables.", "The topic page of this stream declares none."
+            )
+        return
     explorer = Explorer(stream, read_choice(dict(request.query_params), stream.tables, now))
     with frame(site, stream, request) as banner:
         explorer.build(banner)

@@ -18,6 +18,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from streamproc.dashboard import download, downloads
 from streamproc.dashboard.catalog import explorable
@@ -90,6 +91,13 @@ async def test_a_column_that_is_empty_or_whole_in_one_piece_has_one_type_in_the_
 async def test_a_table_without_rows_is_a_file_with_its_columns(make: Any) -> None:
     made = whole(await make(pieces(["path", "views"], [])))
     assert made == b"path,views\r\n" if make is as_csv else pl.read_parquet(made).columns == ["path", "views"]
+
+
+async def test_a_stream_without_tables_has_no_files() -> None:
+    stream = SimpleNamespace(tables={})
+    request = Request({"type": "http", "path_params": {"kind": "csv"}, "query_string": b""})
+    site = SimpleNamespace(stream=lambda _: stream)
+    assert (await Downloads(cast(Streams, site))._response(request)).status_code == 404
 
 
 @pytest.mark.parametrize("make", [as_csv, as_parquet])

@@ -5,27 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
 
+import polars as pl
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamproc.dashboard import markup
-from streamproc.dashboard.catalog import ROWS, explorable
+from streamproc.dashboard import explore_answers, markup
+from streamproc.dashboard.catalog import ROWS, WINDOWS, explorable
 from streamproc.dashboard.choice import Choice, read_choice
 from streamproc.dashboard.explore import PAGE, chart, cursor, everything, rows
-from streamproc.dashboard.explore_answers import plain, series
+from streamproc.dashboard.explore_answers import about, chart_title, plain, series
+from streamproc.dashboard.groups import Whole
 from streamproc.dashboard.page_explore import Explorer
 from streamproc.dashboard.reading import Answer, Reader, read_only
 from streamproc.dashboard.shell import Stream
 from streamproc.database import Database
 from streamproc.errors import DependencyError
-from streamproc.topology import Topology
-from tests.dashboard.conftest import Site
+from streamproc.topic_pages import load_page
+from streamproc.topology import Measure, Topology
+from tests.dashboard.conftest import PAGE as PAGE_FILE
+from tests.dashboard.conftest import Site, make_tables
 
 
 @pytest.fixture
@@ -103,6 +109,32 @@ async def test_pages_put_together_are_the_groups_of_a_loop_in_order(
 
 
 @pytest.mark.slow
+async def test_pages_of_rows_may_be_in_the_order_of_a_truth(site: Site, reader: Reader) -> None:
+    page = load_page(PAGE_FILE.with_name("weblogs.toml"))
+    await make_tables(site.url, page)
+    start = site.now.replace(minute=0, second=0)
+    with psycopg.connect(site.url, autocommit=True) as conn:
+        conn.execute(
+            "INSERT INTO weblogs.page_views (window_start, window_end, path, is_bot, views)"
+            " SELECT %(start)s, %(start)s + interval '1 hour', '/' || n, n %% 2 = 0, n FROM generate_series(1, 60) n",
+            {"start": start},
+        )
+    given_ = {"table": "page_views", "measures": "views", "by": "path,is_bot", "order": "is_bot"}
+    choice = read_choice(given_, explorable(page), site.now)
+    seen: list[tuple[Any, ...]] = []
+    after = None
+    while True:
+        found = (await reader.ask(rows(choice, after))).rows
+        seen += found[:PAGE]
+        if len(found) <= PAGE:
+            break
+        after = cursor(choice, seen[-1])
+    assert [(row[2], row[3]) for row in seen] == [
+        (n % 2 == 0, n) for n in sorted(range(1, 61), key=lambda n: (n % 2, f"/{n}"))
+    ]
+
+
+@pytest.mark.slow
 async def test_a_chart_without_time_shows_the_biggest_groups_first(site: Site, reader: Reader) -> None:
     choice = choose(site, table="page_views", measures="views", by="path", grain="", range="6 hours")
     drawn = [(row[0], int(row[1])) for row in (await reader.ask(chart(choice))).rows]
@@ -164,6 +196,63 @@ def test_overlapping_windows_are_offered_in_steps_that_do_not_count_twice(topolo
     assert "date_bin(300000000 * interval '1 microsecond'" in rows(choice).statement.as_string(None)
     own = read_choice({"table": "site_activity", "grain": "minute"}, {"site_activity": table}, _moment())
     assert "300000000" not in rows(own).statement.as_string(None)
+
+
+def test_overlapping_windows_are_not_said_to_be_of_a_minute(topology: Topology) -> None:
+    tables = explorable(topology)
+    own, hourly = (
+        read_choice({"table": "site_activity", "grain": grain}, tables, _moment())
+        for grain in ("minute", "hour")
+    )
+    assert "<h2>events in 5m, every 1m</h2>" in chart_title(own, 10)
+    assert "do not add up over time" in about(own)
+    assert "<h2>events per hour</h2>" in chart_title(hourly, 10)
+    assert "only every one that follows the last" in about(hourly)
+
+
+def test_a_chart_that_has_not_all_points_says_so(topology: Topology) -> None:
+    choice = read_choice({"range": "7 days"}, explorable(topology), _moment())
+    assert "only the newest 9,000 points" in chart_title(choice, 9_000)
+    assert "points" not in chart_title(choice, 8_999)
+
+
+def moments(topology: Topology) -> Topology:
+    """A table that measures when something was seen last, beside one that only keeps a text."""
+    (views,) = (table for table in topology.tables if table.name == "page_views")
+    seen = Measure("last_seen", "max", pl.Datetime("us", "UTC"), "event_time")
+    title = Measure("title", "last", pl.String(), "path")
+    return replace(
+        topology,
+        tables=(
+            replace(views, name="seen", measures=(seen, *views.measures)),
+            replace(views, name="titles", measures=(title,)),
+        ),
+    )
+
+
+def test_a_moment_is_a_measure_that_is_not_drawn_and_never_open(topology: Topology) -> None:
+    tables = explorable(moments(topology))
+    choice = read_choice({"table": "seen"}, tables, _moment())
+    assert choice.measures[0] == "last_seen"
+    assert choice.charted is not None and choice.charted.name == "views"
+    found = [(_moment(), _moment(), 3)]
+    assert Whole(choice, found, complete=True).drawn(choice).rows == [(_moment(), 3)]
+    columns = {column.name: column for column in choice.table.measures}
+    cells = explore_answers.row(choice, (_moment(), _moment(), 3), columns, _moment())
+    assert [isinstance(cell, markup.Raw) and "open" in cell.html for cell in cells] == [True, False, False]
+    alone = read_choice({"table": "seen", "measures": "last_seen", "order": "last_seen"}, tables, _moment())
+    assert alone.charted is None
+
+
+def test_of_a_table_without_a_number_the_rows_are_counted(topology: Topology) -> None:
+    tables = explorable(moments(topology))
+    own = read_choice({"table": "titles", "by": "host,path"}, tables, _moment())
+    hourly = read_choice({"table": "titles", "grain": "hour"}, tables, _moment())
+    whole = read_choice({"table": "titles", "grain": "", "by": ""}, tables, _moment())
+    assert own.measures == hourly.measures == whole.measures == (WINDOWS,)
+    assert "count" not in rows(own).statement.as_string(None), "each is one row"
+    assert 'count(*) AS "number of rows"' in rows(hourly).statement.as_string(None)
+    assert "count(*)" in chart(own).statement.as_string(None)
 
 
 @pytest.mark.parametrize(
