@@ -7,7 +7,7 @@ clock, so a page of old events reads as it did when they were new, and says how 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -33,13 +33,25 @@ FUNNEL_SPAN = timedelta(hours=24)
 
 
 class Minute(NamedTuple):
-    """Page views of a window and of the same one in earlier hours. ``None``: from before the table's first rows."""
+    """Page views of a window and of the same one in earlier hours. ``None``: nobody counted them yet."""
 
     start: datetime
     views: int | None
     earlier: tuple[int | None, ...]
     open: bool
     filling: bool
+
+
+class Hour(NamedTuple):
+    """Page views of the 60 minutes to now, or of as many windows as fit into them.
+
+    ``whole``: of as many windows that are over, ``before``: of those an hour before them, which is what compares.
+    ``None``: that hour was not counted from its beginning.
+    """
+
+    views: int
+    whole: int
+    before: int | None
 
 
 class Visitors(NamedTuple):
@@ -78,7 +90,7 @@ class Snapshot:
     rankings: Sequence[Ranked] = ()
     sessions: tuple[Sequence[str], Sequence[tuple[Any, ...]]] = ((), ())
     funnel: Sequence[tuple[str, int]] = ()
-    hour: tuple[int, int] | None = None
+    hour: Hour | None = None
 
 
 #: A partition that has had no event for an hour holds no watermark up here: the pipeline's own waits, because it
@@ -146,15 +158,16 @@ class Live:
         found = await asyncio.gather(
             *(self._sums(self.panels.views, first - hour, last + size - hour) for hour in hours)
         )
+        begun = await self._begun(self.panels.views, first - hours[-1], {at for sums in found for at in sums})
         minutes = []
         for number in range((last - first) // size + 1):
             start = first + number * size
-            views, *earlier = (sums.get(start - hour) for hour, sums in zip(hours, found, strict=True))
-            # An hour of which no row is there was not counted; in one that was, no row means no view.
-            counted = [0 if v is None and sums else v for v, sums in zip(earlier, found[1:], strict=True)]
-            counted += [None] * (EARLIER - comparable)
-            if views is None and (counted[0] is not None or (found[0] and start > min(found[0]))):
-                views = 0
+            # From the first row on no row means no view.
+            views, *earlier = (
+                sums.get(start - hour, 0 if begun is not None and start - hour >= begun else None)
+                for hour, sums in zip(hours, found, strict=True)
+            )
+            counted = [*earlier, *[None] * (EARLIER - comparable)]
             ends = start + size
             is_open = ends + timedelta(microseconds=table.lateness) > watermark
             minutes.append(Minute(start, views, tuple(counted), is_open, ends > watermark))
@@ -169,17 +182,34 @@ class Live:
         question = Question(statement, {"since": since, "until": until}, "count page views")
         return dict((await self._reader.ask(question)).rows)
 
-    async def _hour(self, now: datetime) -> tuple[int, int] | None:
-        """Page views of the 60 minutes to now, or as many windows as fit into them, and of those before."""
+    async def _begun(
+        self, counting: Counting, since: datetime, starts: Collection[datetime]
+    ) -> datetime | None:
+        """From when on a window without a row is one without an event, as far as what began at ``since`` or later goes.
+
+        ``starts``: of the windows since then that have a row.
+        """
+        statement = sql.SQL(
+            "SELECT window_start FROM {table} WHERE window_start >= %(since)s AND window_start < %(until)s"
+            " AND {measure} IS NOT NULL LIMIT 1"
+        ).format(measure=sql.Identifier(counting.measure.name), table=self._name(counting.table))
+        question = Question(statement, {"since": since - _HOUR, "until": since}, "look for older page views")
+        return since if (await self._reader.ask(question)).rows else min(starts, default=None)
+
+    async def _hour(self, now: datetime) -> Hour | None:
         if self.panels.views is None:
             return None
         size = timedelta(microseconds=self.panels.views.table.window.size)
-        end, hour = floor(now, size) + size, _HOUR // size * size
-        ours, before = await asyncio.gather(
-            self._sums(self.panels.views, end - hour, end),
-            self._sums(self.panels.views, end - 2 * hour, end - hour),
-        )
-        return sum(ours.values()), sum(before.values())
+        last, hour = floor(now, size), _HOUR // size * size
+        first = last - 2 * hour
+        sums = await self._sums(self.panels.views, first, last + size)
+        begun = await self._begun(self.panels.views, first, sums)
+
+        def views(since: datetime, until: datetime) -> int:
+            return sum(number for start, number in sums.items() if since <= start < until)
+
+        before = views(first, last - hour) if begun is not None and begun <= first else None
+        return Hour(views(last + size - hour, last + size), views(last - hour, last), before)
 
     async def _visitors(self, now: datetime) -> Visitors | None:
         """Distinct visitors of the window that holds the newest event, of all its keys together.

@@ -47,9 +47,13 @@ class Counting(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """What a topic page has for the page *Live*; ``None`` where it has nothing."""
+    """What a topic page has for the page *Live*; ``None`` where it has nothing.
+
+    ``views``: page views, or what else is counted; ``counted`` says which, as a heading does.
+    """
 
     views: Counting | None
+    counted: str
     visitors: Counting | None
     rankings: Sequence[Ranking]
     sessions: Table | None
@@ -65,21 +69,37 @@ def panels(topology: Topology) -> Panels:
     sessions = [t for t in topology.tables if t.window.kind == "session"]
     counted = [Counting(t, m) for t in tumbling for m in t.measures if m.kind == "count"]
     views = [c for c in counted if c.table.window.size <= 5 * MINUTE]
-    pages = [c for c in views if "page_view" in (c.table.where or "") or c.measure.name == "views"]
+    pages = [
+        c
+        for c in views
+        if not c.measure.where and ("page_view" in (c.table.where or "") or c.measure.name == "views")
+    ]
+    ids = {topology.contract.key, *(t.window.key for t in sessions)}
     visitors = [
         Counting(t, m)
-        for t in sorted(windowed, key=lambda t: (t.window.kind != "hopping", t.window.size, len(t.by)))
+        for t in sorted(windowed, key=_most_of_now)
         for m in t.measures
-        if m.kind in {"approx_distinct", "distinct"} and t.window.size <= HOUR and not m.where
+        if m.kind in {"approx_distinct", "distinct"}
+        and t.window.size <= HOUR
+        and not m.where
+        and m.column in ids
     ]
     funnels = [Counting(t, m) for t in sessions for m in t.measures if m.kind == "funnel"]
+    other = next(iter(views), None)
+    best = min(pages, key=lambda c: c.measure.name != "views", default=other)
     return Panels(
-        next(iter([*pages, *views]), None),
+        best,
+        "Page views" if pages or other is None else other.measure.name.replace("_", " ").capitalize(),
         next(iter(visitors), None),
         list(_rankings(counted)),
         max(sessions, key=lambda t: sum(m.name in TOLD for m in t.measures), default=None),
         next(iter(funnels), None),
     )
+
+
+def _most_of_now(table: Table) -> tuple[bool, bool, int, int]:
+    """Of all events rather than of some, then of windows that overlap, then of short ones, then of few keys."""
+    return table.where is not None, table.window.kind != "hopping", table.window.size, len(table.by)
 
 
 def _rankings(counted: Iterable[Counting]) -> Iterable[Ranking]:

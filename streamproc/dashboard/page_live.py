@@ -8,7 +8,7 @@ from nicegui import ui
 from starlette.requests import Request
 
 from streamproc.dashboard import charts, markup
-from streamproc.dashboard.live import Ranked, Snapshot
+from streamproc.dashboard.live import Hour, Ranked, Snapshot
 from streamproc.dashboard.shell import Site, Stream, frame, keep_fresh, notices, pulse
 
 #: Seconds between two looks.
@@ -22,7 +22,7 @@ async def live_page(site: Site, request: Request) -> None:
     """Build the page; it keeps itself up to date."""
     stream = site.stream(request)
     panels = stream.live.panels
-    views = f"Page views per {_span(_size(stream))}"
+    views = f"{panels.counted} per {_span(_size(stream))}"
     with frame(site, stream, request) as banner:
         tiles = ui.html("", sanitize=False).classes("tiles")
         with ui.element("section").classes("card") as line:
@@ -64,7 +64,7 @@ async def live_page(site: Site, request: Request) -> None:
 
 
 def _tiles(stream: Stream, found: Snapshot) -> str:
-    tiles, size = [], _size(stream)
+    tiles, size, counted = [], _size(stream), stream.live.panels.counted
     if found.visitors is not None:
         v = found.visitors
         minutes = round((v.until - v.since) / timedelta(minutes=1))
@@ -75,12 +75,11 @@ def _tiles(stream: Stream, found: Snapshot) -> str:
         if whole is not None:
             since = markup.when(whole.start, "time" if size % timedelta(minutes=1) else "minute").html
             of = markup.Raw(f"in the {_span(size)} from {since}")
-            tiles.append(markup.tile(f"Page views per {_span(size)}", markup.number(whole.views), of))
+            tiles.append(markup.tile(f"{counted} per {_span(size)}", markup.number(whole.views), of))
     if found.hour is not None:
-        ours, before = found.hour
         asked = timedelta(hours=1) // size * size
-        label = f"Page views in {asked / timedelta(minutes=1):.0f} min"
-        tiles.append(markup.tile(label, markup.number(ours), _change(ours, before)))
+        label = f"{counted} in {asked / timedelta(minutes=1):.0f} min"
+        tiles.append(markup.tile(label, markup.number(found.hour.views), _change(found.hour)))
     if found.active is not None and stream.live.panels.sessions is not None:
         gap = stream.live.panels.sessions.window.gap // 60_000_000
         tiles.append(
@@ -104,17 +103,19 @@ def _span(size: timedelta) -> str:
     return unit if number == 1 else f"{number:g} {unit}s"
 
 
-def _change(ours: int, before: int) -> str:
-    if not before:
+def _change(hour: Hour) -> str:
+    if hour.before is None:
         return "no hour before to compare with"
-    change = 100 * (ours - before) / before
+    if not hour.before:
+        return "none in the hour before"
+    change = 100 * (hour.whole - hour.before) / hour.before
     sign = "▲" if change > 0 else "▼" if change < 0 else "="
     return f"{sign} {abs(change):.0f} % against the hour before"
 
 
 def _minutes_head(stream: Stream, found: Snapshot) -> str:
     size = _size(stream)
-    head = f"<h2>Page views per {_span(size)}</h2>"
+    head = f"<h2>{stream.live.panels.counted} per {_span(size)}</h2>"
     views = stream.live.panels.views
     if views is None:
         return head + markup.empty(

@@ -7,18 +7,20 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import cast
 
+import polars as pl
 import psycopg
 import pytest
 from psycopg import sql
 
 from streamproc.dashboard import charts, page_live
-from streamproc.dashboard.live import Live, Snapshot
+from streamproc.dashboard.live import Hour, Live, Snapshot
+from streamproc.dashboard.live_panels import panels
 from streamproc.dashboard.reading import Answer, Question, Reader, explain, read_only
 from streamproc.dashboard.shell import Stream
 from streamproc.database import Database
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
-from streamproc.topology import Topology
+from streamproc.topology import Measure, Topology
 from tests.dashboard.conftest import MINUTE, Site, make_tables
 from tests.ledger.epochs import P0
 
@@ -68,13 +70,12 @@ async def test_a_count_that_is_newer_than_the_rows_is_counted_from_its_first_row
         found = await Live(page, reader).look()
     finally:
         await reader.database.close()
-    assert found.hour == (7 * min(minutes, 60), 7 * max(minutes - 60, 0))
+    assert found.hour == (7 * min(minutes, 60), 7 * min(minutes - 1, 60), None)
     by_start = {row.start: row for row in found.minutes}
     for n in range(60):
         row = by_start[last - n * MINUTE]
         assert row.views == (7 if n < minutes else None)
-        if minutes < 60:
-            assert row.earlier == (None, None, None)
+        assert row.earlier == (7 if n + 60 < minutes else None, None, None)
 
 
 class Rows:
@@ -113,7 +114,7 @@ async def test_views_are_told_by_the_windows_that_they_are_counted_in(
     found = Snapshot(now, now, minutes=minutes, hour=ours)
     stream = cast(Stream, SimpleNamespace(live=live))
     whole = timedelta(hours=1) // size * seconds
-    assert ours == (whole, whole)
+    assert ours == (whole, whole, whole)
     assert {row.views for row in minutes} == {seconds}
     assert {row.earlier for row in minutes} == {(seconds,) * 3 if compared else (None,) * 3}
     head, tiles = page_live._minutes_head(stream, found), page_live._tiles(stream, found)
@@ -124,6 +125,34 @@ async def test_views_are_told_by_the_windows_that_they_are_counted_in(
     assert ("1 h before" in drawn) == compared
     ((_, until),) = drawn["still open"]["markArea"]["data"]
     assert datetime.fromisoformat(until["xAxis"]) == minutes[-1].start + size > now
+
+
+def test_an_hour_is_compared_with_one_that_was_counted_and_by_windows_that_are_over() -> None:
+    assert page_live._change(Hour(5_950, 6_000, 6_000)) == "= 0 % against the hour before"
+    assert page_live._change(Hour(5_950, 6_000, 4_000)) == "▲ 50 % against the hour before"
+    assert page_live._change(Hour(5_950, 6_000, 0)) == "none in the hour before"
+    assert page_live._change(Hour(5_950, 6_000, None)) == "no hour before to compare with"
+
+
+def test_what_is_called_page_views_and_visitors_is_that(topology: Topology) -> None:
+    activity, views = (
+        next(t for t in topology.tables if t.name == n) for n in ("site_activity", "page_views")
+    )
+    everybody = Measure("people", "approx_distinct", pl.Int64(), "visitor_id")
+    goods = Measure("products", "approx_distinct", pl.Int64(), "product_id")
+    mobile = Measure("mobile", "count", pl.Int64(), where="device_class = 'mobile'")
+    errors = Measure("errors", "count", pl.Int64(), where="status >= 500")
+    shorter = replace(activity.window, size=activity.window.hop)
+    buyers = replace(activity, name="buyers", by=(), where="event_type = 'purchase'", measures=(everybody,))
+    products = replace(activity, name="products", window=shorter, measures=(goods,))
+    some = replace(views, name="some", by=(), measures=(mobile, *views.measures))
+
+    found = panels(replace(topology, tables=(buyers, products, some, *topology.tables)))
+    assert found.visitors is not None and found.visitors.table is activity
+    assert found.views is not None and found.views.measure.name == "views"
+    assert found.counted == "Page views"
+    found = panels(replace(topology, tables=(replace(views, where=None, measures=(errors,)),)))
+    assert found.views is not None and found.counted == "Errors"
 
 
 def test_a_failure_is_told_in_whole_sentences() -> None:
