@@ -166,13 +166,16 @@ def rejects(seen: Seen[RejectSamples] | None) -> str:
         return head + markup.empty(
             "The lake does not answer", explain(seen.problem)[1] if seen.problem else ""
         )
+    unread = f"{seen.value.unread:,} more are in objects too large to be looked into here"
     if not seen.value.reasons:
+        if seen.value.unread:
+            return head + markup.empty("Not shown", f"{unread}. `streamproc rejects list` has them.")
         return head + markup.empty("None", "The lake holds no rejects of this stream.")
     since = markup.when(seen.value.since).html
     most = seen.value.reasons[0][1]
     return (
         f'{head}<p class="sub">of the newest {OBJECTS} objects, since {since} · a reason opens to samples; '
-        "<code>streamproc rejects list</code> has all</p>"
+        f"<code>streamproc rejects list</code> has all{f' · {unread}' if seen.value.unread else ''}</p>"
         + "".join(
             _reason(name, number, number / most, samples) for name, number, samples in seen.value.reasons
         )

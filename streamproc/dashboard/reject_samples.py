@@ -24,8 +24,8 @@ LARGEST = 8 * 1024 * 1024
 SAMPLES, CHARACTERS = 3, 240
 
 _NEWEST = """
-    SELECT key, rows, committed_at FROM streamproc.objects
-    WHERE stream = %(stream)s AND kind = 'rejects' AND state = 'committed' AND size <= %(largest)s
+    SELECT key, rows, size, committed_at FROM streamproc.objects
+    WHERE stream = %(stream)s AND kind = 'rejects' AND state = 'committed'
     ORDER BY committed_at DESC LIMIT %(objects)s
 """
 
@@ -42,10 +42,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class RejectSamples:
-    """Rejects of the newest objects, committed since ``since``, by reason, most first."""
+    """Rejects of the newest objects, committed since ``since``, by reason, most first.
+
+    ``unread``: rejects in those of them that are too large to be looked into.
+    """
 
     since: datetime | None
     reasons: Sequence[tuple[str, int, Sequence[Sample]]]
+    unread: int = 0
 
 
 class RejectReader:
@@ -60,13 +64,17 @@ class RejectReader:
 
     async def look(self) -> RejectSamples:
         """Raises :class:`DependencyError` when database or store do not answer."""
-        parameters = {"stream": self._stream, "largest": LARGEST, "objects": OBJECTS}
+        parameters = {"stream": self._stream, "objects": OBJECTS}
         question = Question(sql.SQL(_NEWEST).format(), parameters, "look for rejects")
         found = (await self._reader.ask(question)).rows
         self._known = {key: self._known[key] for key, *_ in found if key in self._known}
         counts: Counter[str] = Counter()
         samples: dict[str, list[Sample]] = {}
-        for key, _, _ in found:
+        unread = 0
+        for key, rows, size, _ in found:
+            if size > LARGEST:
+                unread += rows
+                continue
             if key not in self._known:
                 try:
                     self._known[key] = _read(await self._get(key))
@@ -74,12 +82,13 @@ class RejectReader:
                     continue
             these, some = self._known[key]
             counts.update(these)
-            for reason, rows in some.items():
+            for reason, of_it in some.items():
                 kept = samples.setdefault(reason, [])
-                kept += rows[: SAMPLES - len(kept)]
+                kept += of_it[: SAMPLES - len(kept)]
         return RejectSamples(
-            found[-1][2] if found else None,
+            found[-1][-1] if found else None,
             [(reason, count, samples.get(reason, [])) for reason, count in counts.most_common()],
+            unread,
         )
 
     async def _get(self, key: str) -> bytes:

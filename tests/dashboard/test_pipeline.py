@@ -30,7 +30,7 @@ from streamproc.dashboard.pipeline_view import (
     rate,
 )
 from streamproc.dashboard.reading import Answer, Question, Reader, Seen, read_only
-from streamproc.dashboard.reject_samples import RejectReader
+from streamproc.dashboard.reject_samples import LARGEST, RejectReader
 from streamproc.database import Database
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger, PartitionStatus, compaction
@@ -262,21 +262,38 @@ class Lake:
 
 async def test_a_lake_that_was_away_at_the_start_is_opened_when_it_is_back(topology: Topology) -> None:
     now, lake = datetime.now(UTC), Lake()
-    asked: list[tuple[str, int, datetime]] = []
+    asked: list[tuple[str, int, int, datetime]] = []
 
     async def ask(_: Question) -> Answer:
-        return Answer(["key", "rows", "committed_at"], list(asked))
+        return Answer(["key", "rows", "size", "committed_at"], list(asked))
 
     rejects = RejectReader(topology.name, cast(Reader, SimpleNamespace(ask=ask)), cast(ObjectStore, lake))
     assert not (await rejects.look()).reasons
     assert lake.opened == 0, "without rejects there is nothing to fetch"
-    asked.append(("rejects/1.parquet", 1, now))
+    asked.append(("rejects/1.parquet", 1, 1_000, now))
     with pytest.raises(DependencyError, match="is away"):
         await rejects.look()
     lake.away = False
     for _ in range(2):
         assert [(reason, count) for reason, count, _ in (await rejects.look()).reasons] == [("too_old", 1)]
     assert lake.opened == 2
+
+
+async def test_rejects_in_objects_too_large_to_be_read_are_told(topology: Topology) -> None:
+    large = ("rejects/merged.parquet", 3_600_000, LARGEST + 1, datetime.now(UTC))
+    asked = [large]
+
+    async def ask(_: Question) -> Answer:
+        return Answer(["key", "rows", "size", "committed_at"], list(asked))
+
+    lake = Lake()
+    lake.away = False
+    rejects = RejectReader(topology.name, cast(Reader, SimpleNamespace(ask=ask)), cast(ObjectStore, lake))
+    card = cards.rejects(Seen(await rejects.look(), None, None))
+    assert "3,600,000 more are in objects too large" in card and "None" not in card
+    asked.append(("rejects/1.parquet", 1, 1_000, datetime.now(UTC)))
+    card = cards.rejects(Seen(await rejects.look(), None, None))
+    assert "too_old" in card and "3,600,000 more are in objects too large" in card
 
 
 def binned(commits: Sequence[tuple[datetime, int]], now: datetime) -> list[Bin]:
