@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "offsets": ("offsets", "offsets_command", "Show and set committed positions."),
     "replay": ("replay", "replay_command", "Process a range again beside the live service."),
     "backfill": ("backfill", "backfill_command", "Read the logs that lie in a bucket or a folder."),
-    "emr": ("emr", "emr_command", "Read logs of the past by Spark, on EMR."),
+    "emr": ("emr", "emr_command", "Read logs of the past, or compute tables anew, by Spark on EMR."),
     "rejects": ("rejects", "rejects_command", "Look at rejected records and send them again."),
     "lake": ("lake", "lake_command", "List the lake's objects, merge small ones, delete the abandoned."),
     "warehouse": ("warehouse", "warehouse_command", "Set up, load and look at the warehouse."),
@@ -104,7 +104,7 @@ def _give_stdout_up() -> None:
 @click.version_option(__version__, prog_name="streamproc")
 @click.option("--debug", is_flag=True, envvar="STREAMPROC_DEBUG", help="Show tracebacks of errors.")
 def main(debug: bool) -> None:
-    """Clickstream from Kafka into S3, a warehouse and PostgreSQL, exactly once.
+    """Clickstream from Kafka, Kinesis or web logs into S3, a warehouse and PostgreSQL, exactly once.
 
     Settings come from streamproc.toml and STREAMPROC_* variables (docs/settings.md), streams from the
     topic pages in topics/ (docs/topic-files.md).

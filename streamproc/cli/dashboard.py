@@ -46,8 +46,8 @@ def dashboard_command(settings: Settings, topic: str | None, bind: str | None, o
 def grant_command(role: str, config: Path | None, topics: Path | None) -> None:
     """Write the SQL that creates ROLE and gives it what the pages read.
 
-    For psql, as the owner of the tables, once the streams have run; again when a stream is added. Give the role a
-    password yourself: ALTER ROLE … PASSWORD.
+    For psql, as the owner of the tables, who needs CREATEROLE to make it, once the streams have run; again when a
+    stream is added. Give the role a password yourself: ALTER ROLE … PASSWORD.
     """
     from streamproc.cli.options import load_settings  # noqa: PLC0415 - keeps --help fast
     from streamproc.dashboard.role import grants  # noqa: PLC0415

@@ -25,7 +25,7 @@ _DATE = click.DateTime(["%Y-%m-%d"])
 
 @click.group(name="emr", cls=Group)
 def emr_command() -> None:
-    """Read logs of the past by Spark, on EMR."""
+    """Read logs of the past, or compute tables anew, by Spark on EMR."""
 
 
 emr_command.add_command(submit_command)

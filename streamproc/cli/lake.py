@@ -63,9 +63,10 @@ def manifest_command(
 ) -> None:
     """List the objects that the ledger calls committed: exactly these hold every event once.
 
-    What else lies below the same prefix was never committed and will be deleted. Times are ISO 8601 in UTC,
-    or "2h" for two hours ago; an object that reaches into the interval is listed whole, and --sql leaves
-    out its rows outside. An interval that has no objects gives no query.
+    What else lies below the same prefix was never committed, or has been merged, replaced or let go of since,
+    and will be deleted. Times are ISO 8601 in UTC, or "2h" for two hours ago; an object that reaches into the
+    interval is listed whole, and --sql leaves out its rows outside. An interval that has no objects gives no
+    query.
 
     \b
       streamproc lake manifest --from 1h --sql | duckdb
@@ -99,8 +100,9 @@ class Manifest:
 def sweep_command(settings: Settings, topic: str | None, as_json: bool) -> None:
     """Delete objects that were never committed, ten minutes after they were abandoned and again after a day.
 
-    The workers do the same every five minutes, unless the setting sweep is off: then nothing but this verb
-    needs the right to delete. Any number of sweeps may run at once.
+    Those that were merged, replaced or let go of are deleted too, a day after that. The workers do the same
+    every five minutes, unless the setting sweep is off: then nothing but this verb needs the right to delete.
+    Any number of sweeps may run at once.
     """
     swept = asyncio.run(_sweep(settings, topic))
     if as_json:

@@ -120,7 +120,7 @@ def redrive_command(
     "corrected_base64"; lines without are passed over.
 
     \b
-        streamproc rejects list --json --reason missing > rejects.ndjson
+        streamproc rejects list --json --reason missing_field > rejects.ndjson
         jq -c '.corrected = (.original | fromjson | .event_type = "click")' \\
             rejects.ndjson | streamproc rejects redrive --file - --yes
 

@@ -92,8 +92,8 @@ def apply_command(
 
     Nothing is ever shrunk or deleted. A topic that the broker refuses to change holds up no other; the exit code is 1
     then. An embedded broker has topics for as long as it runs, and the service makes
-    its own there. More partitions send a visitor's later events to another partition
-    than the earlier ones: sessions that are open at that moment are cut in two.
+    its own there. More partitions send a visitor's later events to another partition than the earlier ones: an event
+    that a producer sends again after that moment is not found to be a duplicate.
     """
     settings = load_settings(config, topics)
     wanted = _wanted(settings, topic)

@@ -44,10 +44,11 @@ _TIME = "%Y-%m-%dT%H:%M:%S%.6fZ"
 def transform_command(topic: str, topics: Path | None, rejects_file: Path | None) -> None:
     """Decode, filter and enrich events from stdin to stdout.
 
-    What would happen to these events: STREAM is a topic page, by name or as a file. Each line of stdin is a
-    record. stdout gets the events that pass, as JSON lines with all columns; times are UTC. Records that
-    cannot be used go to stderr as JSON lines: their line number, the reason, and the bytes as they came (in
-    base64, and as text when they are UTF-8). The clock against which events count as in the future is now.
+    What would happen to these events: STREAM is a topic page, a file or the name of one in the folder, without
+    .toml. Each line of stdin is a record. stdout gets the events that pass, as JSON lines with all columns;
+    times are UTC. Records that cannot be used go to stderr as JSON lines: their line number, the reason, and
+    the bytes as they came (in base64, and as text when they are UTF-8). The clock against which events count
+    as in the future is now.
 
     \b
         streamproc generate --events 1000 | streamproc transform clickstream > events.ndjson
