@@ -14,6 +14,9 @@ import polars as pl
 EMBEDDED_CLUSTER = "streamproc-embedded"
 
 #: Columns that every event frame carries beside those of its contract.
+#: Names that the lake's folders take; a reader could not tell such a column from its partition.
+FOLDER_COLUMNS = ("date", "hour")
+
 #: ``source_partition``: the partition's id (Kafka: its number, as text). ``position``: Kafka offset.
 #: ``received_at``: when the broker had the record batch (its newest record's timestamp), UTC.
 #: ``redriven_from``: of a record that ``rejects redrive`` has sent again, the position of the reject, in the same

@@ -24,6 +24,7 @@ from streamproc.concurrency import each
 from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.model import (
+    FOLDER_COLUMNS,
     REJECT_SCHEMA,
     Advance,
     EncodedRows,
@@ -33,9 +34,6 @@ from streamproc.model import (
 )
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.topology import HOUR, Topology
-
-#: Names that the folders take; a reader could not tell such a column from its partition.
-_HIVE_COLUMNS = ("date", "hour")
 
 #: One row group for what one flush usually holds; larger files are cut so that readers can work in parallel.
 ROW_GROUP = 262_144
@@ -80,7 +78,7 @@ class Lake:
     """Plans and writes the objects of one stream. Planning and encoding touch nothing outside."""
 
     def __init__(self, store: ObjectStore, topology: Topology) -> None:
-        taken = [name for name in _HIVE_COLUMNS if name in topology.columns]
+        taken = [name for name in FOLDER_COLUMNS if name in topology.columns]
         if taken:
             raise ConfigError(
                 Mistake(

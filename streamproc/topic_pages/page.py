@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from streamproc.errors import ConfigError, Mistake
+from streamproc.model import FOLDER_COLUMNS
 from streamproc.quantities import Invalid
 from streamproc.topic_pages import names, reader
 from streamproc.topic_pages.columns import Columns, named
@@ -210,6 +211,12 @@ def _read_sinks(table: Reader, source: str, columns: Columns) -> Sinks:
         table.mistake("warehouse", "is loaded from the lake, which is switched off", fix)
     if sinks.compact and not sinks.lake:
         table.mistake("compact", "there is no lake to compact", "Write lake = true, or remove it")
+    if sinks.publish_events is not None and not sinks.lake:
+        table.mistake("publish_events", "needs the lake", "Write lake = true, or remove it")
+    for column in FOLDER_COLUMNS if sinks.lake else ():
+        if column in columns.types:
+            fix = "Give the column another name, or write lake = false"
+            table.mistake("lake", f"has folders that are called as the column {column!r}", fix)
     for key, topic in (("publish_events", sinks.publish_events), ("publish_tables", sinks.publish_tables)):
         if topic == source:
             table.mistake(

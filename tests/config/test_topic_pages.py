@@ -545,6 +545,8 @@ WRONG: list[tuple[str, object, str, str, str]] = [
     # sinks
     ("sinks/lake", False, "contract.duplicates", "needs the lake", "sinks.lake = true"),
     ("sinks/lake", False, "sinks.warehouse", "loaded from the lake", "warehouse = false"),
+    ("sinks/lake", False, "sinks.publish_events", "needs the lake", "lake = true"),
+    ("contract/fields/hour", {"type": "integer"}, "sinks.lake", "as the column 'hour'", "another name"),
     ("sinks/publish_events", "shop-events", "sinks.publish_events", "for ever", "another topic"),
     ("sinks/publish_tables", "shop-enriched", "sinks.publish_tables", "publish_events", "another topic"),
     ("sinks/sort_key", ["event_tine"], "sinks.sort_key", "no column 'event_tine'", "event_time"),
