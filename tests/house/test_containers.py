@@ -174,3 +174,13 @@ def test_the_local_kinesis_is_the_one_that_the_tests_use() -> None:
 def test_kinesis_is_started_only_when_asked_for() -> None:
     with_profile = {name for name, service in SERVICES.items() if service.get("profiles") == ["kinesis"]}
     assert with_profile == {"kinesis", "streams", "kinesis-worker"}
+
+
+def test_no_service_of_the_compose_file_waits_for_an_answer() -> None:
+    asking = {"topics apply", "replay promote", "replay discard", "privacy erase", "quicksight delete"}
+    commands = {
+        name: [*map(str, service.get("command") or [])] for name, service in COMPOSE["services"].items()
+    }
+    asked = {name: command for name, command in commands.items() if " ".join(command[:2]) in asking}
+    assert asked, "topics are made there"
+    assert {name for name, command in asked.items() if "--yes" not in command} == set()
