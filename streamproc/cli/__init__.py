@@ -15,7 +15,7 @@ import click
 
 from streamproc import __version__, allocators
 from streamproc.cli.options import Group
-from streamproc.errors import ConfigError, StreamprocError
+from streamproc.errors import ConfigError, Inconsistent, StreamprocError
 
 #: Verb → (module of this package, attribute, one-line help). The help stands here too, because polars and
 #: Faust take a second to import and ``streamproc --help`` must not: a test compares it with the command's.
@@ -71,7 +71,9 @@ class Verbs(Group):
             if ctx.params["debug"]:
                 traceback.print_exc()
             else:
-                click.echo(f"streamproc: {error}", err=True)
+                # By its name an alarm finds in the log what must never happen.
+                kind = f"{type(error).__name__}: " if isinstance(error, Inconsistent) else ""
+                click.echo(f"streamproc: {kind}{error}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
         except BrokenPipeError:
             # The reader of our output has left (`streamproc … | head`): not our failure.

@@ -116,7 +116,8 @@ async def _run_all(workers: Sequence[Worker], ending: asyncio.Event) -> None:
     ended, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     for task in ended:
         if others and not task.cancelled() and (error := task.exception()) is not None:
-            log.error("stream_failed", stream=task.get_name(), why=str(error), others="are told to drain")
+            kind, name = type(error).__name__, task.get_name()
+            log.error("stream_failed", stream=name, error=kind, why=str(error), others="are told to drain")
     ending.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     for result in results:

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from streamproc import __version__
 from streamproc.cli import COMMANDS, main
+from streamproc.errors import Inconsistent
 from tests.conftest import S3Server
 
 PAGE = """
@@ -155,6 +156,19 @@ def test_a_failure_exits_with_1_and_shows_its_traceback_when_debugging() -> None
     assert "Traceback" not in answer.stderr
     assert f"Kafka at {broker.removeprefix('kafka://')}: no broker answers" in answer.stderr
     assert "Traceback" in call("--debug", "topics", "list", BROKER=broker).stderr
+
+
+def test_what_must_never_happen_is_named_as_the_alarm_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = (Path(__file__).parents[2] / "deploy" / "cloudformation" / "observability.yaml").read_text()
+    assert "FilterPattern: 'Inconsistent'" in pattern
+
+    def inconsistent(*_: object, **__: object) -> None:
+        raise Inconsistent("clickstream/0: records in and out differ")
+
+    monkeypatch.setattr("streamproc.cli.topics._wanted", inconsistent)
+    answer = call("topics", "list")
+    assert answer.exit_code == 1
+    assert answer.stderr == "streamproc: Inconsistent: clickstream/0: records in and out differ\n"
 
 
 class TestCheck:

@@ -21,14 +21,14 @@ class Stream:
         self.failing = asyncio.Event()
         #: Lines of the log, and what they were when this one ended.
         self.logs: Any = []
-        self.said: list[tuple[str, str, str]] = []
+        self.said: list[tuple[str, ...]] = []
 
     async def run(self, ending: asyncio.Event) -> None:
         waiting = [asyncio.create_task(ending.wait()), asyncio.create_task(self.failing.wait())]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
-        self.said = [(line["event"], line["stream"], line["why"]) for line in self.logs]
+        self.said = [(line["event"], line["stream"], line["error"], line["why"]) for line in self.logs]
         if self.failing.is_set():
             raise Inconsistent(f"{self.topology.name} does not add up")
 
@@ -40,7 +40,7 @@ async def test_a_stream_that_fails_is_named_before_the_others_are_told_to_end() 
         failed.failing.set()
         with pytest.raises(Inconsistent, match="clicks does not add up"):
             await _run_all(streams, asyncio.Event())
-    assert other.said == [("stream_failed", "clicks", "clicks does not add up")]
+    assert other.said == [("stream_failed", "clicks", "Inconsistent", "clicks does not add up")]
 
 
 async def test_a_stream_that_fails_alone_is_told_of_once() -> None:
