@@ -29,6 +29,9 @@ _WATERMARK = pl.Datetime("us", "UTC")
 #: Stands for "not accepted yet": older than any event time.
 NEVER = -(2**62)
 
+#: Stands for the id of an event that has none. Above all hashes, so such events are the last of sorted ones.
+NO_ID = np.uint64(2**64 - 1)
+
 
 class RecentIds:
     """Event ids accepted within ``horizon`` (µs) of the partition's clock.
@@ -67,12 +70,15 @@ class RecentIds:
     def remember(self, hashes: Hashes, clocks: Times, order: Order | None = None) -> None:
         """Note accepted ids with the clock (µs) as of each; clocks never fall, here and between calls.
 
-        ``order``: ``np.argsort(hashes, kind="stable")`` where it is known.
+        ``order``: ``np.argsort(hashes, kind="stable")`` where it is known; of those to be noted, where not all are.
         """
         if not len(hashes):
             return
         gone = int(clocks[-1]) - self.horizon
-        self._segments.append(_Segment.of(hashes, clocks, gone, order))
+        newest = _Segment.of(hashes, clocks, gone, order)
+        if not len(newest.hashes):  # none has an id, or those that have come long before the last one
+            return
+        self._segments.append(newest)
         segments = self._segments
         while len(segments) > 1 and len(segments[-2].hashes) < 2 * len(segments[-1].hashes):
             young, old = segments.pop(), segments.pop()
@@ -93,10 +99,12 @@ class RecentIds:
         """Remember the ids of rows read back from the lake (``id_column``, ``event_time``), in position order.
 
         The clock of the first rows is only known from the rows themselves. That does not matter: where it
-        is too low, the true one was already outside the horizon.
+        is too low, the true one was already outside the horizon. Rows without an id move the clock, as they did.
         """
-        clocks = accepted["event_time"].to_physical().cum_max()
-        self.remember(hash_ids(accepted[id_column]).to_numpy(), clocks.to_numpy())
+        clocks = accepted["event_time"].to_physical().cum_max().to_numpy()
+        hashes = hash_ids(accepted[id_column])
+        known = hashes != NO_ID
+        self.remember(hashes[known], clocks[known])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,23 +132,28 @@ class _Segment:
         return cls(hashes, clocks, int(clocks.max()), int(sample[len(sample) // 2]))
 
 
-def hash_ids(ids: pl.Series) -> pl.Series:
-    """64-bit hashes of event ids; comparable within one process only."""
-    return ids.hash(seed=7)
+def hash_ids(ids: pl.Series) -> Hashes:
+    """64-bit hashes of event ids, :data:`NO_ID` for a null; comparable within one process only."""
+    hashes: Hashes = ids.hash(seed=7).to_numpy()
+    if ids.null_count():  # which all have the same hash
+        hashes = np.where(ids.is_null().to_numpy(), NO_ID, hashes)
+    return hashes
 
 
 class Arrivals:
     """Events of some partitions, a partition's side by side and in position order, while it is decided about them.
 
     ``kept``: which are accepted, all to begin with; ``watermarks``: of each accepted one (µs, ``NEVER`` for none).
-    ``hashes``: of their ids, where there is a rule about duplicates. A polars call costs more than its work on
-    few rows: what can be done for all partitions together is done here, and what cannot is done with arrays.
+    ``hashes``: of their ids, where there is a rule about duplicates; ``nameless``: some have no id. A polars call costs
+    more than its work on few rows: what can be done for all partitions together is done here, and what cannot is done
+    with arrays.
     """
 
     def __init__(self, events: pl.DataFrame, id_column: str | None) -> None:
         self.events = events
         self.times: Times = events["event_time"].to_physical().to_numpy()
-        self.hashes: Hashes | None = hash_ids(events[id_column]).to_numpy() if id_column is not None else None
+        self.hashes: Hashes | None = hash_ids(events[id_column]) if id_column is not None else None
+        self.nameless = id_column is not None and events[id_column].null_count() > 0
         self.kept = np.ones(len(events), dtype=np.bool_)
         self.watermarks: Times = np.empty(len(events), dtype=np.int64)
 
@@ -196,6 +209,8 @@ class PartitionProgress:
         else:
             hashes = arrivals.hashes[rows] if places is None else arrivals.hashes[rows][places]
             order = np.argsort(hashes, kind="stable")
+            if arrivals.nameless:  # nobody's duplicates, and not remembered
+                order = order[: np.searchsorted(hashes, NO_ID, sorter=order)]
             duplicates = self._duplicates(hashes, times, order)
             if duplicates:
                 dropped = len(duplicates)
@@ -212,7 +227,8 @@ class PartitionProgress:
         return dropped
 
     def _duplicates(self, hashes: Hashes, times: Times, order: Order) -> list[int]:
-        """The rows whose id was accepted within the horizon before them, ascending. ``order`` sorts ``hashes``.
+        """The rows whose id was accepted within the horizon before them, ascending. ``order`` sorts ``hashes``, but for
+        those of rows without an id.
 
         Only an id that is remembered or stands here twice can be one. The others are accepted whatever
         becomes of those, so their clock is known in one go; the few are then decided one after the other.

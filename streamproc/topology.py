@@ -80,7 +80,7 @@ class Duplicates:
 
     "Ago" is on the partition's clock (newest accepted event time so far): an event is a duplicate when
     the clock as of the last accepted one of the same id, itself included, was within ``horizon`` of the clock
-    now.
+    now. One whose ``field`` is null never is.
     """
 
     field: str

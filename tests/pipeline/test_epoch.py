@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from streamproc import epoch as epochs
 from streamproc.epoch import Epoch
 from streamproc.model import Claim, Counts, Partition, RecordBatch, Transformed
-from streamproc.progress import PartitionProgress
+from streamproc.progress import PartitionProgress, RecentIds
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.local import LocalStore
 from streamproc.tables.fold import TableFold
 from streamproc.topology import SECOND, Contract, EventTime, Field, Measure
+from streamproc.transform import Resources, Transform
+from tests.runtimes.lambda_events import page
 from tests.sinks.topologies import topology
 from tests.tables import oracle
 from tests.tables.streams import START, tumbling
@@ -146,3 +148,26 @@ def test_a_partition_with_few_events_does_not_keep_those_of_the_others(monkeypat
     epoch.encode()
     rows = {p: sum(file.rows for file in share.files) for p, share in epoch.partitions.items()}
     assert rows == {busy: 960, calm: 40}
+
+
+def test_records_without_an_id_are_all_counted_and_those_with_one_once() -> None:
+    stream = page()
+    fields = tuple(replace(field, required=field.name != "id") for field in stream.contract.fields)
+    stream = replace(stream, contract=replace(stream.contract, fields=fields))
+    at = 1_700_000_000_000
+    values = [b'{"id": "a", "kind": "view", "at": %d}' % at] * 2
+    values += [b'{"kind": "view", "at": %d}' % at] * 3 + [b'{"id": null, "kind": "view", "at": %d}' % at]
+    folds = {table.name: TableFold(table) for table in stream.tables}
+    progress = PartitionProgress(
+        Claim(PARTITION, 1, "token", None, None), None, None, RecentIds(600 * SECOND)
+    )
+    transform = Transform(stream, Resources({}, Path()))
+    for first in (0, 6):  # the second time all are sent again, and behind the others
+        batch = RecordBatch(
+            PARTITION, first - 1, first + 5, values, range(first, first + 6), at, sum(map(len, values))
+        )
+        epoch = Epoch(stream, folds)
+        epoch.fold([batch], transform([batch]), {PARTITION: progress})
+        accepted = 5 if first == 0 else 4
+        assert epoch.counts == Counts(6, accepted, duplicate=6 - accepted)
+        assert epoch.seal()["kinds"].rows["events"].to_list() == [accepted]

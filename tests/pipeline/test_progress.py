@@ -13,16 +13,25 @@ from streamproc.progress import Arrivals, PartitionProgress, RecentIds
 HORIZON = 1_000
 DISORDER = 50
 
-#: (id, event time): few ids and a moving clock with disorder, so that every rule comes into play.
-EVENTS = st.lists(st.tuples(st.integers(0, 12), st.integers(-400, 400)), max_size=60).map(
-    lambda pairs: [(f"e{i}", 10_000 + 90 * n + shift) for n, (i, shift) in enumerate(pairs)]
+#: (id, event time): few ids, some events without one, and a moving clock with disorder and silences, so that every rule
+#: comes into play.
+EVENTS = st.lists(
+    st.tuples(
+        st.one_of(st.integers(0, 12), st.integers(0, 12), st.none()),
+        st.one_of(st.integers(-400, 400), st.integers(-400, 400), st.just(2 * HORIZON)),
+    ),
+    max_size=60,
+).map(
+    lambda pairs: [
+        (None if i is None else f"e{i}", 10_000 + 90 * n + shift) for n, (i, shift) in enumerate(pairs)
+    ]
 )
 
 CUTS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
 
-def expected(events: list[tuple[str, int]]) -> list[tuple[int, int | None]]:
-    """(row, watermark before it) of each event that is kept."""
+def expected(events: list[tuple[str | None, int]]) -> list[tuple[int, int | None]]:
+    """(row, watermark before it) of each event that is kept; one without an id always is."""
     clock: int | None = None
     last_accepted: dict[str, int] = {}
     kept = []
@@ -31,7 +40,9 @@ def expected(events: list[tuple[str, int]]) -> list[tuple[int, int | None]]:
         if event_id in last_accepted and now - last_accepted[event_id] <= HORIZON:
             continue
         kept.append((row, None if clock is None else clock - DISORDER))
-        clock = last_accepted[event_id] = time if clock is None else max(clock, time)
+        clock = time if clock is None else max(clock, time)
+        if event_id is not None:
+            last_accepted[event_id] = clock
     return kept
 
 
@@ -40,7 +51,7 @@ def progress(clock_us: int | None = None) -> PartitionProgress:
     return PartitionProgress(claim, None, clock_us, RecentIds(HORIZON))
 
 
-def frame(events: list[tuple[str, int]], first_row: int) -> pl.DataFrame:
+def frame(events: list[tuple[str | None, int]], first_row: int) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "event_id": [event_id for event_id, _ in events],
@@ -53,7 +64,9 @@ def frame(events: list[tuple[str, int]], first_row: int) -> pl.DataFrame:
     )
 
 
-def fold(state: PartitionProgress, events: list[tuple[str, int]], cuts: list[int], first: int = 0) -> list:
+def fold(
+    state: PartitionProgress, events: list[tuple[str | None, int]], cuts: list[int], first: int = 0
+) -> list:
     """Feed the events in pieces of the given sizes, over and over."""
     kept: list[tuple[int, int | None]] = []
     at, turn = 0, 0
@@ -145,6 +158,23 @@ def test_a_worker_that_takes_over_drops_a_second_attempt_after_a_long_silence():
     after = progress(before.clock_us)
     after.recent.rebuild(frame([after_silence], 1), "event_id")
     assert fold(after, [after_silence], [1], first=2) == []
+
+
+def test_events_without_an_id_are_nobodys_duplicates_and_take_no_memory():
+    sent = [(None, 10_000 + n) for n in range(10)]
+    for cuts in ([10], [3], [1]):
+        state = progress()
+        assert [row for row, _ in fold(state, sent, cuts)] == list(range(10))
+        assert len(state.recent) == 0
+        after = progress(state.clock_us)
+        after.recent.rebuild(frame(sent, 0), "event_id")
+        assert [row for row, _ in fold(after, [(None, 10_009)], [1], first=10)] == [10]
+
+
+def test_an_event_without_an_id_ends_the_time_of_ids_long_before_it():
+    sent = [("a", 10_000), (None, 10_000 + 3 * HORIZON), ("a", 10_000), ("a", 10_000)]
+    for cuts in ([4], [2], [1]):
+        assert [row for row, _ in fold(progress(), sent, cuts)] == [0, 1, 2]
 
 
 def test_without_a_duplicates_rule_every_event_is_kept():

@@ -47,9 +47,10 @@ async def store(tmp_path: Path) -> Store:
     return store
 
 
-async def commit(ledger: Ledger, store: Store, first: int) -> str:
+async def commit(ledger: Ledger, store: Store, first: int, *, named: bool = True) -> str:
     """Two events at the positions ``first`` and on, a minute apart; the key of their object."""
     rows = events(NOON + first * MINUTE, NOON + (first + 1) * MINUTE, first=first)
+    rows = rows if named else rows.with_columns(event_id=pl.lit(None, pl.String))
     claims = await ledger.claim([P0])
     part = replace(advance(claims[P0], first + 1), clock_us=NOON + (first + 1) * MINUTE)
     lake = Lake(store, topology())
@@ -66,7 +67,7 @@ async def known(ledger: Ledger, store: Store) -> list[str]:
     async with asyncio.timeout(20):
         recent = await recall.recent_ids(P0, NOON + 3 * MINUTE)
     assert recent is not None
-    seen = recent.last_seen(hash_ids(pl.Series(IDS)).to_numpy()) != NEVER
+    seen = recent.last_seen(hash_ids(pl.Series(IDS))) != NEVER
     return [id_ for id_, there in zip(IDS, seen.tolist(), strict=True) if there]
 
 
@@ -76,6 +77,15 @@ async def test_what_was_accepted_lately_is_known(ledger: Ledger, store: Store) -
     with structlog.testing.capture_logs() as logs:
         assert await known(ledger, store) == IDS
     assert logs == []
+
+
+async def test_events_without_an_id_are_passed_over(ledger: Ledger, store: Store) -> None:
+    await commit(ledger, store, 0)
+    await commit(ledger, store, 2, named=False)
+    recall = Recall(ledger, Lake(store, topology()), Duplicates("event_id"), Patience(Stats()))
+    recent = await recall.recent_ids(P0, NOON + 3 * MINUTE)
+    assert recent is not None and len(recent) == 2
+    assert await known(ledger, store) == IDS[:2]
 
 
 async def test_a_worker_does_not_wait_for_an_object_that_somebody_has_deleted(
