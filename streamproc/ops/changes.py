@@ -6,9 +6,9 @@ who lost the connection and says which event was the last. One worker tells of i
 
 Events by name:
 
-* ``windows``: ``stream``, ``table``, ``epoch``, ``rows`` changed, ``from`` and ``to`` (what the changed windows
-  span), and ``windows``, each with ``start``, ``end`` and ``rows``; ``null`` for sessions, each of which has a
-  window of its own, and when there are more than 500 of them.
+* ``windows``: ``stream``, ``table``, ``epoch``, ``rows`` changed, ``from`` and ``to`` (every changed row begins in
+  between, ``to`` excluded), and ``windows``, each with ``start``, ``end`` and ``rows``; ``null`` for sessions, each of
+  which has a window of its own, and when there are more than 500 of them.
 * ``missed``: what was committed since the event that the client named is not known any more; read anew.
 * ``dropped``: the client took its events too slowly; the connection ends.
 * ``end``: the worker ends.
@@ -36,6 +36,7 @@ from streamproc.topology import Table, Topology
 log = structlog.get_logger(__name__)
 
 _UNIX = datetime(1970, 1, 1)  # naive: its text gets the Z
+_LAST = (datetime.max - _UNIX) // timedelta(microseconds=1)
 
 #: Windows that one event names; more than a day of minutes changes in a backfill, which nobody watches live.
 _WINDOWS = 500
@@ -267,6 +268,10 @@ def _data(stream: str, table: Table, epoch: uuid.UUID, rows: pl.DataFrame) -> by
         ]
     first, last = begins.min(), ends.max()
     assert isinstance(first, int) and isinstance(last, int)
+    if session:
+        # The delta has pieces: they go on with sessions that began up to the cap before them, and take in those that
+        # begin up to the gap behind them.
+        first, last = first - table.window.cap, last + table.window.gap + 1
     return orjson.dumps(
         {
             "stream": stream,
@@ -281,4 +286,4 @@ def _data(stream: str, table: Table, epoch: uuid.UUID, rows: pl.DataFrame) -> by
 
 
 def _iso(microseconds: int) -> str:
-    return f"{(_UNIX + timedelta(microseconds=microseconds)).isoformat()}Z"
+    return f"{(_UNIX + timedelta(microseconds=min(microseconds, _LAST))).isoformat()}Z"

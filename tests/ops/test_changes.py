@@ -7,19 +7,24 @@ import json
 import uuid
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime
 
 import polars as pl
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.ops import changes as module
 from streamproc.ops.changes import Change, Changes, Watching, changes_of
-from streamproc.tables.fold import Delta
+from streamproc.ops.tables import TablesApi
+from streamproc.sinks.summaries import Summaries
+from streamproc.tables.fold import Delta, TableFold
 from streamproc.topology import Measure, Table, Window
 from tests.e2e.harness import until
 from tests.ops.ports import port
 from tests.sinks.topologies import topology
+from tests.tables.streams import event, sealed, visits
 
 MINUTE = 60_000_000
 COUNT = (Measure("hits", "count", pl.Int64()),)
@@ -260,9 +265,54 @@ def test_sessions_and_very_many_windows_are_told_by_what_they_span():
     many = pl.DataFrame({"window_start": [MINUTE * minute for minute in range(501)], "host": ["a"] * 501})
     both = changes_of(PAGE, uuid.uuid4(), {"visits": Delta(pieces), "hits": Delta(many)})
     hits, visits = (json.loads(each.data) for each in both)
-    assert (visits["rows"], visits["windows"], visits["to"]) == (2, None, "1970-01-01T00:01:00Z")
+    assert (visits["rows"], visits["windows"]) == (2, None)
+    assert visits["from"] == "1969-12-31T00:00:00Z", "a session of at most a day may have begun then"
+    assert visits["to"] == "1970-01-01T00:31:00.000001Z", "one may begin half an hour behind the last event"
     assert (hits["rows"], hits["windows"]) == (501, None)
     assert changes_of(PAGE, uuid.uuid4(), {"hits": Delta(many.clear())}) == []
+
+
+def test_the_end_of_all_time_can_be_told():
+    end = 253_402_300_799_999_999
+    pieces = pl.DataFrame({"visitor": ["a"], "session_start": [end], "session_end": [end]})
+    windows = pl.DataFrame({"window_start": [end // MINUTE * MINUTE], "host": ["a"]})
+    for each in changes_of(PAGE, uuid.uuid4(), {"visits": Delta(pieces), "hits": Delta(windows)}):
+        assert json.loads(each.data)["to"] == "9999-12-31T23:59:59.999999Z"
+
+
+@pytest.mark.slow  # starts PostgreSQL
+async def test_who_asks_a_table_for_what_an_event_spans_gets_the_sessions_that_changed(postgres):
+    table = visits([Measure("events", "count", pl.Int64())], gap=20 * MINUTE, cap=45 * MINUTE)
+    page = replace(topology(name="shop"), tables=(table,))
+    summaries, fold = Summaries(page.tables, "shop"), TableFold(table)
+    # Sessions go on, take in one that begins later, are cut at their cap and take in one at the very gap.
+    epochs = [[0, 41, 120], [40], [19, 50], [61, 30], [100]]
+    async with (
+        await psycopg.AsyncConnection.connect(postgres, autocommit=True) as conn,
+        port(TablesApi([page], postgres, "test")) as session,
+    ):
+        await summaries.ensure(conn)
+        before: set[tuple[datetime, datetime, int]] = set()
+        for minutes in epochs:
+            delta = sealed(fold, [[event(minute * MINUTE) for minute in minutes]])[0]
+            async with conn.transaction():
+                await summaries.apply(conn, {table.name: delta})
+            rows = await conn.execute("SELECT session_start, session_end, events FROM shop.visits")
+            now = set(await rows.fetchall())
+            [told] = changes_of(page, uuid.uuid4(), {table.name: delta})
+            span = {name: json.loads(told.data)[name] for name in ("from", "to")}
+            async with session.get("/api/v1/tables/visits", params=span) as answer:
+                found = json.loads(await answer.read())["rows"]
+            begin, end = map(datetime.fromisoformat, span.values())
+            assert now - before <= {
+                (
+                    *(datetime.fromisoformat(row[name]) for name in ("session_start", "session_end")),
+                    row["events"],
+                )
+                for row in found
+            }
+            assert all(begin <= start < end for start, _, _ in before - now), "what is gone is looked for too"
+            before = now
 
 
 async def test_a_pipeline_asks_first_whether_anybody_wants_to_know():
