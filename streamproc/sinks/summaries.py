@@ -33,12 +33,16 @@ _SETTINGS = """
 
 
 class Summaries:
-    """The tables of one stream. ``schema`` is the stream's name."""
+    """The tables of one stream. ``schema`` is the stream's name; ``disorder`` its contract's, microseconds: without it
+    :meth:`ensure` cannot tell whether that was raised too far.
+    """
 
-    def __init__(self, tables: Sequence[Table], schema: str) -> None:
+    def __init__(self, tables: Sequence[Table], schema: str, disorder: int | None = None) -> None:
         self.schema = schema
         # Every worker touches the tables in this order.
-        self._layouts = {table.name: Layout(table, schema) for table in sorted(tables, key=lambda t: t.name)}
+        self._layouts = {
+            table.name: Layout(table, schema, disorder) for table in sorted(tables, key=lambda t: t.name)
+        }
 
     async def ensure(self, conn: AsyncConnection[Any]) -> None:
         """Create the tables, or extend them by the measures and derived columns that came later.

@@ -55,12 +55,18 @@ class Beside:
         self.table = table
         self._schema = live
 
-    async def lateness(self, conn: AsyncConnection[Any], schema: str) -> int:
-        """The longer of the lateness that the page says and that the live table was made with, µs."""
+    async def lateness(self, conn: AsyncConnection[Any], schema: str, since_us: int) -> int:
+        """The longest lateness that events since ``since_us`` can have been judged by, µs: the page's, that which the
+        live table was made with, or a longer one of before that was good until then.
+        """
         if not await exists(conn, registry(schema)):
             return self.table.lateness
         made = (await definitions(conn, schema)).get(self.table.name)
-        return self.table.lateness if made is None else max(self.table.lateness, int(made["lateness"]))
+        if made is None:
+            return self.table.lateness
+        longest = made.get("longest", {"lateness": 0, "until": None})
+        was_good = longest["until"] is None or since_us <= longest["until"]
+        return max(self.table.lateness, int(made["lateness"]), int(longest["lateness"]) if was_good else 0)
 
     async def session_starts(self, conn: AsyncConnection[Any], found: Region) -> pl.DataFrame:
         """Key and ``__start`` (µs) of live sessions that began before the region's events and reach into it."""

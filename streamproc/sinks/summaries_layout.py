@@ -53,8 +53,10 @@ class Column:
 class Layout:
     """Names and columns of one table."""
 
-    def __init__(self, table: Table, schema: str) -> None:
+    def __init__(self, table: Table, schema: str, disorder: int | None = None) -> None:
+        """``disorder``: the contract's, µs; ``None`` where nobody needs to know it."""
         self.table = table
+        self.disorder = disorder
         self._rendered: dict[str, sql.SQL] = {}
         self.session = table.window.kind == "session"
         self.public = sql.Identifier(schema, table.name)

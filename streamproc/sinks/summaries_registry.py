@@ -22,6 +22,12 @@ Definition: TypeAlias = dict[str, Any]
 #: The columns that a table has in the database, and whether PostgreSQL computes them.
 Columns: TypeAlias = Mapping[str, bool]
 
+#: The clock of the partition that is ahead of all others.
+_CLOCK = "SELECT max(clock_us) FROM streamproc.partitions WHERE stream = %s"
+
+#: What a definition goes on saying when a page does not.
+_NOTED = {"disorder", "longest"}
+
 #: What cannot change once there are rows, and where the page says it.
 _FIXED = {"window": "window", "key": "window.key", "by": "by", "where": "where"}
 
@@ -85,7 +91,11 @@ def definition(layout: Layout, before: Definition | None) -> Definition:
     """What a table is made for from now on. What its pages measured ``before`` is not forgotten: the columns stay."""
     table, window = layout.table, layout.table.window
     former: Definition = {} if before is None else before["measures"]
+    noted: Definition = {name: made for name, made in (before or {}).items() if name in _NOTED}
+    if layout.disorder is not None:
+        noted["disorder"] = layout.disorder
     return {
+        **noted,
         **({"sessions": "numbered by start", "key": str(layout.by[0].type)} if layout.session else {}),
         "window": {name: getattr(window, name) for name in ("kind", "size", "hop", "key", "gap", "cap")},
         "by": dict(zip(table.by, map(str, table.by_types), strict=False)),
@@ -100,6 +110,23 @@ def definition(layout: Layout, before: Definition | None) -> Definition:
             *(d.comment for d in table.derived),
         ],
     }
+
+
+async def note_longest(
+    conn: AsyncConnection[Any], schema: str, before: Definition | None, now: Definition
+) -> None:
+    """Where the lateness is shorter ``now``: note the longest there was ``before`` (``lateness``, µs), and the newest
+    clock that a partition had with it (``until``, Unix µs; null for none). Older windows have events that came later
+    than today's would let them, see :meth:`~streamproc.sinks.summaries_beside.Beside.lateness`.
+    """
+    if before is None or now["lateness"] >= before["lateness"]:
+        return
+    clock = None
+    if await exists(conn, sql.Identifier("streamproc", "partitions")):
+        row = await (await conn.execute(_CLOCK, [schema])).fetchone()
+        clock = row[0] if row else None
+    longest = max(before["lateness"], before.get("longest", before)["lateness"])
+    now["longest"] = {"lateness": longest, "until": clock}
 
 
 def _meaning(measure: Measure) -> Definition:
@@ -123,10 +150,16 @@ def incompatible(layout: Layout, schema: str, before: Definition, there: Columns
         for part, path in _FIXED.items()
         if before.get(part) != now.get(part)
     ]
-    if layout.has_state and now["lateness"] - before["lateness"] > STATE_GRACE:
+    # A version before has not noted the disorder: it counts as unchanged then.
+    disorder = now.get("disorder", 0)
+    raised = now["lateness"] + disorder - before["lateness"] - before.get("disorder", disorder)
+    if layout.has_state and raised > STATE_GRACE:
         hours = STATE_GRACE // HOUR
-        problem = f"has been raised by more than {hours} hours, and would reopen windows that are finished"
-        fix = f"Raise it by {hours} hours at most, or give the table a new name"
+        problem = (
+            f"has been raised by more than {hours} hours together with contract.event_time.disorder, "
+            "and would reopen windows that are finished"
+        )
+        fix = f"Raise both by {hours} hours at most, or give the table a new name"
         mistakes.append(Mistake(f"{schema}: tables.{table.name}.lateness", problem, fix))
     for name, meaning in now["measures"].items():
         old = before["measures"].get(name, meaning)

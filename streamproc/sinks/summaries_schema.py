@@ -30,6 +30,7 @@ from streamproc.sinks.summaries_registry import (
     definitions,
     exists,
     incompatible,
+    note_longest,
     registry,
 )
 from streamproc.sinks.summaries_seed import catch_up, is_behind, with_former
@@ -83,6 +84,7 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
             now = definition(layout, before)
             if before == now and all(column.name in mine for column in layout.columns):
                 continue
+            await note_longest(conn, schema, before, now)
             await _lock(conn, layout)
             behind = before is not None and await is_behind(conn, layout, before)
             whole = with_former(layout, schema, before or {}, mine) if behind else layout

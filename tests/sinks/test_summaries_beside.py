@@ -14,7 +14,8 @@ from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_beside import Beside, region
 from streamproc.sinks.summaries_compare import Comparison
 from streamproc.tables.fold import TableFold
-from streamproc.topology import MINUTE, Measure
+from streamproc.topology import DAY, HOUR, MINUTE, Measure
+from tests.ledger.epochs import P0
 from tests.sinks.test_summaries import IN_SERVER, assert_tables_equal_the_oracle, commit, fresh_schema
 from tests.tables.streams import FUNNEL, START, event, frame, tumbling, visits
 
@@ -119,6 +120,40 @@ async def test_keys_may_be_called_anything(conn):
     found = replace(region(visit, START, 0), events=START + 1)
     starts = await Beside(visit, live, beside).session_starts(conn, found)
     assert starts.rows() == [("both", START)]
+
+
+REVENUE = Measure("revenue", "sum", pl.Float64(), "amount")
+
+
+async def test_windows_that_a_longer_lateness_of_before_kept_open_are_rebuilt_from_when_it_was_in_force(
+    conn, ledger
+):
+    tables = {lateness: tumbling([REVENUE], lateness=lateness) for lateness in (DAY, HOUR, MINUTE)}
+    both = Beside(tables[MINUTE], "clicks", "clicks__replay_fix")
+
+    async def clock(at):
+        await conn.execute("UPDATE streamproc.partitions SET clock_us = %s", [START + at])
+
+    async def page(lateness):
+        await Summaries([tables[lateness]], "clicks").ensure(conn)
+
+    async def reaches(since):
+        return await both.lateness(conn, "clicks", START + since)
+
+    await ledger.claim([P0])
+    await clock(0)
+    await page(DAY)
+    assert await reaches(-1) == await reaches(DAY) == DAY
+    for each in (MINUTE, MINUTE):
+        await page(each)
+        assert (await reaches(0), await reaches(1)) == (DAY, MINUTE)
+        await clock(DAY)
+    await page(HOUR)
+    assert (await reaches(0), await reaches(1)) == (DAY, HOUR)
+    await page(MINUTE)
+    assert (await reaches(DAY), await reaches(DAY + 1)) == (DAY, MINUTE)
+    start = region(tables[MINUTE], START, await reaches(0)).start
+    assert start == START - DAY - MINUTE
 
 
 async def test_a_state_that_the_measures_need_no_more_is_put_right_by_a_promotion(conn):

@@ -461,6 +461,19 @@ async def test_lateness_may_not_reopen_windows_whose_state_is_gone(conn):
         await ensured(conn, replace(table, lateness=14 * HOUR))
 
 
+async def test_disorder_may_not_reopen_them_either(conn):
+    table = tumbling([EVENTS, VISITORS], lateness=HOUR)
+    # A version before did not note the disorder, which is nothing raised; six hours more are allowed each time.
+    for lateness, disorder in ((1, None), (1, 10), (7, 10), (5, 18), (5, None)):
+        page = replace(table, lateness=lateness * HOUR)
+        await Summaries([page], "clicks", disorder and disorder * HOUR).ensure(conn)
+    for lateness, disorder in ((5, 25), (12, 18), (9, 21)):
+        page = replace(table, lateness=lateness * HOUR)
+        with pytest.raises(ConfigError, match=r"per_minute\.lateness: .* contract\.event_time\.disorder"):
+            await Summaries([page], "clicks", disorder * HOUR).ensure(conn)
+    await Summaries([replace(table, lateness=25 * HOUR)], "clicks", 0).ensure(conn)
+
+
 async def test_every_type_of_column_can_be_a_key_and_a_value(conn):
     types = {
         "day": pl.Date(),

@@ -64,7 +64,7 @@ class Carrier:
         if not self._regions:
             async with self._database.connection("look at the live tables") as conn:
                 for beside in self.tables:
-                    lateness = await beside.lateness(conn, self._replay.stream)
+                    lateness = await beside.lateness(conn, self._replay.stream, self._since)
                     self._regions[beside.table.name] = region(beside.table, self._since, lateness)
         return self._regions
 

@@ -55,7 +55,7 @@ async def _needed(page: Topology, ledger: Ledger, since_us: int) -> int:
     async with ledger.database.connection("look at the live tables") as conn:
         for table in page.tables:
             beside = Beside(table, page.name, page.name)
-            found = region(table, since_us, await beside.lateness(conn, page.name))
+            found = region(table, since_us, await beside.lateness(conn, page.name, since_us))
             needed.append(found.events)
             if table.window.kind == "session":
                 needed += (await beside.session_starts(conn, found))["__start"].to_list()

@@ -122,7 +122,8 @@ class Promoter:
         await carrier.carry()
         await self._load()
         async with self._database.connection("extend the live tables") as conn:
-            await Summaries(self._page.tables, self._page.name).ensure(conn)
+            disorder = self._page.contract.event_time.disorder
+            await Summaries(self._page.tables, self._page.name, disorder).ensure(conn)
         await self._begin()
         await self._swap_warehouse()
         await carrier.carry()
