@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from streamproc.sinks.summaries_beside import Beside, Region, as_text
 from streamproc.sinks.summaries_layout import Column
 from streamproc.sinks.summaries_registry import exists
 from streamproc.tables.sketches import SKETCHED
+from streamproc.topology import Measure
 
 _COMMA = sql.SQL(", ")
 
@@ -104,14 +106,15 @@ class Comparison:
     async def _totals(
         self, conn: AsyncConnection[Any], found: Region, there: set[str]
     ) -> dict[str, tuple[float | int | None, float | int | None]]:
-        names = [
-            measure.name
+        measures = [
+            measure
             for measure in self._beside.table.measures
             if measure.kind in {"count", "sum"} and measure.name in there
         ]
-        if not names:
+        if not measures:
             return {}
-        sums = _COMMA.join(sql.SQL("sum({})").format(sql.Identifier(name)) for name in names)
+        names = [measure.name for measure in measures]
+        sums = _COMMA.join(map(_total, measures))
         rows = []
         for layout in (self._beside.live, self._beside.replay):
             cursor = await conn.execute(
@@ -149,10 +152,30 @@ class Comparison:
                 "ELSE {1} * greatest(l.{0}, r.{0}) END"
             ).format(column.id, sql.Literal(error))
         if column.type.is_float():
-            return sql.SQL(nulls + " OR abs(l.{0} - r.{0}) > {1} * greatest(abs(l.{0}), abs(r.{0}))").format(
-                column.id, sql.Literal(_RELATIVE)
-            )
+            # As doubles, differences of infinities are no numbers, and a billionth of the smallest is 0.
+            left, right = _as_decimal(column.of("l")), _as_decimal(column.of("r"))
+            return sql.SQL(
+                "(l.{0} IS DISTINCT FROM r.{0} AND (l.{0} IS NULL OR r.{0} IS NULL "
+                "OR l.{0} IN ('Infinity', '-Infinity', 'NaN') OR r.{0} IN ('Infinity', '-Infinity', 'NaN') "
+                "OR abs({1} - {2}) > {3}::numeric * greatest(abs({1}), abs({2}))))"
+            ).format(column.id, left, right, sql.Literal(_RELATIVE))
         return sql.SQL("l.{0} IS DISTINCT FROM r.{0}").format(column.id)
+
+
+def _total(measure: Measure) -> sql.Composed:
+    """SQL: the sum of a measure over all rows. What is too large for a double is as much as one can have."""
+    column = sql.Identifier(measure.name)
+    if not measure.type.is_float():
+        return sql.SQL("sum({})").format(column)
+    return sql.SQL(
+        "(CASE WHEN abs({0}) < 'Infinity' THEN greatest(least({0}, {1}::numeric), -{1}::numeric) ELSE {0} END)"
+        "::double precision"
+    ).format(sql.SQL("sum({})").format(_as_decimal(column)), sql.Literal(sys.float_info.max))
+
+
+def _as_decimal(number: sql.Composable) -> sql.Composed:
+    """SQL: 15 digits of a floating-point number, whatever its size; of a ``real`` the direct way has only 6."""
+    return sql.SQL("{}::double precision::numeric").format(number)
 
 
 async def _columns(conn: AsyncConnection[Any], table: sql.Identifier) -> set[str]:

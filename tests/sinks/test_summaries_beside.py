@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import polars as pl
@@ -14,7 +15,7 @@ from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_beside import Beside, region
 from streamproc.sinks.summaries_compare import Comparison
 from streamproc.tables.fold import TableFold
-from streamproc.topology import DAY, HOUR, MINUTE, Measure
+from streamproc.topology import DAY, HOUR, MINUTE, SECOND, Measure
 from tests.ledger.epochs import P0
 from tests.sinks.test_summaries import IN_SERVER, assert_tables_equal_the_oracle, commit, fresh_schema
 from tests.tables.streams import FUNNEL, START, event, frame, tumbling, visits
@@ -123,6 +124,57 @@ async def test_keys_may_be_called_anything(conn):
 
 
 REVENUE = Measure("revenue", "sum", pl.Float64(), "amount")
+
+
+async def written(conn, table, schema, rows):
+    """The table with these values of its measures, by ``site``, in one window."""
+    await Summaries([table], schema).ensure(conn)
+    names = [measure.name for measure in table.measures]
+    async with conn.cursor() as cursor:
+        await cursor.executemany(
+            f"INSERT INTO {schema}.{table.name} (window_start, window_end, site, {', '.join(names)}) "
+            f"VALUES (to_timestamp({START // SECOND}), to_timestamp({START // SECOND + 60}), "
+            f"%s{', %s' * len(names)})",
+            rows,
+        )
+
+
+async def test_floating_point_numbers_are_compared_but_for_rounding_whatever_their_size(conn):
+    inf, nan = float("inf"), float("nan")
+    same = [(inf, inf), (-inf, -inf), (nan, nan), (None, None), (0.0, -0.0), (5e-324, 5e-324), (1, 1 + 1e-12)]
+    same += [(1e300, 1e300 * (1 + 1e-12)), (1e-300, 1e-300 * (1 + 1e-12)), (1.7e308, 1.7e308)]
+    other = [(inf, 5), (5, inf), (inf, -inf), (nan, 5), (nan, inf), (None, 0), (inf, None), (1, 1 + 1e-6)]
+    other += [(1.7e308, -1.7e308), (5e-324, 1e-323), (0, 5e-324), (1e-320, 1.001e-320), (0, 1)]
+    table = tumbling([REVENUE, Measure("peak", "max", pl.Float32(), "amount")])
+    live, beside = fresh_schema(), fresh_schema()
+    pairs = {f"same {number}": pair for number, pair in enumerate(same)}
+    pairs |= {f"other {number}": pair for number, pair in enumerate(other)}
+    for side, schema in enumerate((live, beside)):
+        rows = [(site, pair[side], 1) for site, pair in pairs.items()]
+        # Neighbours among 32-bit numbers.
+        await written(conn, table, schema, [*rows, ("other peak", 1, (1, 1 + 2**-23)[side])])
+    found = await Comparison(Beside(table, live, beside)).compare(conn, region(table, START, 0), 100)
+    assert (found.missing, found.added) == (0, 0)
+    assert {row["site"] for row in found.keys} == {site for site in [*pairs, "other peak"] if "other" in site}
+
+
+@pytest.mark.parametrize(
+    ("live", "replay", "total"),
+    [
+        ([1.5e308, 1.5e308], [-1.5e308, -1.5e308], (sys.float_info.max, -sys.float_info.max)),
+        ([1.5e308, 1e308, -1.5e308], [0.25, 5e-324, None], (1e308, 0.25)),
+        ([float("inf"), 1], [float("-inf"), 1], (float("inf"), float("-inf"))),
+        ([None], [], (None, None)),
+    ],
+    ids=["too large", "in between", "infinite", "none"],
+)
+async def test_totals_of_any_numbers_are_said(conn, live, replay, total):
+    table = tumbling([REVENUE])
+    schemas = fresh_schema(), fresh_schema()
+    for schema, values in zip(schemas, (live, replay), strict=True):
+        await written(conn, table, schema, [(f"{number}", value) for number, value in enumerate(values)])
+    found = await Comparison(Beside(table, *schemas)).compare(conn, region(table, START, 0), 0)
+    assert found.totals == {"revenue": total}
 
 
 async def test_windows_that_a_longer_lateness_of_before_kept_open_are_rebuilt_from_when_it_was_in_force(
