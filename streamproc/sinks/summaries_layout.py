@@ -197,9 +197,12 @@ def stored_type(type_: pl.DataType) -> sql.Composable:
 
 
 def published(column: Column, value: sql.Composable) -> sql.Composable:
-    """SQL: a stored value as the public table has it."""
+    """SQL: a stored value, which may stand in it twice, as the public table has it."""
     if isinstance(column.type, pl.Datetime):
-        return sql.SQL("'epoch'::timestamptz + {} * interval '1 microsecond'").format(value)
+        # An interval is multiplied as a double, which has no room for the microseconds of later centuries.
+        return sql.SQL(
+            "'epoch'::timestamptz + {0} / 1000000 * interval '1 second' + mod({0}, 1000000) * interval '1 microsecond'"
+        ).format(value)
     if column.type == pl.Date():
         return sql.SQL("'epoch'::date + {}").format(value)
     return value

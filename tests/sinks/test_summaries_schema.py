@@ -8,10 +8,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 
 from streamproc.errors import ConfigError, DependencyError
 from streamproc.sinks.summaries import Summaries
+from streamproc.sinks.summaries_layout import Column, published
 from streamproc.tables.fold import TableFold
 from streamproc.topic_pages import load_page
 from streamproc.topology import DAY, HOUR, MINUTE, Derived, Measure, Window
@@ -474,6 +475,17 @@ async def test_disorder_may_not_reopen_them_either(conn):
     await Summaries([replace(table, lateness=25 * HOUR)], "clicks", 0).ensure(conn)
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [0, -1, -62_135_596_800_000_000, -62_135_596_799_999_999, START + 1, 253_402_300_799_999_999],
+)
+async def test_moments_are_published_to_the_microsecond(conn, stored):
+    await conn.execute("SET TIME ZONE 'UTC'")
+    column = Column("at", pl.Datetime("us", "UTC"))
+    found = await conn.execute(sql.SQL("SELECT {}").format(published(column, sql.Literal(stored))))
+    assert await found.fetchone() == (oracle.moment(stored),)
+
+
 async def test_every_type_of_column_can_be_a_key_and_a_value(conn):
     types = {
         "day": pl.Date(),
@@ -501,7 +513,7 @@ async def test_every_type_of_column_can_be_a_key_and_a_value(conn):
     summaries = await ensured(conn, table)
     values = {
         "day": [20_000],
-        "moment": [START],
+        "moment": [253_402_300_799_999_999],  # the last of the year 9999
         "yes": [True],
         "tiny": [7],
         "small": [-1],
