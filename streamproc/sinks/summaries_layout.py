@@ -18,8 +18,19 @@ from psycopg import sql
 from streamproc.tables.measures import Merge, funnel_columns, state_columns
 from streamproc.topology import Measure, Table
 
-#: A B-tree entry may have 2,704 bytes, and a path of 4,096 characters must not stop the stream.
+#: A B-tree entry may have 2,704 bytes, and a path of 4,096 characters must not stop the stream. Of the texts of a key
+#: each has its part: 64 bytes at least, for an index has 32 columns at most.
 _INDEX_BYTES = 2_000
+
+#: A text as it is indexed: one of more than {1} bytes by its beginning and its SHA-256, padded to {2} characters, one
+#: more than that. Were it as short as a text that stands for itself, a visitor could send both, and two rows would
+#: have one key. It has 49 characters before it is padded, and its beginning is short enough for 31 of them to fit into
+#: an entry, at four bytes a character. The backslash is doubled because ``decode`` takes it for an escape.
+_INDEXED = (
+    "(CASE WHEN octet_length({0}) <= {1} THEN {0} ELSE rpad(left({0}, 4) || '#' || "
+    r"encode(sha256(decode(replace({0}, E'\\', E'\\\\'), 'escape')), 'base64'), {2}, '#') END) "
+    'COLLATE "C"'
+)
 
 
 #: Sums nearer to zero than this have the average 0: PostgreSQL raises where a quotient is too small for a double, and
@@ -61,8 +72,11 @@ class Layout:
         self.session = table.window.kind == "session"
         self.public = sql.Identifier(schema, table.name)
         self.state = sql.Identifier(schema, f"{table.name}__state")
-        self.index = sql.Identifier(f"{table.name}__key")
-        self.state_index = sql.Identifier(f"{table.name}__state_key")
+        self.index = sql.Identifier(f"{table.name}__row")
+        self.state_index = sql.Identifier(f"{table.name}__state_row")
+        #: Of a version before, in which a short text could be what a long one was indexed by.
+        self.former_index = sql.Identifier(schema, f"{table.name}__key")
+        self.former_state_index = sql.Identifier(schema, f"{table.name}__state_key")
         self.state_columns = [column for measure in table.measures for column in state_columns(measure)]
         #: Whether there is a state: because the measures need one, or see :meth:`keep_state`.
         self.has_state = self.session or any(measure.kind not in ADDITIVE for measure in table.measures)
@@ -137,10 +151,7 @@ class Layout:
         if column.type != pl.String():
             return name
         limit = _INDEX_BYTES // sum(key.type == pl.String() for key in self.key)
-        return sql.SQL(
-            "(CASE WHEN octet_length({0}) <= {1} THEN {0} ELSE left({0}, 8) || '#' || "
-            "hashtextextended({0}, 0)::text || '#' || hashtextextended({0}, 1)::text END) COLLATE \"C\""
-        ).format(name, sql.Literal(limit))
+        return sql.SQL(_INDEXED).format(name, sql.Literal(limit), sql.Literal(limit + 1))
 
 
 def finished_columns(measure: Measure) -> list[tuple[str, pl.DataType]]:

@@ -94,8 +94,11 @@ def definition(layout: Layout, before: Definition | None) -> Definition:
     noted: Definition = {name: made for name, made in (before or {}).items() if name in _NOTED}
     if layout.disorder is not None:
         noted["disorder"] = layout.disorder
+    texts = any(column.type == pl.String() for column in layout.key)
     return {
         **noted,
+        # Of tables that have none the index is as it always was.
+        **({"index": "long texts by SHA-256"} if texts else {}),
         **({"sessions": "numbered by start", "key": str(layout.by[0].type)} if layout.session else {}),
         "window": {name: getattr(window, name) for name in ("kind", "size", "hop", "key", "gap", "cap")},
         "by": dict(zip(table.by, map(str, table.by_types), strict=False)),

@@ -153,6 +153,8 @@ async def _create_one(
             layout.state_index if state else layout.index, name, layout.conflict(state=state)
         )
     )
+    former = layout.former_state_index if state else layout.former_index
+    await conn.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(former))
 
 
 def _stored(column: Column) -> sql.Composed:

@@ -12,7 +12,7 @@ from streamproc.topic_pages.reader import Parse
 LONGEST_NAME = 63
 
 #: The index of a table's state has the table's name and this.
-LONGEST_TABLE = LONGEST_NAME - len("__state_key")
+LONGEST_TABLE = LONGEST_NAME - len("__state_row")
 
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}", re.ASCII)

@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection, errors, sql
 
 from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_expiry import STATE_GRACE
+from streamproc.sinks.summaries_layout import Column, Layout
 from streamproc.tables.fold import TableFold
 from streamproc.topic_pages import read_page
 from streamproc.topology import DAY, MINUTE, SECOND, Measure
@@ -307,6 +308,32 @@ async def test_any_text_can_be_a_key_or_a_value(conn, shared_data):
     for half in (events[::2], events[1::2], events):
         await commit(conn, summaries, tables, [half])
     await assert_tables_equal_the_oracle(conn, summaries, tables, events + events)
+
+
+@pytest.mark.parametrize("before", [slice(0), slice(0, 1), slice(1, None)], ids=["none", "it", "others"])
+async def test_no_text_passes_for_one_that_is_too_long_for_an_index(conn, before):
+    tables = every_kind_of_table()
+    summaries = Summaries(tables, fresh_schema())
+    await summaries.ensure(conn)
+    long = r"\123\\'ä€😀" + "x" * 5_000
+    texts = [long, *await stands_for(conn, tables, long)]
+    events = [event(i, visitor=s, site=s, page=s, position=i) for i, s in enumerate(texts)]
+    for batch in filter(None, (events[before], events)):
+        await commit(conn, summaries, tables, [batch])
+    await assert_tables_equal_the_oracle(conn, summaries, tables, events[before] + events)
+
+
+async def stands_for(conn, tables, text):
+    """What a text is indexed by in each of the tables, and what it was in a version before: anybody can work it out."""
+    former = "left(t.key, 8) || '#' || hashtextextended(t.key, 0) || '#' || hashtextextended(t.key, 1)"
+    key = Column("key", pl.String())
+    now = [Layout(table, "any").indexed(key, "t") for table in tables]
+    query = sql.SQL("SELECT {} FROM (SELECT %s::text AS key) t").format(
+        sql.SQL(", ").join([sql.SQL(former), *now])
+    )
+    found = await (await conn.execute(query, [text])).fetchone()
+    assert text not in found
+    return list(dict.fromkeys(found))
 
 
 #: Names that a page may give, and that folds or statements could need for columns of their own.

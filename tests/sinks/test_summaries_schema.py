@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -349,6 +350,75 @@ async def test_sessions_of_a_table_whose_state_numbers_them_from_the_newest_go_o
         (row["session_start"], row["visitor"]): {name: row[name] for name in ("session_end", "events")}
         for row in rows.to_dicts()
     } == expected
+
+
+#: How long texts were indexed in a version before: a short text could be the one that stood for another.
+FORMERLY = (
+    "(CASE WHEN octet_length({0}) <= 2000 THEN {0} ELSE left({0}, 8) || '#' || "
+    "hashtextextended({0}, 0)::text || '#' || hashtextextended({0}, 1)::text END) COLLATE \"C\""
+)
+
+
+async def test_indexes_of_a_version_before_are_made_anew_and_their_rows_go_on(conn):
+    tables = [tumbling([EVENTS, VISITORS]), visits([EVENTS])]
+    summaries = await ensured(conn, *tables)
+    long = "/" + "x" * 3_000
+    events = [event(n, site=text, visitor=text) for n, text in enumerate([long, long + "y", "z", None])]
+    for table in tables:
+        await commit(conn, summaries, table, events)
+    site, visitor = FORMERLY.format("site"), FORMERLY.format("visitor")
+    for table, index, columns in (
+        ("per_minute", "per_minute_", f"window_start, {site}"),
+        ("per_minute__state", "per_minute__state", f"window_start, {site}"),
+        ("visits", "visits_", f"session_start, {visitor}"),
+        ("visits__state", "visits__state", f"{visitor}, n"),
+    ):
+        await conn.execute(
+            f"DROP INDEX clicks.{index}_row; "
+            f"CREATE UNIQUE INDEX {index}_key ON clicks.{table} ({columns}) NULLS NOT DISTINCT"
+        )
+    await conn.execute("UPDATE clicks.__tables SET definition = definition - 'index'")
+    summaries = await ensured(conn, *tables)
+    named = await conn.execute("SELECT indexname FROM pg_indexes WHERE schemaname = 'clicks' ORDER BY 1")
+    indexes = ["per_minute__row", "per_minute__state_row", "visits__row", "visits__state_row"]
+    assert [name for (name,) in await named.fetchall()] == ["__tables_pkey", *indexes]
+    for table in tables:
+        await commit(conn, summaries, table, events)
+    rows = (await summaries.rows(conn, "per_minute")).select("site", "events").rows()
+    assert sorted(rows, key=str) == sorted(((e["site"], 2) for e in events), key=str)
+    rows = (await summaries.rows(conn, "visits")).select("visitor", "events").rows()
+    assert sorted(rows) == sorted((e["visitor"], 2) for e in events if e["visitor"] is not None)
+
+
+async def test_a_table_without_a_text_in_its_key_keeps_the_index_that_it_has(conn):
+    table = replace(tumbling([EVENTS]), by=("units",), by_types=(pl.Int64(),))
+    await ensured(conn, table)
+    await conn.execute("ALTER INDEX clicks.per_minute__row RENAME TO per_minute__key")
+    await ensured(conn, table)
+    assert await (await conn.execute("SELECT to_regclass('clicks.per_minute__row')")).fetchone() == (None,)
+
+
+async def test_as_many_texts_as_an_index_takes_may_all_be_long(conn):
+    names = [f"text_{number}" for number in range(31)]
+    table = replace(tumbling([EVENTS]), by=tuple(names), by_types=(pl.String(),) * len(names))
+    summaries, fold = await ensured(conn, table), TableFold(table)
+    chance = random.Random(3)  # four bytes each, and a compressor makes nothing of it
+    texts = ["".join(chr(0x1F300 + chance.randrange(700)) for _ in range(500)) for _ in names]
+    keys = [tuple(texts), (*texts[:-1], texts[-1] + "y")]
+    frame = pl.DataFrame(
+        {
+            "event_time": pl.Series([START] * 2, dtype=pl.Int64).cast(pl.Datetime("us", "UTC")),
+            "position": [1, 2],
+            "watermark": pl.Series([None] * 2, dtype=pl.Datetime("us", "UTC")),
+            **dict(zip(names, map(list, zip(*keys, strict=True)), strict=True)),
+        }
+    )
+    for _ in range(2):
+        async with conn.transaction():
+            await summaries.apply(conn, {table.name: fold.seal(fold.partial(frame)[0])})
+    rows = await summaries.rows(conn, table.name)
+    assert sorted(rows.select(names).rows()) == sorted(keys)
+    assert rows["events"].to_list() == [2, 2]
 
 
 async def test_a_derived_column_may_be_computed_differently(conn):
