@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError
 from streamproc.concurrency import end_if_cancelled, until_answered
 from streamproc.errors import DependencyError, SourceError
 from streamproc.model import Partition, RecordBatch
+from streamproc.packed import Packed
 from streamproc.sources import Listener, Outage, Waiting, kafka_fetch
 from streamproc.sources.kafka_admin import admin
 from streamproc.sources.kafka_claims import Bounds, Claims
@@ -41,6 +42,10 @@ _COPY_TIMEOUT = 5.0
 #: trip for every few of them; and with half a second to wait, also the default, a partition that has much stands still
 #: while the others have nothing. The embedded broker is asked as by default.
 _FETCH = {"fetch_min_bytes": 64 * 1024, "fetch_max_wait_ms": 100}
+
+#: Bytes of unpacked batches after which an answer takes no more: what waits is packed, and a megabyte of one letter is
+#: 4 KiB. An epoch's bytes are counted when the answer is there.
+_ANSWER_BYTES = 64 * 1024 * 1024
 
 #: Milliseconds between two looks at how many partitions the topic has. aiokafka's own default is five minutes.
 _LOOK_FOR_PARTITIONS = 60_000
@@ -183,17 +188,24 @@ class KafkaSource:
         if ready:  # who comes first gets the most: take turns
             self._turn = (self._turn + 1) % len(ready)
             ready = ready[self._turn :] + ready[: self._turn]
-        left = max_records
+        left, room = max_records, _ANSWER_BYTES
         for index, (tp, reader) in enumerate(ready):
-            share = left // (len(ready) - index)
-            taken = 0
+            share, part = left // (len(ready) - index), room // (len(ready) - index)
+            taken = size = 0
             try:
-                while taken < max(share, 1) and left > 0 and (batch := reader.next()) is not None:
+                while (
+                    taken < max(share, 1)
+                    and left > 0
+                    and size < part
+                    and (batch := reader.next()) is not None
+                ):
                     batches.append(batch)
                     taken += len(batch)
+                    size += _held(batch)
             except SourceError as error:
                 self._claims.stop(tp, error)
             left -= taken
+            room -= size
         return batches
 
     @property
@@ -367,3 +379,9 @@ class KafkaSource:
                 self._waiting(error, outage.failed())
 
         return await until_answered(act, tell)
+
+
+def _held(batch: RecordBatch) -> int:
+    """Bytes that the batch holds: unpacked as a whole, it has the keys of its records too."""
+    values = batch.values
+    return len(values.payload) if isinstance(values, Packed) else batch.size
