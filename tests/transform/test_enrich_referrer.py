@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import quote
 
 import polars as pl
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamproc.errors import ConfigError
+from streamproc.transform.enrich import referrer_table
 from streamproc.transform.enrich.referrer import ADDS
+from streamproc.transform.enrich.referrer_table import MEDIA, ReferrerTable, Source, lossy, shipped_table
 from tests.transform.enriching import build, enrich, frame, mistakes
 
 PAGE = "https://www.shop.example/basket"
@@ -161,3 +166,59 @@ def test_a_list_must_say_by_its_name_what_it_holds() -> None:
     assert [each.path for each in mistakes("referrer", {"lists": ["hosts.yml"]}, referrer=pl.String())] == [
         "lists"
     ]
+
+
+PATTERNS = {
+    "google.{}": "search",
+    "{}.search.yahoo.com": "search",
+    "gemini.google.com": "ai",
+    "x.com/i/grok": "ai",
+    "mail.google.com": "email",
+    "mail.{}": "email",
+    "x.com": "social",
+    "facebook.com": "social",
+    "{}.a.b.c": "social",
+}
+LABELS = ["www", "ww2", "m", "search", "mail", "google", "gemini", "yahoo", "facebook", "x", "a", "b", "c"]
+LABELS += ["com", "co", "de", "uk", "fr", ""]
+
+
+def plainly(host: str, path: str) -> str | None:
+    """The first pattern that one of the host's names has: of the whole host, then of each part of it behind a dot."""
+    for medium in MEDIA:
+        names = [host, re.sub(r"^(w+[0-9]*|m|search)\.", "", host), lossy(host)]
+        rest = host
+        while medium != "search" and rest.count(".") > 1:
+            rest = rest.split(".", 1)[1]
+            names += [rest, lossy(rest)]
+        for pattern in (pattern for name in names for pattern in (name + path, name)):
+            if PATTERNS.get(pattern) == medium:
+                return pattern
+    return None
+
+
+@given(st.lists(st.sampled_from(LABELS), min_size=1, max_size=12), st.sampled_from(["", "/i/grok"]))
+def test_a_host_is_what_the_first_of_its_names_is_known_as(host: list[str], path: str) -> None:
+    table = ReferrerTable()
+    for pattern, medium in PATTERNS.items():
+        table.add(pattern, Source(medium, pattern))
+    for name in (".".join(host), ".".join([*host, "x", "com"]), ".".join([*host, "a", "b", "c"])):
+        found = table.find(name, path)
+        assert (None if found is None else found.name) == plainly(name, path)
+
+
+def test_a_host_of_thousands_of_labels_is_not_looked_up_by_each_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_up: list[str] = []
+
+    def noted(host: str) -> str:
+        looked_up.append(host)
+        return lossy(host)
+
+    monkeypatch.setattr(referrer_table, "lossy", noted)
+    table = shipped_table()
+    found = table.find("a." * 2_000 + "facebook.com", "")
+    assert found is not None and (found.medium, found.name) == ("social", "Facebook")
+    assert table.find("a." * 2_000 + "example", "") is None
+    assert sum(map(len, looked_up)) < 2_000

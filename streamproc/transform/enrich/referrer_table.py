@@ -51,10 +51,14 @@ class ReferrerTable:
     """Host patterns to sources, by medium."""
 
     _by_medium: dict[str, dict[str, Source]] = field(default_factory=lambda: {m: {} for m in MEDIA})
+    #: Dots of the longest name that a pattern can be found for: :func:`lossy` takes away two at most.
+    _dots: int = 2
 
     def add(self, pattern: str, source: Source) -> None:
         """Add or replace one pattern."""
-        self._by_medium[source.medium][pattern.lower().rstrip("/")] = source
+        pattern = pattern.lower().rstrip("/")
+        self._by_medium[source.medium][pattern] = source
+        self._dots = max(self._dots, pattern.partition("/")[0].count(".") + 2)
 
     def paths(self) -> set[str]:
         """Every path that some pattern asks for."""
@@ -64,7 +68,7 @@ class ReferrerTable:
     def find(self, host: str, path: str) -> Source | None:
         """The source of a referrer with this (lower case) host, and path if it is one of :meth:`paths`."""
         for medium, table in self._by_medium.items():
-            for candidate in _candidates(host, medium):
+            for candidate in _candidates(host, medium, self._dots):
                 source = table.get(candidate + path) if path else None
                 source = source or table.get(candidate)
                 if source:
@@ -72,14 +76,21 @@ class ReferrerTable:
         return None
 
 
-def _candidates(host: str, medium: str) -> Iterator[str]:
-    yield host
-    yield _PREFIX.sub("", host)
-    yield lossy(host)
-    while medium != "search" and host.count(".") > 1:
-        host = host.split(".", 1)[1]
+def _candidates(host: str, medium: str, dots: int) -> Iterator[str]:
+    """What patterns may say of a host, but for what has more than so many dots: a name of thousands of labels, which a
+    visitor may send, would be read thousands of times.
+    """
+    labels = host.split(".")
+    last = len(labels) - 1
+    if last <= dots:
         yield host
+        yield _PREFIX.sub("", host)
         yield lossy(host)
+    if medium != "search":
+        for begin in range(max(1, last - dots), last):
+            parent = ".".join(labels[begin:])
+            yield parent
+            yield lossy(parent)
 
 
 def shipped_table() -> ReferrerTable:
