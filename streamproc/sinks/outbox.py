@@ -47,7 +47,7 @@ KINDS = ("events", "rows")
 #: Rows that are made into JSON at a time. All that an epoch changes in a table can be more than a column takes, 1 GB.
 _SLICE = 10_000
 
-#: Bytes of the longest value that is published: brokers take 1 MiB with everything around it, by default,
+#: Bytes of the longest value with its key that is published: brokers take 1 MiB with everything around it, by default,
 #: and one that is refused would be tried for ever.
 _LONGEST = 1_000_000
 
@@ -171,7 +171,8 @@ class Outbox:
         await self._publish(topic, values, keys)
 
     async def _publish(self, topic: str, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
-        fitting = [place for place, value in enumerate(values) if len(value) <= _LONGEST]
+        sizes = (len(value) + len(key or b"") for value, key in zip(values, keys, strict=True))
+        fitting = [place for place, size in enumerate(sizes) if size <= _LONGEST]
         if len(fitting) < len(values):
             log.error("not_published", what=topic, why="too large", records=len(values) - len(fitting))
             values, keys = [values[place] for place in fitting], [keys[place] for place in fitting]

@@ -47,3 +47,21 @@ async def test_the_changed_rows_of_an_epoch_are_noted_in_parts_that_fit_a_column
     assert [each["row"]["window_start"] for each in published] == list(range(120))
     assert {each["table"] for each in published} == {table.name}
     assert (await publication.backlog()).notes == 0
+
+
+async def test_a_row_that_is_too_large_only_with_its_key_does_not_keep_the_others_back(
+    ledger: Ledger,
+) -> None:
+    page = load_page(REPOSITORY / "topics" / "clickstream.toml")
+    sinks = replace(page.sinks, publish_events=None, publish_tables="changes")
+    table = next(each for each in page.tables if each.by and each.window.kind != "session")
+    broker = Broker()
+    publication = Outbox(replace(page, sinks=sinks), ledger.database, None, broker)
+    texts = ["x", "y" * 600_000, "z" * 400_000]  # a key has the text too
+    rows = pl.DataFrame({"window_start": range(3), **dict.fromkeys(table.by, "x"), table.by[0]: texts})
+    async with ledger.database.transaction("commit") as conn:
+        await publication.enlist(conn, uuid.uuid4(), [], {table.name: rows})
+    assert await publication.deliver("rows") == 1
+    published = [json.loads(value or b"")["row"][table.by[0]] for value in broker.values]
+    assert published == [texts[0], texts[2]]
+    assert (await publication.backlog()).notes == 0
