@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -15,8 +16,11 @@ from streamproc.dashboard.access import access
 from streamproc.errors import ConfigError, Mistake
 from streamproc.ops.reachability import Finding, check_endpoints
 from streamproc.settings import Settings, read_settings, unknown_variables
+from streamproc.settings.redshift import SCHEMES
+from streamproc.sinks.redshift_statements import LONGEST_TEXT
 from streamproc.sources.opening import check_published, connection_of
 from streamproc.topic_pages import find_pages, load_pages
+from streamproc.topology import FieldType, Topology
 from streamproc.transform import Resources, Transform
 
 
@@ -82,11 +86,30 @@ def _check_pages(topics: Path | None, settings: Settings | None) -> tuple[Findin
                 Transform(page, Resources(os.environ, folder if folder.is_dir() else folder.parent))
             except ConfigError as error:
                 mistakes += error.mistakes
+        if settings is not None and settings.warehouse.scheme in SCHEMES:
+            note += _too_long_for_redshift(pages.values())
         if settings is not None and not settings.broker.embedded:
             check_published(connection_of(settings), pages.values())
     except ConfigError as error:
         mistakes += error.mistakes
     return _finding("topic pages", target, started, note, mistakes), mistakes
+
+
+def _too_long_for_redshift(pages: Iterable[Topology]) -> str:
+    """What to say of fields with texts that a column may not hold. A text is not all of its record."""
+    most = LONGEST_TEXT // 4  # bytes of a character
+    doubtful = [
+        f"{page.name}.{field.name}"
+        for page in pages
+        for field in page.contract.fields
+        if page.sinks.warehouse and page.contract.max_record_bytes - 1 > LONGEST_TEXT
+        if field.type in (FieldType.STRING, FieldType.JSON)
+        if field.max_length is None or field.max_length > most
+    ]
+    if not doubtful:
+        return ""
+    kept = f"Redshift takes texts of {LONGEST_TEXT:,} bytes, and no object in which one is longer"
+    return f"; {kept}: give {', '.join(doubtful)} a max_length of at most {most:,}"
 
 
 def _finding(what: str, target: str, started: float, note: str, mistakes: list[Mistake]) -> Finding:

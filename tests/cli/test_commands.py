@@ -19,6 +19,8 @@ from click.testing import CliRunner, Result
 from streamproc import __version__
 from streamproc.cli import COMMANDS, main
 from streamproc.errors import Inconsistent
+from streamproc.ops.reachability import Finding
+from streamproc.settings import Settings
 from tests.conftest import S3Server
 
 PAGE = """
@@ -287,6 +289,24 @@ class TestCheck:
             "shop: privacy.pseudonym.key_env: the environment variable SHOP_KEY is not set" in answer.output
         )
         assert "shop: enrich.lookup.plans.file: there is no file" in answer.output
+
+    def test_fields_that_may_be_longer_than_redshift_takes_are_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def untried(settings: Settings) -> list[Finding]:
+            return []
+
+        monkeypatch.setattr("streamproc.cli.check.check_endpoints", untried)
+        pages = write_page(tmp_path / "pages")
+        fields = 'who = { type = "string", max_length = 16_383 }\nplace = { type = "string" }\n'
+        fields += 'rest = { type = "json", max_length = 16_384 }\n'
+        text = (pages / "shop.toml").read_text()
+        (pages / "shop.toml").write_text(text.replace("[contract.event", f"{fields}[contract.event"))
+        redshift = "redshift-data://workgroup/clicks/dev?region=eu-central-1"
+        answer = call("check", "--topics", str(pages), WAREHOUSE=redshift, LAKE="s3://clicks/lake")
+        assert answer.exit_code == 0, answer.output
+        assert "give shop.place, shop.rest a max_length of at most 16,383" in answer.output
+        assert "Redshift" not in call("check", "--topics", str(pages), WAREHOUSE="none").output
 
     def test_a_person_sees_what_is_wrong_and_what_to_write(self, tmp_path: Path) -> None:
         answer = call("check", "--topics", str(write_page(tmp_path / "pages", partitions=0)))

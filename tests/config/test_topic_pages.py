@@ -221,6 +221,18 @@ def test_the_shipped_pages_load(page: Path) -> None:
     assert topology.tables
 
 
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.toml")), ids=lambda path: path.stem)
+def test_redshift_takes_every_text_that_a_shipped_page_accepts(page: Path) -> None:
+    """One that is longer than its column would keep the whole object out, other visitors' events and all."""
+    contract = load_page(page).contract
+    for field in contract.fields:
+        if field.type in (FieldType.STRING, FieldType.JSON):
+            longest = contract.max_record_bytes - 1  # a text is not all of its record
+            if field.max_length is not None:
+                longest = min(longest, 4 * field.max_length)
+            assert longest <= 65_535, field.name
+
+
 # path of the change, new value (... removes it) → where it is reported, words of problem and fix
 WRONG: list[tuple[str, object, str, str, str]] = [
     # shape
