@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from streamproc.cli import main
+from streamproc.dashboard.access import access
 from streamproc.quantities import parse_size
 from streamproc.settings import read_settings
 from tests.deploy.test_templates import KNOWN, parse
@@ -248,4 +249,6 @@ def test_the_dashboard_lets_nobody_in_without_a_password_and_knows_no_owner_of_t
     assert policy["podSelector"]["matchLabels"] == labels
     assert policy["ingress"][0]["ports"] == [{"protocol": "TCP", "port": port["containerPort"]}]
     assert DASHBOARD["spec"]["replicas"] == 1  # sessions are in memory
+    # All viewers come from the ingress controller: wrong passwords of one would lock out everybody.
+    assert access(settings.dashboard, "0.0.0.0").proxies
     assert not (one("Service")["spec"]["selector"].items() <= labels.items())
