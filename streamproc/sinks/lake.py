@@ -227,9 +227,11 @@ def _split(rows: pl.DataFrame, time: str, every: str) -> Iterator[tuple[int, pl.
     if first == last:
         yield first, rows
         return
-    start = rows[time].dt.truncate(every).to_physical()
-    for value in start.unique().sort():
-        yield value, rows.filter(start == value)
+    start = rows[time].dt.truncate(every).to_physical().alias("start").to_frame()
+    # Looked for one by one, hours strewn over years would each cost a look at all rows.
+    found = start.with_row_index("row").group_by("start").agg("row").sort("start")
+    for value, places in zip(found["start"], found["row"], strict=True):
+        yield value, rows[places]
 
 
 def _hive(start_us: int, *, hourly: bool) -> str:

@@ -80,6 +80,7 @@ def test_every_row_is_in_the_file_of_its_own_hour_in_its_order(offsets: list[int
         for file in files
     }
     assert found == expected
+    assert list(found) == sorted(expected)
     for file in files:
         rows = [times[position] for position in _rows(file)["position"]]
         assert (file.plan.min_time_us, file.plan.max_time_us) == (min(rows), max(rows))
