@@ -1,7 +1,7 @@
 """Periodic work beside the pipeline: load the warehouse, sweep, merge small objects, delete what expired.
 
 Every worker does it; several at once do no harm (the loader locks, the sweep is idempotent, one compactor of a
-stream works at a time).
+stream works at a time, and one deletes rows of tables).
 """
 
 from __future__ import annotations
@@ -169,6 +169,8 @@ class Upkeep:
     async def expire(self) -> None:
         """Delete summary rows beyond their table's retention, and state no event can change any more.
 
+        One worker of the stream at a time; where another is at it nothing is left to do.
+
         Logs of any age may come, and each has a clock of its own: the newest event of all says what is beyond
         retention, and state is kept as long as its row.
         """
@@ -176,9 +178,13 @@ class Upkeep:
         if clock is None:
             return
         watermark = clock - self._topology.contract.event_time.disorder
-        for table in self._topology.tables:
-            async with self._ledger.database.connection("expire") as conn:
-                await self._summaries.expire(conn, table.name, watermark, reopening=self._logs)
+        database, what = self._ledger.database, f"streamproc expiry {self._topology.name}"
+        async with database.alone(what, "look who else expires rows") as alone:
+            if not alone:
+                return
+            for table in self._topology.tables:
+                async with database.connection("expire") as conn:
+                    await self._summaries.expire(conn, table.name, watermark, reopening=self._logs)
 
     def _compacts(self) -> bool:
         """Whether the page wants it, and nobody loads a warehouse that this worker does not know."""

@@ -87,6 +87,27 @@ async def test_a_partition_that_the_topic_has_no_more_holds_nothing_back(
     assert said == ([] if behind == "7" else [[f"{topic}/2"]])
 
 
+async def test_where_one_worker_deletes_rows_another_has_nothing_to_do(ledger: Ledger, postgres: str) -> None:
+    page = replace(load_page(REPOSITORY / "topics" / "weblogs.toml"), name=ledger.stream)
+    claims = await ledger.claim([partition := Partition(PLACE, "log")])
+    await ledger.commit(record(Advance(claims[partition], None, 1, DAY, Counts(1, 1))), nothing)
+    endpoints = Endpoints(read_settings(environ={}), broker=LogConnection(PLACE))
+    second: Any = Told()
+    async with Ledger(postgres, page.name, "w2") as rival:
+        other = Upkeep(page, rival, None, second, endpoints)
+
+        class Meanwhile(Told):
+            async def expire(self, *told: Any, **how: Any) -> int:
+                await other.expire()
+                return await super().expire(*told, **how)
+
+        first: Any = Meanwhile()
+        await Upkeep(page, ledger, None, first, endpoints).expire()
+        assert (len(first.calls), second.calls) == (len(page.tables), [])
+        await other.expire()
+    assert second.calls == first.calls
+
+
 class Started(Upkeep):
     """Notes the periodic work that would begin."""
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import AsyncConnection, errors, sql
 
+from streamproc.sinks import summaries_expiry
 from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_expiry import STATE_GRACE
 from streamproc.sinks.summaries_layout import Column, Layout
@@ -595,6 +596,47 @@ async def test_events_after_an_expiry_are_merged_as_before(conn):
         for table in tables:
             await summaries.expire(conn, table.name, e["at"])
     await assert_tables_equal_the_oracle(conn, summaries, tables, events)
+
+
+async def test_expiry_in_many_turns_takes_what_is_due_and_nothing_else(conn, monkeypatch):
+    """Five rows begin at a time, and three go in a turn; the last window that is due ends where retention does."""
+    monkeypatch.setattr(summaries_expiry, "_ROWS", 3)
+    tables = [tumbling(IN_SERVER, retention=DAY), visits(IN_SERVER, retention=DAY)]
+    summaries = Summaries(tables, "clicks")
+    await summaries.ensure(conn)
+    events = [event(n // 5 * MINUTE, site=f"s{n}", visitor=f"v{n}", position=n) for n in range(40)]
+    await commit(conn, summaries, tables, [events])
+    assert await summaries.expire(conn, "per_minute", START + DAY + 5 * MINUTE) == 25
+    assert await summaries.expire(conn, "visits", START + DAY + 5 * MINUTE) == 30
+    left = {"per_minute": 5, "visits": 6}
+    for table in tables:
+        rows = await summaries.rows(conn, table.name)
+        starts = rows[f"{'session' if table.window.kind == 'session' else 'window'}_start"].to_physical()
+        wanted = [START + n // 5 * MINUTE for n in range(left[table.name] * 5, 40)]
+        assert sorted(starts) == wanted, table.name
+        assert await count(conn, f"{table.name}__state") == 0
+
+
+@pytest.mark.parametrize(
+    "table",
+    [tumbling(IN_SERVER, retention=DAY), hopping(IN_SERVER, retention=DAY), visits(IN_SERVER, retention=DAY)],
+    ids=lambda table: table.name,
+)
+async def test_expiry_does_not_read_the_rows_that_stay(conn, table):
+    """It looks every minute, and a table may have the rows of years. A state of sessions is read: it is small."""
+    summaries = Summaries([table], "clicks")
+    await summaries.ensure(conn)
+    await commit(conn, summaries, [table], [[event(n * MINUTE, visitor=f"v{n}") for n in range(3000)]])
+    names = [table.name] if table.window.kind == "session" else [table.name, f"{table.name}__state"]
+    await conn.execute(f"ANALYZE {', '.join(f'clicks.{name}' for name in names)}")
+    async with conn.transaction():
+        assert await summaries.expire(conn, table.name, START) == 0
+        cursor = await conn.execute(
+            "SELECT relname, seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = ANY(%s)",
+            [names],
+        )
+        read = dict(await cursor.fetchall())
+    assert all(read.get(name, 0) < 10 for name in names), read
 
 
 async def test_expiry_passes_over_rows_that_are_being_written(conn, postgres):
