@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from streamproc.concurrency import end_if_cancelled
 from streamproc.database import Database
 from streamproc.errors import StreamprocError
 from streamproc.runtimes.endpoints import Endpoints
@@ -24,6 +25,10 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two looks for notes that a worker which died has left.
 LOOK_EVERY = 5.0
+
+#: Seconds for which one kind of notes is published before it is the other's turn: there may be more of one than are
+#: published in hours, and more may come as fast.
+_TURN = 2.0
 
 #: Seconds before the first and, at most, before later attempts after a failure.
 _RETRY_FIRST, _RETRY_MOST = 0.5, 15.0
@@ -43,41 +48,40 @@ class Publication:
         self._producer = KafkaProducer(kafka_only(endpoints.broker, "topics are published"))
         self._connected = False
         self._backlog = Backlog(0, 0.0)
+        self._more = False
         self._problem: str | None = None
         self.outbox = Outbox(topology, self._database, lake, self._producer)
 
     async def run(self) -> None:
         """Until cancelled. A failure is logged and tried again, less and less often."""
         delay = _RETRY_FIRST
+        await self._look()
         while True:
+            end_if_cancelled()
             self.outbox.noted.clear()
-            if await self.deliver():
-                delay = _RETRY_FIRST
-                try:
-                    async with asyncio.timeout(LOOK_EVERY):
-                        await self.outbox.noted.wait()
-                except TimeoutError:
-                    pass  # another worker may have left something
-            else:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _RETRY_MOST)
+            well = await self.deliver(max(_TURN, delay))
+            # Where there is more it has taken as long as a wait would, also when the other kind cannot be published.
+            if not self._more:
+                await (self._noted() if well else asyncio.sleep(delay))
+            delay = _RETRY_FIRST if well else min(delay * 2, _RETRY_MOST)
 
-    async def deliver(self) -> bool:
-        """Publish what is noted now; false when something could not be. One kind does not stop the other."""
-        problems = []
+    async def deliver(self, within: float) -> bool:
+        """Publish what is noted now, of each kind for ``within`` seconds; false when something could not be.
+
+        One kind does not stop the other.
+        """
+        problems: list[str] = []
+        self._more = False
         for kind in KINDS:
             try:
                 await self._database.open()
                 await self._connect()
-                await self.outbox.deliver(kind)
+                self._more |= await self.outbox.deliver(kind, within)
             except StreamprocError as error:
                 problems.append(str(error))
                 await self._disconnect()  # a producer that failed once may go on failing
         self._problem = problems[0] if problems else None
-        try:
-            self._backlog = await self.outbox.backlog()
-        except StreamprocError as error:
-            log.debug("backlog_unknown", why=str(error))
+        await self._look()
         if problems:
             log.warning(
                 "not_published_yet",
@@ -91,7 +95,8 @@ class Publication:
         """Publish what the last commit noted, if that can be done soon, and disconnect."""
         try:
             async with asyncio.timeout(_FINISH):
-                await self.deliver()
+                while await self.deliver(_TURN) and self._more:
+                    pass
         except TimeoutError:
             log.warning("publication_left", notes=self._backlog.notes, to="the next worker")
         finally:
@@ -115,6 +120,22 @@ class Publication:
             "oldest_seconds": round(self._backlog.oldest, 1),
             "problem": self._problem,
         }
+
+    async def _noted(self) -> None:
+        """Wait for a commit; not for long, because another worker may have left something."""
+        try:
+            async with asyncio.timeout(LOOK_EVERY):
+                await self.outbox.noted.wait()
+        except TimeoutError:
+            pass
+
+    async def _look(self) -> None:
+        """Count what is noted; without an answer that stays what it was."""
+        try:
+            await self._database.open()
+            self._backlog = await self.outbox.backlog()
+        except StreamprocError as error:
+            log.debug("backlog_unknown", why=str(error))
 
     async def _connect(self) -> None:
         if not self._connected:

@@ -8,6 +8,7 @@ nothing committed stays unpublished and nothing uncommitted is ever published; a
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ import polars.selectors as cs
 import structlog
 from psycopg import AsyncConnection
 
+from streamproc.concurrency import end_if_cancelled
 from streamproc.database import Database
 from streamproc.errors import ConfigError, MissingObject, Mistake
 from streamproc.model import WrittenObject
@@ -124,24 +126,28 @@ class Outbox:
             async with conn.cursor() as cursor:
                 await cursor.executemany(_ENLIST, notes)
 
-    async def deliver(self, kind: str) -> int:
-        """Publish every note of this kind, oldest first; returns how many there were.
+    async def deliver(self, kind: str, within: float = math.inf) -> bool:
+        """Publish what is noted of this kind, oldest first, until nothing is left or ``within`` seconds have passed;
+        at least one note, however short they are. Returns whether there may be more.
 
         Raises :class:`DependencyError`; what was not published stays noted.
         """
-        delivered = 0
+        clock = asyncio.get_running_loop().time
+        end = clock() + within
         while True:
+            end_if_cancelled()
             async with self._database.transaction("publish") as conn:
                 row = await (await conn.execute(_NEXT, [self._topology.name, kind])).fetchone()
                 if row is None:
-                    return delivered
+                    return False
                 note, _, table, payload = row
                 if kind == "events":
                     await self._publish_events(payload.decode())
                 else:
                     await self._publish_rows(note, table, payload)
                 await conn.execute("DELETE FROM streamproc.outbox WHERE id = %s", [note])
-            delivered += 1
+            if clock() >= end:
+                return True
 
     async def backlog(self) -> Backlog:
         """What is waiting. Raises :class:`DependencyError`."""
