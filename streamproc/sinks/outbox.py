@@ -173,7 +173,12 @@ class Outbox:
         topic = self._topology.sinks.publish_tables
         if topic is None or table not in self._keys:
             return
-        values, keys = await asyncio.to_thread(_rows, table, self._keys[table], version, payload)
+        try:
+            values, keys = await asyncio.to_thread(_rows, table, self._keys[table], version, payload)
+        except KeyError as error:
+            # The table was made anew with another key since: nobody could tell which of its rows these were.
+            log.error("not_published", what=table, why=f"its rows had no {error.args[0]} when they changed")
+            return
         await self._publish(topic, values, keys)
 
     async def _publish(self, topic: str, values: Sequence[bytes], keys: Sequence[bytes | None]) -> None:
@@ -197,7 +202,7 @@ def _events(rows: pl.DataFrame, key: str | None) -> tuple[list[bytes], list[byte
 def _rows(
     table: str, key: Sequence[str], version: int, payload: bytes
 ) -> tuple[list[bytes], list[bytes | None]]:
-    """Values and keys of changed rows, which are noted as NDJSON."""
+    """Values and keys of changed rows, which are noted as NDJSON. Raises :class:`KeyError` naming what a row lacks."""
     lines = payload.rstrip(b"\n").split(b"\n")
     opening = b'{"table":%s,"version":%d,"row":' % (orjson.dumps(table), version)
     rows = map(orjson.loads, lines)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
+from structlog.testing import capture_logs
 
 from streamproc.ledger import Ledger
 from streamproc.sinks import outbox
@@ -63,7 +64,27 @@ async def test_a_row_that_is_too_large_only_with_its_key_does_not_keep_the_other
     rows = pl.DataFrame({"window_start": range(3), **dict.fromkeys(table.by, "x"), table.by[0]: texts})
     async with ledger.database.transaction("commit") as conn:
         await publication.enlist(conn, uuid.uuid4(), [], {table.name: rows})
-    assert await publication.deliver("rows") == 1
+    assert not await publication.deliver("rows")
     published = [json.loads(value or b"")["row"][table.by[0]] for value in broker.values]
     assert published == [texts[0], texts[2]]
     assert (await publication.backlog()).notes == 0
+
+
+async def test_rows_of_a_table_that_has_another_key_by_now_hold_up_nothing(ledger: Ledger) -> None:
+    """It was dropped to be made anew: nobody could tell which of its rows those are."""
+    page = load_page(REPOSITORY / "topics" / "clickstream.toml")
+    sinks = replace(page.sinks, publish_events=None, publish_tables="changes")
+    table = next(each for each in page.tables if each.window.kind != "session")
+    broker = Broker()
+    publication = Outbox(replace(page, sinks=sinks), ledger.database, None, broker)
+    before = pl.DataFrame({"window_start": [1], "another": ["x"]})
+    today = pl.DataFrame({"window_start": [2], **dict.fromkeys(table.by, "x")})
+    for rows in (before, today):
+        async with ledger.database.transaction("commit") as conn:
+            await publication.enlist(conn, uuid.uuid4(), [], {table.name: rows})
+    with capture_logs() as logs:
+        assert not await publication.deliver("rows")
+    assert [json.loads(value or b"")["row"]["window_start"] for value in broker.values] == [2]
+    assert (await publication.backlog()).notes == 0
+    said = [(entry["what"], entry["why"]) for entry in logs if entry["event"] == "not_published"]
+    assert said == [(table.name, f"its rows had no {table.by[0]} when they changed")]
