@@ -30,6 +30,14 @@ _EXPIRE = """
     WHERE stream = %(stream)s AND state = 'committed' AND key = ANY(%(keys)s)
 """
 
+#: Whoever publishes a note has it locked.
+_FORGET_NOTES = """
+    DELETE FROM streamproc.outbox WHERE id IN (
+        SELECT id FROM streamproc.outbox
+        WHERE stream = %(stream)s AND kind = ANY(%(kinds)s) AND created_at < clock_timestamp() - %(age)s
+        FOR UPDATE SKIP LOCKED)
+"""
+
 #: Rows of objects that are gone are of no use; a week of them shows what was swept lately.
 _FORGET_SWEPT = """
     DELETE FROM streamproc.objects
@@ -52,6 +60,10 @@ _FORGET_REDRIVES = """
 
 #: How long rows of swept objects stay.
 SWEPT = timedelta(days=7)
+
+#: How long what nobody publishes any more stays noted: while workers are replaced one by one, those with the other page
+#: may publish it. Its objects are neither merged nor let go of meanwhile.
+UNPUBLISHED = timedelta(days=1)
 
 
 async def expire_objects(
@@ -92,6 +104,18 @@ async def forget_swept(database: Database, stream: str, age: timedelta = SWEPT) 
     """Delete the rows of objects that were swept more than ``age`` ago; returns how many."""
     async with database.transaction("forget swept objects") as conn:
         return (await conn.execute(_FORGET_SWEPT, {"stream": stream, "age": age})).rowcount
+
+
+async def forget_notes(
+    database: Database, stream: str, kinds: Sequence[str], age: timedelta = UNPUBLISHED
+) -> int:
+    """Delete what was noted for publication more than ``age`` ago, of the ``kinds`` that nobody publishes any more.
+
+    Returns how many notes there were.
+    """
+    async with database.transaction("forget what is not published any more") as conn:
+        names = {"stream": stream, "kinds": list(kinds), "age": age}
+        return (await conn.execute(_FORGET_NOTES, names)).rowcount
 
 
 async def forget_redrives(database: Database, stream: str, age: timedelta) -> int:

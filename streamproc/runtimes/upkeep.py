@@ -16,7 +16,7 @@ import structlog
 from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import DependencyError, StreamprocError
 from streamproc.ledger import Ledger
-from streamproc.ledger.retention import expire_objects, forget_redrives, forget_swept
+from streamproc.ledger.retention import expire_objects, forget_notes, forget_redrives, forget_swept
 from streamproc.model import Partition
 from streamproc.runtimes import expiry
 from streamproc.runtimes.compaction import Compactor
@@ -161,10 +161,19 @@ class Upkeep:
         if kept.history is not None:
             await self._ledger.forget(timedelta(microseconds=kept.history))
         await forget_swept(database, stream)
+        await self._forget_notes()
         if kept.events is not None and not self._elsewhere:  # last: it asks the warehouse, which may be away
             clock = await self._clock()
             events = await expiry.expire_events(self._ledger, self._topology, clock, self._warehouse)
         log.debug("retained", expired_events=events, expired_rejects=rejects)
+
+    async def _forget_notes(self) -> None:
+        """Let go of what an earlier page wanted to be published, and nobody does any more."""
+        sinks = self._topology.sinks
+        topics = {"events": sinks.publish_events, "rows": sinks.publish_tables}
+        kinds = [kind for kind, topic in topics.items() if topic is None]
+        if kinds and (notes := await forget_notes(self._ledger.database, self._topology.name, kinds)):
+            log.warning("not_published", kinds=kinds, notes=notes, why="the page publishes them no more")
 
     async def expire(self) -> None:
         """Delete summary rows beyond their table's retention, and state no event can change any more.

@@ -108,6 +108,40 @@ async def test_where_one_worker_deletes_rows_another_has_nothing_to_do(ledger: L
     assert second.calls == first.calls
 
 
+@pytest.mark.parametrize("events", [None, "enriched"])
+@pytest.mark.parametrize("tables", [None, "changes"])
+async def test_what_the_page_publishes_no_more_is_noted_for_a_day(
+    ledger: Ledger, postgres: str, events: str | None, tables: str | None
+) -> None:
+    """A worker with a newer page, or one with an older, may still publish it. Other streams have pages of their own."""
+    page = load_page(REPOSITORY / "topics" / "weblogs.toml")
+    sinks = replace(page.sinks, publish_events=events, publish_tables=tables)
+    page = replace(page, name=ledger.stream, sinks=sinks, retention=Retention(history=None))
+    notes = [
+        (stream, kind, hours)
+        for stream in (ledger.stream, f"{ledger.stream}_replayed")
+        for kind in ("events", "rows")
+        for hours in (1, 25)
+    ]
+    nobody: Any = None
+    endpoints = Endpoints(read_settings(environ={}), broker=LogConnection(PLACE))
+    with psycopg.connect(postgres, autocommit=True) as db:
+        for stream, kind, hours in notes:
+            db.execute(
+                "INSERT INTO streamproc.outbox (stream, epoch, kind, payload, created_at)"
+                " VALUES (%s, gen_random_uuid(), %s, %s, clock_timestamp() - make_interval(hours => %s))",
+                [stream, kind, str(hours).encode(), hours],
+            )
+        with capture_logs() as logs:
+            await Upkeep(page, ledger, nobody, nobody, endpoints).retain()
+        rows = db.execute("SELECT stream, kind, convert_from(payload, 'UTF8')::int FROM streamproc.outbox")
+        left = rows.fetchall()
+    gone = [kind for kind, topic in (("events", events), ("rows", tables)) if topic is None]
+    assert sorted(left) == sorted(set(notes) - {(ledger.stream, kind, 25) for kind in gone})
+    said = [(entry["kinds"], entry["notes"]) for entry in logs if entry["event"] == "not_published"]
+    assert said == ([(gone, len(gone))] if gone else [])
+
+
 class Started(Upkeep):
     """Notes the periodic work that would begin."""
 
