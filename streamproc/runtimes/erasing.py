@@ -29,7 +29,7 @@ from streamproc.runtimes.expiry import unknown_warehouse
 from streamproc.sinks.lake import ROW_GROUP, object_name
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
-from streamproc.sinks.summaries_erasure import erase, identifying
+from streamproc.sinks.summaries_erasure import erase, erase_notes, identifying
 from streamproc.sinks.warehouse import Erases, Quarantines, Warehouse
 from streamproc.topology import Topology
 from streamproc.transform import Resources
@@ -308,6 +308,8 @@ class Eraser:
         for found in tables:
             async with self._ledger.database.transaction("erase a visitor from a table") as conn:
                 rows = await erase(conn, self._page.name, found, values, dry=report.dry)
+            if not report.dry:
+                await erase_notes(self._ledger.database, self._page.name, found, values)
             if rows is not None or found.table in today:  # a page's new table may still have to be made
                 report.tables[found.table] = rows or 0
 

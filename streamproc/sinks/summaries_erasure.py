@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from psycopg import AsyncConnection, sql
 
+from streamproc.database import Database
 from streamproc.sinks.summaries_registry import Definition, columns_of_tables, definitions, exists, registry
 from streamproc.topology import Table
 
 #: Measures whose result is one of the values they measure.
 _SHOWING = ("first", "last", "min", "max")
+
+_NOTES = """
+    SELECT id FROM streamproc.outbox WHERE stream = %s AND kind = 'rows' AND table_name = %s ORDER BY id
+"""
+
+#: A note that is being published is waited for, and gone then.
+_NOTE = "SELECT payload FROM streamproc.outbox WHERE id = %s FOR UPDATE"
+_RENOTE = "UPDATE streamproc.outbox SET payload = %s WHERE id = %s"
+_FORGET_NOTE = "DELETE FROM streamproc.outbox WHERE id = %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,48 @@ async def erase(
         if shown:
             rows += (await conn.execute(_emptied(place, shown), names)).rowcount
     return rows
+
+
+async def erase_notes(database: Database, stream: str, found: Identifying, values: Sequence[str]) -> None:
+    """Take the rows that :func:`erase` took out of one table out of what has still to be published of it.
+
+    Call it when that is committed: no later commit notes a row from before. One transaction a note, so that a table's
+    rows are not held while somebody publishes.
+    """
+    theirs = frozenset(values)
+    async with database.connection("look for rows that have still to be published") as conn:
+        notes = await (await conn.execute(_NOTES, [stream, found.table])).fetchall()
+    for (note,) in notes:
+        async with database.transaction("erase a visitor from what has still to be published") as conn:
+            row = await (await conn.execute(_NOTE, [note])).fetchone()
+            if row is None:
+                continue
+            left = await asyncio.to_thread(_without, row[0], found, theirs)
+            if not left:
+                await conn.execute(_FORGET_NOTE, [note])
+            elif left != row[0]:
+                await conn.execute(_RENOTE, [left, note])
+
+
+def _without(payload: bytes, found: Identifying, values: Collection[str]) -> bytes:
+    """The NDJSON of changed rows without those of visitors."""
+    lines = []
+    for line in payload.rstrip(b"\n").split(b"\n"):
+        row = orjson.loads(line)
+        if any(_is_one(row.get(key), values) for key in found.keys):
+            continue
+        shown = [name for name in found.shown if _is_one(row.get(name), values)]
+        lines.append(orjson.dumps(row | dict.fromkeys(shown)) if shown else line)
+    return b"".join(line + b"\n" for line in lines)
+
+
+def _is_one(value: object, values: Collection[str]) -> bool:
+    """Whether it is one of the values, as PostgreSQL writes those that earlier pages had as a number."""
+    if value is None:
+        return False
+    if isinstance(value, float):
+        return str(value).removesuffix(".0") in values
+    return (str(value).lower() if isinstance(value, bool) else str(value)) in values
 
 
 def _emptied(table: sql.Identifier, columns: Sequence[str]) -> sql.Composed:
