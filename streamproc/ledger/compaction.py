@@ -40,13 +40,20 @@ _COMMITS = """
            sum(o.rows)::bigint,
            max(o.committed_at) < clock_timestamp() - %(quiet)s::interval
                OR (max(o.clock_us) / %(hour)s + 1) * %(hour)s + %(patience)s <= max(p.clock_us),
-           EXISTS (SELECT FROM streamproc.outbox AS n WHERE n.stream = %(stream)s AND n.kind = 'events'
-                   AND convert_from(n.payload, 'UTF8') = ANY(array_agg(o.key)))
+           CASE WHEN EXISTS (SELECT FROM streamproc.outbox WHERE stream = %(stream)s AND kind = 'events')
+                THEN array_agg(o.key) END
     FROM streamproc.objects AS o JOIN streamproc.partitions AS p USING (stream, source, partition)
     WHERE o.stream = %(stream)s AND o.state = 'committed'
       AND (o.source, o.partition, o.through) > (%(source)s, %(partition)s, %(last)s)
     GROUP BY o.source, o.partition, o.through, o.after
     ORDER BY o.source, o.partition, o.through, o.after LIMIT %(page)s
+"""
+
+#: Where the array is known when this is planned, each note is looked up in a hash of it. A join is planned for the
+#: single commit that a page is taken for, and compares thousands of them with hundreds of thousands of notes.
+_HELD = """
+    SELECT payload FROM streamproc.outbox
+    WHERE stream = %(stream)s AND kind = 'events' AND payload = ANY(%(keys)s)
 """
 
 _SOURCES = """
@@ -159,7 +166,8 @@ async def commits(
                 _COMMITS, {**names, "source": source, "partition": partition, "last": last}
             )
             page = await cursor.fetchall()
-        for source, partition, after, through, clock, objects, size, rows, over, held in page:
+            held = await _held(conn, stream, [key for *_, keys in page for key in keys or ()])
+        for source, partition, after, through, clock, objects, size, rows, over, keys in page:
             yield Commit(
                 Partition(source, partition),
                 None if after is None else int(after),
@@ -169,11 +177,20 @@ async def commits(
                 size,
                 rows,
                 bool(over),
-                held,
+                not held.isdisjoint(keys or ()),
             )
             last = int(through)
         if len(page) < _PAGE:
             return
+
+
+async def _held(conn: AsyncConnection[Any], stream: str, keys: Sequence[str]) -> set[str]:
+    """Which of the objects have still to be published."""
+    if not keys:
+        return set()
+    names = {"stream": stream, "keys": [key.encode() for key in keys]}
+    cursor = await conn.execute(_HELD, names, prepare=False)
+    return {payload.decode() for (payload,) in await cursor.fetchall()}
 
 
 async def sources(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
+import psycopg
 import pytest
 
 from streamproc.errors import DependencyError, Inconsistent
@@ -138,3 +139,24 @@ async def test_a_lake_that_is_away_is_not_asked_for_every_run(ledger: Ledger, st
     with pytest.raises(DependencyError, match="is away"):
         await compactor(ledger, store).compact()
     assert len(store.got) <= 2, "the objects of the first"
+
+
+async def test_what_has_still_to_be_published_is_merged_when_it_is(
+    ledger: Ledger, store: Store, postgres: str
+) -> None:
+    await lived(ledger, store, 0, 1, 2, 3, 4, 150)
+    keys = [each.plan.key async for each in ledger.manifest()]
+    notes = [("clicks", "events", keys[2]), ("clicks", "events", keys[2])]
+    notes += [("others", "events", keys[3]), ("clicks", "rows", keys[3])]
+    with psycopg.connect(postgres, autocommit=True) as db:
+        for stream, kind, key in notes:
+            db.execute(
+                "INSERT INTO streamproc.outbox (stream, epoch, kind, payload)"
+                " VALUES (%s, gen_random_uuid(), %s, %s)",
+                [stream, kind, key.encode()],
+            )
+        await compactor(ledger, store).compact()
+        assert await ranges(ledger) == [(-1, 1, 2), (1, 2, 1), (2, 4, 2), (4, 5, 1)]
+        db.execute("DELETE FROM streamproc.outbox WHERE kind = 'events'")
+    await compactor(ledger, store).compact()
+    assert await ranges(ledger) == [(-1, 4, 5), (4, 5, 1)]
