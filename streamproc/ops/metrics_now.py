@@ -44,7 +44,7 @@ class WorkerState:
     ``buffers``: bytes of records by where they wait. ``rebalances`` and ``fences`` count since the start.
     ``sinks``: whether each was well when it was used last. ``loaded``: Unix time at which the warehouse had all that
     was committed, ``None`` before that. ``unpublished``: notes of the outbox and the seconds of the oldest, where
-    something is published.
+    something is published. ``stopped``: partitions that cannot go on until somebody decides.
     """
 
     stream: str
@@ -57,6 +57,7 @@ class WorkerState:
     sinks: Mapping[str, bool] = field(default_factory=dict)
     loaded: float | None = None
     unpublished: tuple[int, float] | None = None
+    stopped: int = 0
 
 
 class States(Collector):
@@ -75,6 +76,11 @@ class States(Collector):
         )
         claimed = GaugeMetricFamily(
             "streamproc_partitions_claimed", "Partitions this worker holds.", labels=by_stream
+        )
+        stopped = GaugeMetricFamily(
+            "streamproc_partitions_stopped",
+            "Partitions this worker holds and cannot go on with until somebody decides.",
+            labels=by_stream,
         )
         rebalances = CounterMetricFamily(
             "streamproc_rebalances", "Times partitions were assigned.", labels=by_stream
@@ -132,6 +138,7 @@ class States(Collector):
             for sink, up in state.sinks.items():
                 sinks.add_metric([state.stream, sink], float(up))
             claimed.add_metric(name, len(state.partitions))
+            stopped.add_metric(name, state.stopped)
             rebalances.add_metric(name, state.rebalances)
             fences.add_metric(name, state.fences)
             for buffer, size in state.buffers.items():
@@ -149,7 +156,7 @@ class States(Collector):
                     if value is not None:
                         family.add_metric(labels, value)
         yield from (ready, commit, claimed, rebalances, fences, buffers, position, lag, behind, watermark)
-        yield from (sinks, loaded, notes, oldest)
+        yield from (stopped, sinks, loaded, notes, oldest)
 
 
 class Worst(Collector):

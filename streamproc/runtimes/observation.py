@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from streamproc.errors import DependencyError, Stuck
+from streamproc.errors import DependencyError, SourceError, Stuck
 from streamproc.model import Partition
 from streamproc.ops.metrics import PartitionState, WorkerState
 from streamproc.ops.watch import Failures, StuckWatch
@@ -106,10 +107,17 @@ class Observation:
         """Through where each claimed partition is committed; or where its reading began, if nothing ever was."""
         worker = self._worker
         begins = worker.source.begins if worker.source is not None else {}
+        stopped = self._stopped()
         return {
             partition: begins.get(partition) if position is None else position
             for partition, (position, _) in worker.pipeline.committed.items()
+            if partition not in stopped  # another start does not mend it, and would take the others along
         }
+
+    def _stopped(self) -> Mapping[Partition, SourceError]:
+        """Partitions that cannot go on until somebody decides, and why."""
+        source = self._worker.source
+        return source.stopped if source is not None else {}
 
     def _begin_anew(self) -> None:
         """A worker that waits stands still and is not stuck; nor is it when it goes on, before its next commit."""
@@ -130,6 +138,8 @@ class Observation:
             return worker.state
         if (what := self._waits_for()) is not None:
             return f"waiting for {what}"
+        if stopped := self._stopped():
+            return f"stopped: {stopped[min(stopped)]}"
         if self._stuck:
             partition, seconds = max(self._stuck.items(), key=lambda item: item[1])
             return f"stuck: {partition} has records and its position has not moved for {seconds:.0f} s"
@@ -177,6 +187,7 @@ class Observation:
             last_commit=worker.pipeline.stats.last_commit,
             sinks=self._sinks(),
             loaded=worker.upkeep.loaded,
+            stopped=len(self._stopped()),
             unpublished=None if worker.publication is None else worker.publication.backlog,
         )
 
@@ -201,6 +212,7 @@ class Observation:
         """Everything this process knows of the worker, as JSON."""
         reason, facts = self.probe()
         state, stats = self.state(), self._worker.pipeline.stats
+        stopped = {partition: str(error) for partition, error in self._stopped().items()}
         counts = {
             name: getattr(stats, name)
             for name in ("records", "accepted", "filtered", "rejected", "duplicate")
@@ -215,6 +227,7 @@ class Observation:
                 "behind_seconds": each.behind,
                 "watermark": each.watermark,
                 "stuck_seconds": self._stuck.get(partition),
+                "stopped": stopped.get(partition),
             }
             for partition, each in sorted(state.partitions.items())
         ]

@@ -280,8 +280,9 @@ class KafkaSource:
 
     @property
     def stopped(self) -> Mapping[Partition, SourceError]:
-        """See :attr:`streamproc.sources.Source.stopped`."""
-        return {self._partition(tp): error for tp, error in self._claims.stopped.items()}
+        """See :attr:`streamproc.sources.Source.stopped`; none while it is joining."""
+        claims = self._membership
+        return {} if claims is None else {self._partition(tp): why for tp, why in claims.stopped.items()}
 
     @property
     def begins(self) -> dict[Partition, int]:

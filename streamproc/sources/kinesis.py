@@ -183,8 +183,8 @@ class KinesisSource:
 
     @property
     def stopped(self) -> Mapping[Partition, SourceError]:
-        """See :attr:`streamproc.sources.Source.stopped`."""
-        return dict(self._sharing.stopped)
+        """See :attr:`streamproc.sources.Source.stopped`; none while it is joining."""
+        return {} if self._membership is None else dict(self._membership.stopped)
 
     @property
     def begins(self) -> dict[Partition, int]:

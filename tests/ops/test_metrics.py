@@ -121,13 +121,13 @@ def test_an_epoch_without_a_time_of_arrival_has_no_freshness():
 
 
 def test_gauges_say_how_it_is_when_they_are_asked_for():
-    state = WorkerState(
-        "clickstream", None, {P0: PartitionState(5, 9, 1.5), P1: PartitionState(None, None, None)}
-    )
+    partitions = {P0: PartitionState(5, 9, 1.5), P1: PartitionState(None, None, None)}
+    state = WorkerState("clickstream", None, partitions, stopped=1)
     metrics = Metrics(lambda: [state])
     got = samples(metrics)
     assert got[of("streamproc_ready", stream="clickstream")] == 1
     assert got[of("streamproc_partitions_claimed", stream="clickstream")] == 2
+    assert got[of("streamproc_partitions_stopped", stream="clickstream")] == 1
     here = {"stream": "clickstream", "source": "clicks", "partition": "0"}
     assert got[of("streamproc_lag_records", **here)] == 4
     assert got[of("streamproc_committed_position", **here)] == 5

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamproc.errors import DependencyError, Stuck
+from streamproc.errors import DependencyError, Gap, SourceError, Stuck
 from streamproc.model import Partition
 from streamproc.runtimes.observation import LOOK_EVERY, Observation
 from streamproc.sources.kafka import KafkaOptions, KafkaSource
@@ -15,7 +15,7 @@ from streamproc.sources.kafka_client import KafkaConnection
 from tests.sources.consuming import Memory
 
 ALL = {"summaries", "lake", "warehouse", "publication"}
-P = Partition("clicks", "0")
+P, Q = Partition("clicks", "0"), Partition("clicks", "1")
 AWAY = DependencyError("Kafka at kafka:9092", "does not say what it has")
 
 
@@ -51,11 +51,12 @@ def test_a_worker_names_the_sink_it_waits_for(state, step, failing, published, d
 
 
 class Ends:
-    """A source that says what there is, or why it cannot. ``begins``: see the protocol."""
+    """A source that says what there is, or why it cannot. ``begins``, ``stopped``: see the protocol."""
 
     def __init__(self, newest: int | None = None, begins: int | None = None) -> None:
         self.answer: dict[Partition, int] | BaseException = {} if newest is None else {P: newest}
         self.begins = {} if begins is None else {P: begins}
+        self.stopped: dict[Partition, SourceError] = {}
 
     async def end_positions(self) -> dict[Partition, int]:
         if isinstance(self.answer, BaseException):
@@ -107,6 +108,32 @@ async def test_a_position_that_stands_still_makes_the_worker_not_ready_and_ends_
     assert observation.not_ready() == "stuck: clicks/0 has records and its position has not moved for 120 s"
     with pytest.raises(Stuck, match=r"clicks/0.*600 s"):
         await clock.look(observation, 480)
+
+
+@pytest.mark.parametrize("newest", [300, 6_000_000])
+async def test_a_partition_that_has_stopped_makes_the_worker_not_ready_and_never_ends_it(clock, newest):
+    """Also of a topic that was made anew and ends before the position: nothing seems to wait there."""
+    source = Ends(newest)
+    observed = worker(source, committed=5_000_000)
+    observation = Observation(observed)
+    source.stopped = {Q: Gap("clicks/1: 7 offsets are gone"), P: Gap("clicks/0: it was made anew")}
+    await clock.look(observation, 3_600)
+    assert observation.not_ready() == "stopped: clicks/0: it was made anew"
+    source.stopped, observed.pipeline.committed = {}, {P: (newest, None)}
+    await clock.look(observation, 3_600)
+    assert observation.not_ready() is None
+
+
+async def test_beside_a_partition_that_has_stopped_another_one_can_be_stuck(clock):
+    source = Ends()
+    source.answer, source.stopped = {P: 9, Q: 9}, {P: Gap("clicks/0: 7 offsets are gone")}
+    observed = worker(source)
+    observed.pipeline.committed = {P: (1, None), Q: (5, None)}
+    observation = Observation(observed)
+    await clock.look(observation, 600)
+    assert observation.not_ready() == "stopped: clicks/0: 7 offsets are gone"
+    with pytest.raises(Stuck, match=r"clicks/1.*600 s"):
+        await clock.look(observation, 60)
 
 
 @pytest.mark.parametrize("problem", [AWAY, TimeoutError()])
@@ -181,6 +208,7 @@ async def test_a_partition_that_was_never_committed_is_stuck_with_records_to_rea
 
 async def test_a_source_that_is_joining_is_not_asked(clock):
     source = KafkaSource(KafkaConnection("127.0.0.1:1"), "clicks", KafkaOptions("readers"), Memory())
+    assert source.stopped == {}
     observation = Observation(worker(source, state="waiting for the broker"))
     await clock.look(observation)
     assert observation.not_ready() == "waiting for the broker"
