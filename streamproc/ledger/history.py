@@ -18,20 +18,23 @@ _STATUS = """
     FROM streamproc.partitions WHERE stream = %s ORDER BY source, partition
 """
 
+#: Each row is looked at once, as in the board of :mod:`streamproc.ledger.shards`. Two sources have shards of one name.
 _SHARDS = """
     WITH shards AS (
         SELECT s.*, COALESCE(s.last_position <= COALESCE(p.position, -1), false) AS finished, p.clock_us
         FROM streamproc.shards AS s LEFT JOIN streamproc.partitions AS p USING (stream, source, partition)
         WHERE s.stream = %s
+    ), made AS (
+        SELECT child.source, named.parent, bool_and(child.finished OR child.clock_us IS NOT NULL) AS begun
+        FROM shards AS child CROSS JOIN unnest(child.parents) AS named (parent)
+        GROUP BY child.source, named.parent
     )
     SELECT s.source, s.partition, s.finished,
-           s.finished AND COALESCE((SELECT bool_and(child.finished OR child.clock_us IS NOT NULL)
-                                    FROM shards AS child WHERE s.partition = ANY(child.parents)),
-                                   s.expires_at < clock_timestamp() - interval '1 hour', false),
+           s.finished AND COALESCE(made.begun, s.expires_at < clock_timestamp() - interval '1 hour', false),
            CASE WHEN s.expires_at > clock_timestamp() THEN s.behind_ms END,
            (SELECT max(m.position) FROM streamproc.shard_marks AS m
             WHERE (m.stream, m.source, m.partition) = (s.stream, s.source, s.partition))
-    FROM shards AS s
+    FROM shards AS s LEFT JOIN made ON made.source = s.source AND made.parent = s.partition
 """
 
 _EPOCHS = """

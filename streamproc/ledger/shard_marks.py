@@ -79,7 +79,7 @@ _SETTLE = """
 
 #: One mark a minute is kept of those older than an hour, and none that is beyond use: below the newest one
 #: that every reader could begin at and older than any record.
-_THIN = """
+THIN = """
     DELETE FROM streamproc.shard_marks AS m
     USING (SELECT partition, position, marked_at,
                   row_number() OVER (PARTITION BY partition, date_trunc('minute', marked_at)
@@ -152,7 +152,7 @@ class Marks:
 
     async def thin(self, kept: float) -> None:
         """Forget marks that are not needed; ``kept``: seconds for which the source keeps its records."""
-        await self._change("thin out the marks", _THIN, {"kept": kept})
+        await self._change("thin out the marks", THIN, {"kept": kept})
 
     async def add(self, conn: AsyncConnection[Any], marks: Mapping[str, Mark]) -> None:
         """Note these marks of shards whose leases are ours, in the caller's transaction.

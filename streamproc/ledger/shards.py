@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 
 from streamproc.database import Database
 from streamproc.leases import Board, Report, ShardInfo, ShardRow
-from streamproc.ledger.shard_marks import NOW_MS, Marks
+from streamproc.ledger.shard_marks import NOW_MS, THIN, Marks
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('streamproc shards ' || %(stream)s, 0))"
 
@@ -51,7 +51,8 @@ _RENEW = """
     RETURNING s.partition
 """
 
-#: Parents that the ledger does not know are gone from the stream: nothing of them can be read any more.
+#: Parents that the ledger does not know are gone from the stream: nothing of them can be read any more. Each row is
+#: looked at once: shards stay in the table for as long as the stream is read, and every worker asks all the time.
 _BOARD = """
     WITH shards AS (
         SELECT s.*, COALESCE(s.last_position <= COALESCE(p.position, -1), false) AS finished
@@ -59,12 +60,16 @@ _BOARD = """
         LEFT JOIN streamproc.partitions AS p
             ON (p.stream, p.source, p.partition) = (s.stream, s.source, s.partition)
         WHERE s.stream = %(stream)s AND s.source = %(source)s
+    ), blocked AS (
+        SELECT DISTINCT child.partition
+        FROM shards AS child CROSS JOIN unnest(child.parents) AS named (parent)
+        JOIN shards AS parent ON parent.partition = named.parent
+        WHERE NOT parent.finished
     )
-    SELECT partition,
-           NOT EXISTS (SELECT FROM shards AS parent
-                       WHERE parent.partition = ANY(shards.parents) AND NOT parent.finished),
-           finished, CASE WHEN expires_at > clock_timestamp() THEN holder END, lease, wanted_by
-    FROM shards ORDER BY partition
+    SELECT s.partition, blocked.partition IS NULL, s.finished,
+           CASE WHEN s.expires_at > clock_timestamp() THEN s.holder END, s.lease, s.wanted_by
+    FROM shards AS s LEFT JOIN blocked ON blocked.partition = s.partition
+    ORDER BY s.partition
 """
 
 _LIVING = """
@@ -101,6 +106,12 @@ _HAND_OVER = """
 
 _LEAVE = """
     DELETE FROM streamproc.members WHERE stream = %(stream)s AND worker = %(worker)s
+"""
+
+#: Of the transaction, so it goes with it.
+_ALONE = """
+    SELECT pg_try_advisory_xact_lock(
+        hashtextextended('streamproc thin ' || %(stream)s || ' ' || %(source)s, 0))
 """
 
 _FORGET_MEMBERS = """
@@ -183,9 +194,16 @@ class Shards(Marks):
         await self._change("leave", _LEAVE, {})
 
     async def thin(self, kept: float) -> None:
-        """Forget marks that are not needed (:meth:`Marks.thin`), and workers long gone."""
-        await super().thin(kept)
-        await self._change("forget workers", _FORGET_MEMBERS, {})
+        """Forget marks that are not needed (:meth:`Marks.thin`), and workers long gone.
+
+        All workers call it now and then: who finds another one at it leaves it to that one.
+        """
+        async with self._database.transaction("thin out the marks") as conn:
+            row = await (await conn.execute(_ALONE, self._names)).fetchone()
+            if row is not None and row[0]:
+                # Workers first, then marks, as a heartbeat locks them.
+                await conn.execute(_FORGET_MEMBERS, self._names)
+                await conn.execute(THIN, {**self._names, "kept": kept})
 
     async def _renew(self, conn: AsyncConnection[Any], reports: Mapping[str, Report]) -> set[str]:
         told = list(reports.values())

@@ -83,8 +83,8 @@ class Pipeline:
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._progress: dict[Partition, PartitionProgress] = {}
         self._submitted: dict[Partition, int | None] = {}
-        #: Claims of partitions that were taken from us: worth nothing, but the ledger names us as the owner
-        #: until the next one claims, and nobody may if all workers end now.
+        #: Claims of partitions that were taken from us, or finished: worth nothing, but the ledger names us as the
+        #: owner until the next one claims, and nobody may if all workers end now.
         self._let_go: dict[Partition, Claim] = {}
         self._epoch = self._new_epoch()
         self._taken_records = self._taken_bytes = 0
@@ -197,6 +197,8 @@ class Pipeline:
             progress = self._progress.get(partition)
             if progress is not None and progress.claim.position == self._submitted[partition]:
                 del self._progress[partition], self._submitted[partition]
+                if not partition.passing:  # a log that is done has no owner any more
+                    self._let_go[partition] = progress.claim
 
     async def drain(self) -> None:
         """Fold and commit everything taken so far."""

@@ -82,6 +82,7 @@ class Sharing:
         self._hurry = asyncio.Event()
         self._coordinating: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
+        self._thinning: asyncio.Task[None] | None = None
         self._consumer: Consumer | None = None
 
     async def begin(self) -> None:
@@ -91,11 +92,11 @@ class Sharing:
 
     async def end(self) -> None:
         """Give up the leases. Nobody is asked to let go: drain first."""
-        for task in (self._coordinating, self._moving):
+        for task in (self._coordinating, self._moving, self._thinning):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
-        self._coordinating = self._moving = None
+        self._coordinating = self._moving = self._thinning = None
         try:
             await self._tell()
             await self._store.leave(self.leases)
@@ -149,7 +150,7 @@ class Sharing:
                 changed = any(shard.finished and shard.id in self.leases for shard in board.shards)
                 if changed or loop.time() - listed > _LIST_EVERY:
                     await self._list()
-                    await self._store.thin(self._kept)
+                    self._begin_thinning()
                     listed = loop.time()
                 again = await self._decide(board)
                 outage.over()
@@ -169,6 +170,19 @@ class Sharing:
             except TimeoutError:
                 pass
             self._hurry.clear()
+
+    def _begin_thinning(self) -> None:
+        """Forget old marks, beside the heartbeats: there may be many."""
+        if self._thinning is None or self._thinning.done():
+            self._thinning = asyncio.create_task(self._thin(), name="thin out the marks")
+
+    async def _thin(self) -> None:
+        try:
+            await self._store.thin(self._kept)
+        except DependencyError as error:  # they are forgotten another time; what is away, the heartbeat tells
+            log.warning("marks_not_thinned", on=error.what, problem=error.problem)
+        except Exception as error:  # raised by next(): nothing else waits for this task
+            self._fail(error)
 
     async def _tell(self) -> Board:
         reports = {
@@ -214,9 +228,13 @@ class Sharing:
     async def _finish(self, shards: Collection[str]) -> None:
         """Let go of shards that are committed to their ends."""
         log.info("shards_finished", shards=sorted(shards))
-        for shard in shards:
-            if (reader := self.readers.pop(shard, None)) is not None:
+        partitions = [Partition(self._stream, shard) for shard in shards]
+        for partition in partitions:
+            self.stopped.pop(partition, None)
+            if (reader := self.readers.pop(partition.id, None)) is not None:
                 await reader.stop()
+        # First: a shard whose lease cannot be handed over is opened again, with a claim that has to stay.
+        await self._listener.finished(partitions)
         await self._store.hand_over({shard: self.leases.pop(shard) for shard in shards})
 
     def _begin_move(self, move: Coroutine[None, None, None]) -> asyncio.Task[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections import Counter
 
 import pytest
@@ -184,6 +186,61 @@ async def test_a_shard_that_nothing_was_made_of_holds_no_clock_back_for_longer_t
     assert await followed() == [], "c has had no event"
 
 
+@pytest.mark.parametrize("seed", range(5))
+async def test_what_shards_wait_for_and_what_follows_them_is_what_a_loop_finds(seed, ledger):
+    """Of two sources whose shards have the same names; some parents are gone, and nobody knows them."""
+    chance = random.Random(seed)
+    names = [f"shard-{n}" for n in range(12)]
+    rows = [
+        (source, name, chance.sample(["gone", *names], chance.randint(0, 2)), *state)
+        for source in (STREAM, "other")
+        for name in names
+        for state in [(chance.choice([None, -1, 9]), chance.choice([None, 5, 9]), chance.choice([None, 1]))]
+    ]
+    async with ledger.database.connection("make them up") as conn:
+        for source, name, parents, last, position, clock in rows:
+            await conn.execute(
+                "INSERT INTO streamproc.shards"
+                " (stream, source, partition, parents, last_position, expires_at, found_at)"
+                " VALUES ('clicks', %s, %s, %s, %s, now() - interval '1 day', now())",
+                [source, name, parents, last],
+            )
+            await conn.execute(
+                "INSERT INTO streamproc.shard_marks (stream, source, partition, position, inclusive, marked_at)"
+                " VALUES ('clicks', %s, %s, -1, true, now())",
+                [source, name],
+            )
+            if position is None and clock is None:
+                continue  # nobody has claimed it
+            await conn.execute(
+                "INSERT INTO streamproc.partitions"
+                " (stream, source, partition, position, fence, token, clock_us, claimed_at, updated_at)"
+                " VALUES ('clicks', %s, %s, %s, 1, gen_random_uuid(), %s, now(), now())",
+                [source, name, position, clock],
+            )
+
+    ready, followed = {}, {}
+    for source in (STREAM, "other"):
+        here = {name: rest for of, name, *rest in rows if of == source}
+        finished = {
+            name: last is not None and last <= (-1 if position is None else position)
+            for name, (_, last, position, _) in here.items()
+        }
+        for name, (parents, *_) in here.items():
+            ready[source, name] = all(finished.get(parent, True) for parent in parents)
+            made = [each for each, (of, *_) in here.items() if name in of]
+            begun = all(finished[each] or here[each][3] is not None for each in made)
+            followed[source, name] = finished[name] and begun
+        board = await Shards(ledger.database, "clicks", source, "w1", 3600.0).beat({})
+        assert [row.id for row in board.shards] == sorted(names)
+        assert {row.id: row.finished for row in board.shards} == finished
+        assert {(source, row.id): row.ready for row in board.shards} == {
+            (source, name): ready[source, name] for name in names
+        }
+    found = await ledger.shards()
+    assert {tuple(partition): shard.followed for partition, shard in found.items()} == followed
+
+
 async def test_a_stream_begins_where_asked_and_later_shards_with_their_first_record(shards):
     one, two = shards
     await one.found(PARENTS, "timestamp", 1_700_000_000_000)
@@ -262,3 +319,31 @@ async def test_marks_are_thinned_but_for_those_that_are_needed(shards, ledger):
     assert (await one.newest("a")).position == 50, "not committed yet: it may be needed"
     with pytest.raises(Inconsistent, match="no mark"):
         await one.find("a", 29)
+
+
+async def test_one_worker_at_a_time_thins_out_the_marks(shards, ledger):
+    one, two = shards
+    await one.found(PARENTS, "earliest", None)
+    mine = await taken(one, "a")
+    for position in (10, 20):
+        await one.beat({"a": Report(mine["a"].lease, Mark(position, position * 100))})
+    await ledger.set_position(NewPosition(Partition(STREAM, "a"), 15, accept_gap=True, note="test"))
+    async with ledger.database.transaction("hold the rows of the first one") as conn:
+        await conn.execute("SELECT FROM streamproc.shard_marks FOR UPDATE")
+        thinning = asyncio.create_task(one.thin(0.0))
+        await until(
+            ledger,
+            "SELECT FROM pg_locks JOIN pg_database AS d ON d.oid = database"
+            " WHERE locktype = 'advisory' AND datname = current_database()",
+        )
+        await two.thin(0.0)
+        assert not thinning.done(), "it waits for the rows, and the second one has left them to it"
+    await thinning
+    assert await one.oldest("a") == 10
+
+
+async def until(ledger, question: str) -> None:
+    """Ask until there is a row."""
+    async with asyncio.timeout(20), ledger.database.connection("look") as conn:
+        while await (await conn.execute(question)).fetchone() is None:
+            pass  # each question takes long enough

@@ -78,6 +78,18 @@ async def test_a_claim_that_is_cancelled_after_it_was_made_is_released(
         assert await owners(ledger) == {MINE: None, OTHER: None}
 
 
+async def test_a_shard_that_is_finished_is_forgotten_and_owned_until_its_worker_ends(postgres: str):
+    async with Ledger(postgres, "clicks", "w1") as ledger:
+        await ledger.migrate()
+        worker = pipeline(ledger)
+        await worker.assigned([MINE, OTHER])
+        await worker.finished([MINE])
+        assert (worker.partitions, worker.uncommitted) == ([OTHER], 0)
+        assert await owners(ledger) == {MINE: "w1", OTHER: "w1"}
+        await worker.close()
+        assert await owners(ledger) == {MINE: None, OTHER: None}
+
+
 @pytest.mark.parametrize("known", [True, False])
 async def test_a_claim_made_before_it_was_decided_where_the_topic_begins_goes_on_from_there(
     postgres: str, known: bool

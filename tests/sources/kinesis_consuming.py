@@ -45,6 +45,9 @@ class Member(Taking):
         await self.commit()
         self.events.append(("revoked", frozenset(partition.id for partition in partitions)))
 
+    async def finished(self, partitions: Sequence[Partition]) -> None:
+        self.events.append(("finished", frozenset(partition.id for partition in partitions)))
+
 
 @asynccontextmanager
 async def member(

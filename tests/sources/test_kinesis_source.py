@@ -150,6 +150,8 @@ async def test_parents_are_drained_before_their_children_on_split_and_merge(stre
         last_of = {shard: len(order) - 1 - order[::-1].index(shard) for shard in set(order)}
         assert order.index(child) > max(last_of[left[0]], last_of[right[0]])
         await until(lambda: len(one.source.assignment) == 3, seconds=100)
+        finished = {shard for event, shards in one.events if event == "finished" for shard in shards}
+        assert finished == {first, second, left[0], right[0]}, "or the listener would keep them for ever"
 
 
 @pytest.mark.slow
