@@ -19,14 +19,15 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
-import stamina
 from psycopg import AsyncConnection
 
+from streamproc.concurrency import until_answered
 from streamproc.database import Database, OutcomeUnknown
-from streamproc.errors import DependencyError, Fenced, Inconsistent, LedgerError
+from streamproc.errors import Fenced, Inconsistent, LedgerError
 from streamproc.failpoints import failpoint, failpoint_when_waiting
 from streamproc.ledger import claims as claiming
 from streamproc.ledger import commit as committing
@@ -37,6 +38,10 @@ from streamproc.ledger.balance import verify
 from streamproc.model import Claim, CommittedObject, EpochRecord, Partition, PlannedObject
 
 T = TypeVar("T")
+
+_Claims: TypeAlias = dict[Partition, Claim]
+#: Calls what it is given until that is answered, and may say meanwhile what is waited for.
+Patiently: TypeAlias = Callable[[Callable[[], Awaitable[_Claims]]], Awaitable[_Claims]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +171,10 @@ class Ledger:
             await committing.intend(conn, self.stream, epoch, objects, held)
 
     async def commit(
-        self, epoch: EpochRecord, apply: Callable[[AsyncConnection[Any]], Awaitable[T]]
+        self,
+        epoch: EpochRecord,
+        apply: Callable[[AsyncConnection[Any]], Awaitable[T]],
+        patiently: Patiently | None = None,
     ) -> Committed[T]:
         """T2: commit the epoch's objects, counts and positions, and what ``apply`` does, or nothing.
 
@@ -174,7 +182,8 @@ class Ledger:
         is called at most once. It comes last, because its row locks are the ones other workers wait for.
 
         When the connection is lost during COMMIT the outcome is found out by claiming again, for as long as
-        the database takes to come back: returns if it was committed, raises :class:`Fenced` if not.
+        the database takes to come back: returns if it was committed, raises :class:`Fenced` if not. ``patiently``
+        is who waits, for callers that tell others of it.
         Cancelling meanwhile leaves it unknown, as a crash does, and the next claim finds out.
 
         Raises :class:`Fenced`, :class:`Inconsistent` (see :func:`streamproc.ledger.balance.verify`) or
@@ -191,7 +200,7 @@ class Ledger:
                 failpoint("commit.merged")
                 failpoint_when_waiting("commit.sent")  # what comes next is COMMIT
         except OutcomeUnknown:
-            claims = await self._find_out(epoch)
+            claims = await self._find_out(epoch, patiently)
         else:
             claims = {advance.claim.partition: advance.claim for advance in epoch.advances}
         return Committed(
@@ -281,13 +290,13 @@ class Ledger:
         """Objects, rows and bytes by kind and state. Reads the whole list."""
         return await objects.totals(self.database, self.stream)
 
-    async def _find_out(self, epoch: EpochRecord) -> dict[Partition, Claim]:
-        async for attempt in stamina.retry_context(on=DependencyError, attempts=None, timeout=None):
-            with attempt:
-                return await self._claim_again(epoch)
-        raise AssertionError("an endless retry ended")
+    async def _find_out(self, epoch: EpochRecord, patiently: Patiently | None) -> _Claims:
+        ask = partial(self._claim_again, epoch)
+        if patiently is None:
+            return await until_answered(ask, lambda error, attempt: None)
+        return await patiently(ask)
 
-    async def _claim_again(self, epoch: EpochRecord) -> dict[Partition, Claim]:
+    async def _claim_again(self, epoch: EpochRecord) -> _Claims:
         """The claims to go on with if the epoch was committed; :class:`Fenced` if it was not.
 
         The lost transaction holds the partitions' row locks until it is decided; once we have them, it is.

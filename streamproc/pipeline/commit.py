@@ -81,7 +81,9 @@ class Committer:
         written: Sequence[WrittenObject] = ()
         if self._lake is not None and files:
             lake = self._lake
-            written = await self._until_answered("put", lambda: lake.write(files))
+            # Kept from attempt to attempt: a store that refuses a part of them each time has all of them at last.
+            objects: dict[str, WrittenObject] = {}
+            written = await self._until_answered("put", lambda: lake.write(files, objects))
         files.clear()  # they are in the store
         put = epoch.spent("put", ready)
 
@@ -91,7 +93,12 @@ class Committer:
             if self._outbox is not None:
                 await self._outbox.enlist(conn, epoch.id, written, changed)
 
-        done = await self._until_answered("commit", lambda: self._ledger.commit(epoch.record(written), apply))
+        async def find_out(ask: Callable[[], Awaitable[T]]) -> T:
+            return await self._until_answered("commit", ask)
+
+        done = await self._until_answered(
+            "commit", lambda: self._ledger.commit(epoch.record(written), apply, find_out)
+        )
         failpoint("commit.acknowledged")
         epoch.spent("commit", put)
         for partition, claim in done.claims.items():

@@ -129,28 +129,29 @@ class Lake:
             for each in encoded
         ]
 
-    async def write(self, files: Sequence[LakeFile]) -> list[WrittenObject]:
+    async def write(
+        self, files: Sequence[LakeFile], done: dict[str, WrittenObject] | None = None
+    ) -> list[WrittenObject]:
         """Put the files, a few at once; the results stand in the files' order.
 
-        They must have been intended before. Raises :class:`DependencyError`; what was put by then stays,
-        and the same files may be written again.
+        They must have been intended before. Raises :class:`DependencyError`; what was put by then stays, and stands
+        in ``done`` by its key: with that the same files may be written again, and only the others are put.
         """
+        written = {} if done is None else done
 
-        done = 0
-
-        async def write_one(file: LakeFile) -> WrittenObject:
-            nonlocal done
+        async def write_one(file: LakeFile) -> None:
             stored = await self._store.put(file.plan.key, file.body)
-            done += 1
-            if done == 1:
+            written[file.plan.key] = WrittenObject(file.plan, stored.size, stored.checksum)
+            if len(written) == 1:
                 failpoint("put.first")
-            if done == (len(files) + 1) // 2:
+            if len(written) == (len(files) + 1) // 2:
                 failpoint("put.middle")
-            if done == len(files):
+            if len(written) == len(files):
                 failpoint("put.last")
-            return WrittenObject(file.plan, stored.size, stored.checksum)
 
-        return await each(write_one, files, at_once=_PARALLEL)
+        left = [file for file in files if file.plan.key not in written]
+        await each(write_one, left, at_once=_PARALLEL)
+        return [written[file.plan.key] for file in files]
 
     async def read(self, keys: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
         """Some columns of some event objects, one after the other as the keys stand, with the types of the page:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
-from streamproc.model import Partition
+from streamproc.model import Claim, EpochRecord, Partition
 from streamproc.pipeline import Limits, Pipeline
+from streamproc.sinks.lake import Lake
+from streamproc.sinks.local import LocalStore
+from streamproc.sinks.object_store import Stored
 from streamproc.sinks.summaries import Summaries
+from tests.ledger.proxy import Break, BreakingProxy
 from tests.simulation import stream
 from tests.simulation.worker import Transforms
 from tests.transform.decoding import batch_of
@@ -19,12 +24,12 @@ from tests.transform.decoding import batch_of
 MINE, OTHER = Partition("clicks", "0"), Partition("clicks", "1")
 
 
-def pipeline(ledger: Ledger) -> Pipeline:
+def pipeline(ledger: Ledger, lake: Lake | None = None) -> Pipeline:
     return Pipeline(
         stream.TOPOLOGY,
         Transforms(stream.PlainTransform()),  # type: ignore[arg-type]  # a pool without threads
         ledger=ledger,
-        lake=None,
+        lake=lake,
         summaries=Summaries((), "clicks"),
         limits=Limits(flush_interval=1.0, fold_records=1, max_records=1, max_bytes=1, drain_deadline=1.0),
     )
@@ -124,7 +129,70 @@ async def test_who_lets_go_of_everything_waits_for_nothing_any_more(
     await tried.wait()
     await asyncio.sleep(0)
     assert (worker.stats.waiting_for, worker.stats.waiting_steps) == ("PostgreSQL", {"commit"})
+    await worker.finished([MINE])
+    assert worker.partitions == [MINE], "what was taken is not committed"
     await worker.revoked([MINE])
     await asyncio.sleep(0)
     assert (worker.stats.waiting_for, worker.stats.waiting_steps) == (None, set())
     await worker.close()
+
+
+async def test_a_worker_names_the_database_that_goes_away_during_its_commit_and_goes_on_when_it_is_back(
+    ledger: Ledger, postgres: str, monkeypatch: pytest.MonkeyPatch
+):
+    async with (
+        BreakingProxy.between(postgres) as (proxy, conninfo),
+        Ledger(conninfo, "clicks", "w1") as fragile,
+    ):
+        worker, back, tried = pipeline(fragile), asyncio.Event(), asyncio.Event()
+        claim_again = fragile._claim_again
+
+        async def away_until_back(epoch: EpochRecord) -> dict[Partition, Claim]:
+            if back.is_set():
+                return await claim_again(epoch)
+            tried.set()
+            raise DependencyError("PostgreSQL", "is away")
+
+        monkeypatch.setattr(fragile, "_claim_again", away_until_back)
+        await worker.assigned([MINE])
+        proxy.arm(Break.ANSWER_LOST)
+        batch = replace(batch_of([b"{}"]), partition=MINE)
+        await worker.take([batch], worker.generation)
+        await tried.wait()
+        await asyncio.sleep(0)
+        assert (worker.stats.waiting_for, worker.stats.waiting_steps) == ("PostgreSQL", {"commit"})
+        back.set()
+        await worker.drain()
+        assert (worker.stats.waiting_for, worker.stats.epochs) == (None, 1)
+        assert [status.position for status in await ledger.status()] == [batch.through]
+        await worker.close()
+
+
+async def test_of_an_epoch_s_objects_only_the_one_that_the_store_has_refused_is_put_again(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store, put, first = LocalStore(f"file://{tmp_path}", durable=False), LocalStore.put, asyncio.Event()
+    begun: list[str] = []
+    there: list[str] = []
+
+    async def refuse_the_second(self: LocalStore, key: str, body: bytes) -> Stored:
+        begun.append(key)
+        if len(begun) == 2:
+            await first.wait()
+            raise DependencyError("S3", "slow down")
+        stored = await put(self, key, body)
+        there.append(key)
+        first.set()
+        return stored
+
+    monkeypatch.setattr(LocalStore, "put", refuse_the_second)
+    await store.open()
+    worker = pipeline(ledger, Lake(store, stream.TOPOLOGY))
+    await worker.assigned([MINE, OTHER])
+    batches = [replace(batch_of([b"{}"]), partition=partition) for partition in (MINE, OTHER)]
+    await worker.take(batches, worker.generation)
+    await worker.drain()
+    assert len(there) == 2 and begun == [*there, there[1]]
+    assert sorted([each.plan.key async for each in ledger.manifest("rejects")]) == sorted(there)
+    await worker.close()
+    await store.close()

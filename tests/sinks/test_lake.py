@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.errors import ConfigError, DependencyError
-from streamproc.model import REJECT_SCHEMA
+from streamproc.model import REJECT_SCHEMA, WrittenObject
 from streamproc.sinks.lake import Lake, LakeFile, encode, lake_schema
 from streamproc.sinks.local import LocalStore
 from streamproc.sinks.object_store import ObjectStore, Stored
@@ -115,6 +116,35 @@ async def test_a_failing_store_is_reported_as_it_is(
     lake = Lake(store, topology())
     with pytest.raises(DependencyError, match="store: full"):
         await lake.write(lake.plan(lake.encode_events(events(NOON, NOON + HOUR)), advance(2)))
+
+
+async def test_files_that_are_written_again_are_put_only_where_the_store_does_not_have_them(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+    stored: list[str] = []
+    put = LocalStore.put
+
+    async def refuse_now_and_then(self: LocalStore, key: str, body: bytes) -> Stored:
+        if len(stored) > len(refused) and key not in refused:
+            refused.append(key)
+            raise DependencyError("store", "slow down")
+        there = await put(self, key, body)
+        stored.append(key)
+        return there
+
+    monkeypatch.setattr(LocalStore, "put", refuse_now_and_then)
+    lake = Lake(store, topology())
+    files = lake.plan(lake.encode_events(events(*(NOON + hour * HOUR for hour in range(9)))), advance(9))
+    done: dict[str, WrittenObject] = {}
+    for _ in (None, *files):  # each refusal ends an attempt
+        with suppress(DependencyError):
+            written = await lake.write(files, done)
+            break
+    assert [each.plan for each in written] == [file.plan for file in files]
+    for each in written:
+        assert each.checksum == hashlib.sha256(await store.get(each.plan.key)).hexdigest()
+    assert refused and sorted(stored) == sorted(file.plan.key for file in files), "each once"
 
 
 def test_a_file_has_the_columns_of_the_stream_in_their_order_whatever_the_frame_has() -> None:
