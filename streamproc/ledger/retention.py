@@ -14,6 +14,9 @@ from streamproc.ledger.compaction import LOCK_COMPACTION, open_replays
 
 _PAGE = 1_000
 
+#: Unix microseconds.
+_NOW_US = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
 _EXPIRED = """
     SELECT key FROM streamproc.objects
     WHERE stream = %(stream)s AND kind = %(kind)s AND state = 'committed'
@@ -98,6 +101,17 @@ async def expire_objects(
                 return expired
             gone = [key for key in keys if key not in wanted]
             expired += (await conn.execute(_EXPIRE, {**names, "keys": gone})).rowcount
+
+
+async def expire_rejects(database: Database, stream: str, kept_us: int) -> int:
+    """Supersede the objects of rejects that were received and committed so many microseconds ago; returns how many.
+
+    The database's clock says when that was: a worker's that is ahead would let go of all of them.
+    """
+    async with database.connection("ask for the time") as conn:
+        row = await (await conn.execute(_NOW_US)).fetchone()
+    assert row is not None
+    return await expire_objects(database, stream, "rejects", row[0] - kept_us)
 
 
 async def forget_swept(database: Database, stream: str, age: timedelta = SWEPT) -> int:

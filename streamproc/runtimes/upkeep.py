@@ -16,7 +16,7 @@ import structlog
 from streamproc.concurrency import end_if_cancelled
 from streamproc.errors import DependencyError, StreamprocError
 from streamproc.ledger import Ledger
-from streamproc.ledger.retention import expire_objects, forget_notes, forget_redrives, forget_swept
+from streamproc.ledger.retention import expire_rejects, forget_notes, forget_redrives, forget_swept
 from streamproc.model import Partition
 from streamproc.runtimes import expiry
 from streamproc.runtimes.compaction import Compactor
@@ -153,8 +153,7 @@ class Upkeep:
         database, stream, kept = self._ledger.database, self._topology.name, self._topology.retention
         events = rejects = 0
         if kept.rejects is not None:
-            before = time.time_ns() // 1000 - kept.rejects
-            rejects = await expire_objects(database, stream, "rejects", before)
+            rejects = await expire_rejects(database, stream, kept.rejects)
         if kept.rejects is not None and self._topology.topic.retention is not None:
             longest = max(kept.rejects, self._topology.topic.retention)
             await forget_redrives(database, stream, timedelta(microseconds=longest))

@@ -13,7 +13,7 @@ from streamproc.ledger import Ledger, compaction
 from streamproc.ledger.redrives import Coordinate, Redrives, RedriveState
 from streamproc.ledger.replay_spans import Span
 from streamproc.ledger.replays import Replays
-from streamproc.ledger.retention import expire_objects, forget_redrives, forget_swept
+from streamproc.ledger.retention import expire_objects, expire_rejects, forget_redrives, forget_swept
 from tests.ledger.epochs import P0, advance, nothing, planned, record, written
 from tests.ledger.test_sweep import Store
 
@@ -52,6 +52,17 @@ async def test_rejects_of_an_old_log_are_kept_as_long_from_when_they_were_found(
     now = time.time_ns() // 1000
     assert await expire_objects(ledger.database, "clicks", "rejects", now - 60_000_000) == 0
     assert await expire_objects(ledger.database, "clicks", "rejects", now + 60_000_000) == 1
+
+
+async def test_a_worker_whose_clock_is_ahead_lets_go_of_no_rejects(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rejected(ledger)
+    ahead = time.time_ns() + 90 * 86_400 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: ahead)
+    monkeypatch.setattr(time, "time", lambda: ahead / 1e9)
+    assert await expire_rejects(ledger.database, "clicks", 60_000_000) == 0
+    assert await expire_rejects(ledger.database, "clicks", -60_000_000) == 1, "as if a minute had passed"
 
 
 async def rejected(ledger: Ledger) -> str:
