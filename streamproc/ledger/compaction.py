@@ -65,6 +65,12 @@ _SOURCES = """
     ORDER BY through, key
 """
 
+#: By their objects: a log that is read to its end has no row of its own any more when it is folded.
+_PARTITIONS = """
+    SELECT DISTINCT source, partition FROM streamproc.objects
+    WHERE stream = %(stream)s AND state = 'committed'
+"""
+
 _OPEN_REPLAYS = (
     "SELECT name FROM streamproc.replays WHERE stream = %(stream)s AND state <> 'promoted' ORDER BY name"
 )
@@ -202,6 +208,13 @@ async def sources(
     async with database.connection("list what is to be compacted") as conn:
         rows = await (await conn.execute(_SOURCES, names | positions)).fetchall()
     return [_source(row) for row in rows]
+
+
+async def partitions(database: Database, stream: str) -> list[Partition]:
+    """The partitions that have committed objects, sorted; also those of logs that are done and folded into one row."""
+    async with database.connection("list the partitions of objects") as conn:
+        rows = await (await conn.execute(_PARTITIONS, {"stream": stream})).fetchall()
+    return sorted(Partition(source, number) for source, number in rows)
 
 
 async def open_replays(conn: AsyncConnection[Any], stream: str) -> list[str]:

@@ -18,13 +18,15 @@ _PAGE = 500
 _PARALLEL = 16
 
 #: Intents that can no longer be committed although no claim came along to abandon them: the epoch was
-#: planned again by the same owner, under other keys.
+#: planned again by the same owner, under other keys. So too where the partition has no row (any more): that of a log
+#: which is done was folded, and nobody claims it again.
 _ABANDON_ORPHANS = """
     UPDATE streamproc.objects AS o SET state = 'abandoned', abandoned_at = %(now)s
-    FROM streamproc.partitions AS p
     WHERE o.stream = %(stream)s AND o.state = 'intended' AND o.intended_at <= %(orphans)s
-      AND p.stream = o.stream AND p.source = o.source AND p.partition = o.partition
-      AND (p.fence <> o.fence OR p.owner IS NULL OR p.position >= o.through)
+      AND NOT EXISTS (
+          SELECT FROM streamproc.partitions AS p
+          WHERE p.stream = o.stream AND p.source = o.source AND p.partition = o.partition
+            AND p.fence = o.fence AND p.owner IS NOT NULL AND (p.position IS NULL OR p.position < o.through))
 """
 
 _DUE = """

@@ -205,11 +205,9 @@ class Eraser:
 
     async def _sources(self, kind: str) -> AsyncIterator[Source]:
         """Every committed object of the kind, as the ledger has it at the beginning."""
-        partitions = {status.partition for status in await self._ledger.status()}
-        for partition in sorted(partitions):
-            for source in await compaction.sources(
-                self._ledger.database, self._ledger.stream, partition, None, 10**57
-            ):
+        database, stream = self._ledger.database, self._ledger.stream
+        for partition in await compaction.partitions(database, stream):
+            for source in await compaction.sources(database, stream, partition, None, 10**57):
                 if source.committed.plan.kind == kind:
                     yield source
 

@@ -79,6 +79,21 @@ async def test_an_intent_overtaken_by_its_own_owner_is_abandoned_after_an_hour(l
     assert store.deleted == [overtaken.key]
 
 
+async def test_an_intent_of_a_log_whose_row_was_folded_is_abandoned_after_an_hour(ledger: Ledger) -> None:
+    claims = await ledger.claim([P0])
+    left = planned(advance(claims[P0], 9))
+    await ledger.intend(uuid.uuid4(), [left], claims)
+    async with ledger.database.connection("fold") as conn:
+        await conn.execute("DELETE FROM streamproc.partitions")
+    store = Store()
+    assert await ledger.sweep(store, now=datetime.now(UTC) + timedelta(minutes=30)) == 0
+    assert [total.state for total in await ledger.object_totals()] == ["intended"]
+    later = datetime.now(UTC) + timedelta(hours=1) + LATER
+    assert await ledger.sweep(store, now=later) == 0
+    assert await ledger.sweep(store, now=later + timedelta(minutes=10)) == 1
+    assert store.deleted == [left.key]
+
+
 async def test_a_store_that_refuses_is_asked_again_next_time(ledger: Ledger) -> None:
     keys = await abandoned(ledger, 3)
     store = Store()

@@ -27,14 +27,11 @@ async def _abandon_orphans(transaction: Transaction, values: Any, server: Server
         if row["stream"] != values["stream"] or row["state"] != "intended":
             return False
         owner = transaction.get("partitions", (row["stream"], row["source"], row["partition"]))
-        return (
-            row["intended_at"] <= values["orphans"]
-            and owner is not None
-            and (
-                owner["fence"] != row["fence"]
-                or owner["owner"] is None
-                or (owner["position"] is not None and owner["position"] >= row["through"])
-            )
+        return row["intended_at"] <= values["orphans"] and (
+            owner is None
+            or owner["fence"] != row["fence"]
+            or owner["owner"] is None
+            or (owner["position"] is not None and owner["position"] >= row["through"])
         )
 
     change = {"state": "abandoned", "abandoned_at": values["now"]}
