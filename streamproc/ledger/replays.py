@@ -185,6 +185,13 @@ class Replays:
         async with self.database.connection("look for the replay") as conn:
             return await get(conn, self.stream, name)
 
+    async def still(self, replay: Replay) -> Replay:
+        """The replay as it is now. Raises :class:`LedgerError` when it was discarded: one of its name is another."""
+        found = await self.get(replay.name)
+        if found is None or found.created_at != replay.created_at:
+            raise LedgerError(f"replay {replay.name} was discarded meanwhile")
+        return found
+
     async def all(self) -> list[Replay]:
         """All of them, oldest first."""
         async with self.database.connection("list the replays") as conn:

@@ -21,7 +21,7 @@ from streamproc.ledger import Ledger
 from streamproc.ledger.replays import Replay, Replays
 from streamproc.ops.logging import configure_logging
 from streamproc.runtimes.endpoints import Endpoints
-from streamproc.runtimes.replay.work import ReplayWorker
+from streamproc.runtimes.replay.work import ReplayWorker, still_open
 from streamproc.runtimes.service import signals, spare_the_collector
 from streamproc.settings import Settings
 from streamproc.topic_pages import find_pages, load_pages
@@ -156,13 +156,10 @@ async def _pause(ending: asyncio.Event, seconds: float) -> None:
 
 async def _look(replays: Replays, replay: Replay) -> Replay:
     try:
-        found = await replays.get(replay.name)
+        return await still_open(replays, replay)
     except DependencyError as error:  # the workers wait for it too
         log.warning("waiting", on=error.what, problem=error.problem)
         return replay
-    if found is None:
-        raise LedgerError(f"replay {replay.name} was discarded meanwhile")
-    return found
 
 
 def worker_process(settings: Settings, stream: str, name: str, worker: str) -> None:

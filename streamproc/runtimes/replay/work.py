@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from streamproc.errors import Fenced
+from streamproc.errors import Fenced, LedgerError
 from streamproc.ledger import Ledger
 from streamproc.ledger.redrives import Redrives
 from streamproc.ledger.replays import Replay, Replays
@@ -50,6 +50,18 @@ def page_of(page: Topology, replay: Replay) -> Topology:
     return replace(
         page, name=replay.namespace, sinks=replace(page.sinks, publish_events=None, publish_tables=None)
     )
+
+
+async def still_open(replays: Replays, replay: Replay) -> Replay:
+    """The replay as it is now.
+
+    Raises :class:`LedgerError` when it was discarded or promoted meanwhile: who has stood still for long would work on
+    another of that name, with the page and the range of this one, or from the beginning of the topic.
+    """
+    found = await replays.still(replay)
+    if found.state == "promoted":
+        raise LedgerError(f"replay {replay.name} was promoted meanwhile")
+    return found
 
 
 class ReplayLedger(Ledger):
@@ -167,7 +179,7 @@ class ReplayWorker:
         self._store = lake_store(settings)
         self._ledger = ReplayLedger(endpoints.ledger, replay, worker)
         self._replays = Replays(self._ledger.database, replay.stream)
-        self._name = replay.name
+        self._replay = replay
         self._summaries = Summaries(self.topology.tables, self.topology.name)
         self._transform = Transform(self.topology, Resources(os.environ, pages))
         self.pipeline = ReplayPipeline(
@@ -183,7 +195,7 @@ class ReplayWorker:
                 max_bytes=settings.max_epoch_bytes,
                 drain_deadline=settings.drain_deadline,
             ),
-            claimed=self._read_erasures if self.topology.erasure else None,
+            claimed=self._claimed,
         )
         self.pipeline.limits_of = {
             partition: each.span.through for partition, each in replay.ranges.items() if not each.span.empty
@@ -191,8 +203,12 @@ class ReplayWorker:
         self.pipeline.redrives = Redrives(self._ledger.database, replay.stream, worker)
         self._source: KafkaSource | None = None
 
-    async def _read_erasures(self) -> None:
-        self._transform.erased = await read_erased(self._ledger.database, self._replays.stream, self.topology)
+    async def _claimed(self) -> None:
+        """Before any record of a claim: are they this replay's partitions? Who is forgotten?"""
+        await still_open(self._replays, self._replay)
+        if self.topology.erasure:
+            database, stream = self._ledger.database, self._replays.stream
+            self._transform.erased = await read_erased(database, stream, self.topology)
 
     async def run(self, ending: asyncio.Event) -> bool:
         """Work until everything is done, or until ``ending`` is set; returns whether it is done.
@@ -230,9 +246,8 @@ class ReplayWorker:
                 await self._close_source()
                 await self._start_source()
             if loop.time() >= look_at:
-                replay = await self._replays.get(self._name)
-                if replay is None or replay.processed:
-                    return replay is not None
+                if (await still_open(self._replays, self._replay)).processed:
+                    return True
                 look_at = loop.time() + _LOOK_EVERY
         return False
 
