@@ -144,7 +144,8 @@ def promote_command(settings: Settings, name: str, topic: str | None, yes: bool,
     that of the range's in the warehouse. Readers see the old or the new. Live commits wait meanwhile, and
     its workers then claim their partitions again. The old objects are deleted by the sweep a day later.
 
-    Interrupted, it can be run again, and must be; done, it changes nothing.
+    Interrupted, it can be run again, and must be; done, it only drops what is
+    left of the replay's own tables.
     """
     if not yes:
         click.confirm(f"Put replay {name} in the place of what live has?", abort=True, err=True)

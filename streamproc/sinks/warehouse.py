@@ -140,12 +140,15 @@ class Swaps(Protocol):
         """Put what was loaded for the stream ``replay`` in the place of ``rows``, in one transaction.
 
         The objects ``superseded`` (keys) count as loaded from then on, without rows: a loader that still
-        finds them in its list leaves them alone. The replay's own table goes. False when it is gone already,
-        and nothing was changed.
+        finds them in its list leaves them alone. The replay's own table goes, or stays for :meth:`remove` where
+        others may be reading it. False when that was done already, or there is no such table; nothing was changed then.
         """
 
     async def remove(self) -> None:
-        """Drop the stream's table and forget its loads."""
+        """Drop the stream's table and forget its loads; fine when there is neither.
+
+        Raises :class:`DependencyError` when somebody keeps the table in use; nothing was changed then.
+        """
 
 
 @runtime_checkable

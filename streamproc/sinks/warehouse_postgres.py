@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
 
 import polars as pl
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection, errors, sql
 
 from streamproc.concurrency import each
 from streamproc.database import Database
-from streamproc.errors import ConfigError, Inconsistent, Mistake
+from streamproc.errors import ConfigError, DependencyError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.model import CommittedObject
 from streamproc.sinks.object_store import ObjectStore
@@ -51,6 +51,12 @@ _COLUMNS = """
     SELECT a.attname, format_type(a.atttypid, a.atttypmod)
     FROM pg_attribute AS a WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped
 """
+
+#: Stands among a replay's loads for all of them from when its rows are the stream's until its own table is dropped.
+_ADOPTED = "adopted"
+
+#: How long a table that is to be dropped is waited for: loaders wait meanwhile, for what is to be forgotten of it.
+_PATIENCE = "5s"
 
 #: Bytes handed to COPY at once, so that one large object does not keep the event loop.
 _COPY_CHUNK = 1 << 20
@@ -141,7 +147,9 @@ class PostgresWarehouse:
             await conn.execute("LOCK TABLE warehouse.loads IN SHARE ROW EXCLUSIVE MODE")
             cursor = await conn.execute(_COLUMNS, [other.as_string(conn)])
             columns = [column for column, _ in await cursor.fetchall()]
-            if not columns:
+            note = [replay, _ADOPTED]
+            query = "SELECT FROM warehouse.loads WHERE (stream, key) = (%s, %s)"
+            if not columns or await (await conn.execute(query, note)).fetchone() is not None:
                 return False
             await conn.execute(
                 sql.SQL(
@@ -165,7 +173,11 @@ class PostgresWarehouse:
             await conn.execute(
                 "UPDATE warehouse.loads SET stream = %s WHERE stream = %s", [self._stream, replay]
             )
-            await conn.execute(sql.SQL("DROP TABLE {}").format(other))
+            # To drop its table here would hold up all loaders for as long as anybody reads it.
+            await conn.execute(
+                "INSERT INTO warehouse.loads (stream, key, rows, loaded_at) VALUES (%s, %s, 0, clock_timestamp())",
+                note,
+            )
         return True
 
     async def merged(self, keys: Sequence[str]) -> None:
@@ -196,7 +208,13 @@ class PostgresWarehouse:
         async with self._database.transaction("drop a table of the warehouse") as conn:
             if await _exists(conn, "warehouse.loads"):
                 await conn.execute("DELETE FROM warehouse.loads WHERE stream = %s", [self._stream])
-                await conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._table))
+                await conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_PATIENCE)))
+                try:
+                    await conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._table))
+                except errors.LockNotAvailable as error:
+                    problem = f"is to be dropped, and has been in use for {_PATIENCE}"
+                    hint = "see pg_stat_activity for a transaction that was left open, and end it"
+                    raise DependencyError(f"warehouse.{self._stream}", problem, hint) from error
 
     async def _load_object(
         self, conn: AsyncConnection[Any], committed: CommittedObject, body: bytes

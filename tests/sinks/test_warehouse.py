@@ -180,9 +180,15 @@ async def test_a_replays_rows_take_the_place_of_the_streams(backend: Backend, wa
     promoted = [("0", 0, 0.0), ("0", 1, 7.0), ("0", 2, 8.0), ("0", 3, pytest.approx(0.3)), ("1", 0, 0.0)]
     assert backend.query(query) == promoted
     assert await warehouse.missing([each.plan.key for each in old + apart + new] + [never_loaded]) == set()
-    # The replay's table is gone: the same again changes nothing.
+    # It is done, whether the replay's table is gone or has still to be removed: the same again changes nothing.
     assert await warehouse.adopt("clicks_r1", [Rows("0", 0, 2)], keys) is False
     assert backend.query(query) == promoted
+    assert isinstance(replay, Swaps)
+    await replay.remove()
+    assert await warehouse.adopt("clicks_r1", [Rows("0", 0, 2)], keys) is False
+    assert backend.query(query) == promoted
+    assert backend.query("SELECT to_regclass('warehouse.clicks_r1') IS NULL") == [(True,)]
+    assert backend.query("SELECT count(*) FROM warehouse.loads WHERE stream = 'clicks_r1'") == [(0,)]
 
 
 async def test_rows_of_a_partition_of_any_name_are_replaced(backend: Backend, warehouse: Warehouse) -> None:

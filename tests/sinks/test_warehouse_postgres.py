@@ -97,6 +97,21 @@ async def test_cancelling_in_the_middle_of_a_load_keeps_nothing(
     assert await warehouse.load(objects, store) == LoadReport(3, 3)
 
 
+async def test_a_table_that_is_read_for_long_is_removed_another_time(
+    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamproc.sinks.warehouse_postgres._PATIENCE", "50ms")
+    await warehouse.load(await put(store, events(NOON)), store)
+    with psycopg.connect(postgres) as analyst:  # in a transaction from here on
+        analyst.execute("SELECT count(*) FROM warehouse.clicks")
+        with pytest.raises(DependencyError, match=r"warehouse\.clicks: .*50ms.*pg_stat_activity"):
+            await warehouse.remove()
+    assert (await warehouse.status()).rows == 1
+    await warehouse.remove()
+    assert (await warehouse.status()).rows == 0
+    assert query(postgres, "SELECT to_regclass('warehouse.clicks') IS NULL") == [(True,)]
+
+
 async def test_an_object_with_other_rows_than_the_ledger_says_is_refused(
     warehouse: PostgresWarehouse, store: ObjectStore
 ) -> None:

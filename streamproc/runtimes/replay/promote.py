@@ -3,6 +3,7 @@
 A promotion is at most two transactions, each of which readers see as a whole: first the warehouse's, then the
 ledger's, which holds the tables and the list of the lake's objects too. Between the two the warehouse has the
 new rows and the ledger the old list; the loader leaves both alone, because old and new objects count as loaded.
+The replay's own tables are dropped afterwards, because live would wait for whoever reads them.
 Whatever is killed where, the same command goes on.
 """
 
@@ -14,10 +15,10 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection, errors, sql
 
 from streamproc.database import Database
-from streamproc.errors import ConfigError, Inconsistent, LedgerError, Mistake
+from streamproc.errors import ConfigError, DependencyError, Inconsistent, LedgerError, Mistake
 from streamproc.ledger import Ledger, carrying, promotion
 from streamproc.ledger import replays as ledgered
 from streamproc.ledger.reading import owner
@@ -38,11 +39,15 @@ from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)
 
-#: Enough memory to join two tables' rows, and no time limit while this transaction waits for another of ours.
+#: Enough memory to join two tables' rows, and time while this transaction waits for another of ours; not for ever, as
+#: live waits for it, and the machine it is on may stand still.
 _SETTINGS = """
     SELECT set_config('work_mem', '256MB', true), set_config('jit', 'off', true),
-           set_config('idle_in_transaction_session_timeout', '0', true)
+           set_config('idle_in_transaction_session_timeout', '5min', true)
 """
+
+#: How long somebody who has a table in use is waited for: while live's are swapped, live commits wait too.
+_PATIENCE = "10s"
 
 
 class Promoter:
@@ -71,12 +76,17 @@ class Promoter:
     async def finish(self) -> Replay:
         """After the processing: carry what lies outside the range, load the replay's warehouse table.
 
-        Doing it again does what is left. Raises :class:`LedgerError` when the range is not processed.
+        Doing it again does what is left. Raises :class:`LedgerError` when the range is not processed, or another
+        command is at work on the replay.
         """
-        if self.replay.state == "running":
-            self.replay = await self._replays.complete(self.replay, patience(self._page))
-        await self._carrier().carry()
-        await self._load()
+        async with self._alone():
+            if self.replay.state == "running":
+                # Nothing is loaded yet: what is there was loaded for a replay of this name that was discarded.
+                await self._remove()
+                self.replay = await self._replays.complete(self.replay, patience(self._page))
+            if self.replay.state == "complete":
+                await self._carrier().carry()
+                await self._load()
         return self.replay
 
     async def compare(self, keys: int = 0) -> tuple[datetime, list[TableDifference]]:
@@ -109,12 +119,19 @@ class Promoter:
     async def promote(self, operator: str) -> bool:
         """Put the replay in the place of what live has; false when that was done before.
 
-        Raises :class:`LedgerError` when it cannot be done any more, before anything was changed, and
-        :class:`ConfigError` when the page has a warehouse that is not known here: its loader would load the range
-        again.
+        Raises :class:`LedgerError` when it cannot be done any more, before anything was changed, or another command
+        is at work on the replay; :class:`ConfigError` when the page has a warehouse that is not known here, whose
+        loader would load the range again, or whose table does not take the page's columns. :class:`DependencyError`
+        also when a table of the stream is kept in use: it goes on when it is called again.
         """
-        if self.replay.state == "promoted":
-            return False
+        async with self._alone():
+            promoted = self.replay.state != "promoted"
+            if promoted:
+                await self._promote(operator)
+            await self._drop_left()
+        return promoted
+
+    async def _promote(self, operator: str) -> None:
         refuse_unknown_warehouse(self._page, known=self._live is not None)
         self._refuse_unfinished()
         await self._refuse_ambiguous()
@@ -124,32 +141,34 @@ class Promoter:
         async with self._database.connection("extend the live tables") as conn:
             disorder = self._page.contract.event_time.disorder
             await Summaries(self._page.tables, self._page.name, disorder).ensure(conn)
+        if self._live is not None:  # who loads it may not have met the page's new columns yet
+            await self._live.ensure(self._page.columns)
         await self._begin()
         await self._swap_warehouse()
         await carrier.carry()
         await self._swap(carrier, operator)
-        return True
 
     async def discard(self) -> None:
         """Drop everything the replay has made.
 
         Raises :class:`LedgerError` when it is promoted or at work, and :class:`ConfigError` when the page has a
-        warehouse that is not known here: the replay's table there would be found by the next replay of that name.
+        warehouse that is not known here: the replay's table there would stay.
         """
         refuse_unknown_warehouse(self._page, known=self._live is not None)
-        for partition in self.replay.ranges:
-            found = await owner(self._database, self.replay.namespace, partition)
-            if found.name is not None and found.connected:
-                raise LedgerError(f"{found.name} is at work on replay {self.replay.name}: end it first")
-        async with self._locked("discard") as (conn, replay):
-            if replay.state in {"promoting", "promoted"}:
-                raise LedgerError(f"replay {replay.name} is {replay.state}: it cannot be discarded any more")
-            # First, because a replay whose warehouse table is gone can still be discarded, or load it again.
-            if self._own is not None:
-                assert isinstance(self._own, Swaps)
-                await self._own.remove()
-            await promotion.discard(conn, replay)
-            await _drop_schema(conn, replay.namespace)
+        async with self._alone():
+            for partition in self.replay.ranges:
+                found = await owner(self._database, self.replay.namespace, partition)
+                if found.name is not None and found.connected:
+                    raise LedgerError(f"{found.name} is at work on replay {self.replay.name}: end it first")
+            async with self._locked("discard") as (conn, replay):
+                if replay.state in {"promoting", "promoted"}:
+                    raise LedgerError(
+                        f"replay {replay.name} is {replay.state}: it cannot be discarded any more"
+                    )
+                # First, because a replay whose warehouse table is gone can still be discarded, or load it again.
+                await self._remove()
+                await promotion.discard(conn, replay)
+                await _drop_schema(conn, replay.namespace)
 
     async def _begin(self) -> None:
         async with self._locked("begin the promotion") as (conn, replay):
@@ -184,15 +203,20 @@ class Promoter:
                 return
             await conn.execute(_SETTINGS)
             await promotion.lock_live(conn, replay)
-            for beside in carrier.tables:
-                await beside.lock(conn)
+            await _wait_briefly(conn)
+            try:
+                for beside in carrier.tables:
+                    await beside.lock(conn)
+            except errors.LockNotAvailable as error:
+                problem = f"others have written to a table for {_PATIENCE}, and nothing was swapped"
+                hint = "see pg_stat_activity for a transaction that was left open, end it and promote again"
+                raise DependencyError(replay.stream, problem, hint) from error
             # On another connection: it commits what the next statements of this one then see.
             await carrier.carry()
             clocks = await carrying.clocks(conn, replay)
             for beside in carrier.tables:
                 await beside.swap(conn, regions[beside.table.name])
             await promotion.swap(conn, replay, clocks, operator)
-            await _drop_schema(conn, replay.namespace)
         log.info("promoted", replay=self.replay.name, partitions=len(clocks))
 
     async def _load(self) -> None:
@@ -201,6 +225,39 @@ class Promoter:
             return
         await self._own.ensure(self._page.columns)
         await self._loader.run_once()
+
+    async def _drop_left(self) -> None:
+        """Drop the tables of a replay that is promoted. What others have in use stays, and goes the next time."""
+        for drop in (self._remove, self._drop_tables):
+            try:
+                await drop()
+            except DependencyError as error:
+                hint = f"`streamproc replay promote {self.replay.name}` drops what is left"
+                log.warning("replay_not_dropped", replay=self.replay.name, why=str(error), hint=hint)
+
+    async def _drop_tables(self) -> None:
+        async with self._locked("drop the replay's tables") as (conn, replay):
+            await _wait_briefly(conn)
+            await _drop_schema(conn, replay.namespace)
+
+    async def _remove(self) -> None:
+        """Drop the replay's own table in the warehouse."""
+        if self._own is not None:
+            assert isinstance(self._own, Swaps)
+            await self._own.remove()
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """No other command finishes, promotes or discards the replay meanwhile; it is read again, as it is then.
+
+        Raises :class:`LedgerError` when one is at work on it, or it was discarded meanwhile.
+        """
+        what = f"streamproc replay {self.replay.namespace}"
+        async with self._database.alone(what, "look for other commands") as alone:
+            if not alone:
+                raise LedgerError(f"another command is at work on replay {self.replay.name}")
+            self.replay = await self._replays.still(self.replay)
+            yield
 
     @asynccontextmanager
     async def _locked(self, doing: str) -> AsyncIterator[tuple[AsyncConnection[Any], Replay]]:
@@ -283,6 +340,10 @@ async def opened(
             live=warehouses.get(page.name),
             own=warehouses.get(replay.namespace),
         )
+
+
+async def _wait_briefly(conn: AsyncConnection[Any]) -> None:
+    await conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_PATIENCE)))
 
 
 async def _drop_schema(conn: AsyncConnection[Any], namespace: str) -> None:
