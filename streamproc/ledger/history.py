@@ -18,7 +18,7 @@ _STATUS = """
     FROM streamproc.partitions WHERE stream = %s ORDER BY source, partition
 """
 
-#: Each row is looked at once, as in the board of :mod:`streamproc.ledger.shards`. Two sources have shards of one name.
+#: Shards stay for ever, so none is compared with all others. Two sources can have shards of one name.
 _SHARDS = """
     WITH shards AS (
         SELECT s.*, COALESCE(s.last_position <= COALESCE(p.position, -1), false) AS finished, p.clock_us

@@ -51,8 +51,9 @@ _RENEW = """
     RETURNING s.partition
 """
 
-#: Parents that the ledger does not know are gone from the stream: nothing of them can be read any more. Each row is
-#: looked at once: shards stay in the table for as long as the stream is read, and every worker asks all the time.
+#: Parents that the ledger does not know are gone from the stream: nothing of them can be read any more. Those
+#: not finished are put into a hash table, whatever the planner believes: shards stay in the table for as long as the
+#: stream is read, and every worker asks all the time.
 _BOARD = """
     WITH shards AS (
         SELECT s.*, COALESCE(s.last_position <= COALESCE(p.position, -1), false) AS finished
@@ -60,16 +61,12 @@ _BOARD = """
         LEFT JOIN streamproc.partitions AS p
             ON (p.stream, p.source, p.partition) = (s.stream, s.source, s.partition)
         WHERE s.stream = %(stream)s AND s.source = %(source)s
-    ), blocked AS (
-        SELECT DISTINCT child.partition
-        FROM shards AS child CROSS JOIN unnest(child.parents) AS named (parent)
-        JOIN shards AS parent ON parent.partition = named.parent
-        WHERE NOT parent.finished
     )
-    SELECT s.partition, blocked.partition IS NULL, s.finished,
-           CASE WHEN s.expires_at > clock_timestamp() THEN s.holder END, s.lease, s.wanted_by
-    FROM shards AS s LEFT JOIN blocked ON blocked.partition = s.partition
-    ORDER BY s.partition
+    SELECT partition,
+           NOT COALESCE((SELECT bool_or(parent IN (SELECT partition FROM shards WHERE NOT finished))
+                         FROM unnest(parents) AS named (parent)), false),
+           finished, CASE WHEN expires_at > clock_timestamp() THEN holder END, lease, wanted_by
+    FROM shards ORDER BY partition
 """
 
 _LIVING = """
