@@ -30,7 +30,7 @@ from tests.ledger.epochs import P0
 from tests.runtimes.test_replay_carry import COLUMNS, PAGE, TABLE, commit, sessions, visit
 
 MENDED = visit(0, 1).with_columns(page=pl.lit("/mended"))
-LIVE = Summaries([TABLE], "clicks")
+LIVE = Summaries([TABLE], "clicks", PAGE.contract.event_time.disorder)
 
 
 @dataclass
