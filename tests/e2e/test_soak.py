@@ -217,4 +217,4 @@ async def test_nothing_grows_while_events_flow_and_everything_is_there_in_the_en
     # In half a minute an hour may have a single commit, and nothing to merge.
     assert merged > 0 or SECONDS < 3600, "no hour was compacted"
     # Last: it is the one that takes hours to be looked into, and the others shall be known then.
-    assert slope_per_hour(warm) < 0.01 or SECONDS < 3600, slope_per_hour(warm)
+    assert SECONDS < 3600 or slope_per_hour(warm) < 0.01, slope_per_hour(warm)
