@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import psycopg
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection, errors, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
@@ -51,6 +51,27 @@ _UNKNOWN_OUTCOME = {"08007", "40003"}
 #: Of the session, so they go with a process that is killed.
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
+
+
+#: Who is mostly in the way of a lock that is not given.
+_LEFT_OPEN = "see pg_stat_activity for a transaction that was left open, and end it"
+
+
+async def wait_for_locks(conn: AsyncConnection[Any], patience: str) -> None:
+    """Wait no longer than that (``5s``) for a lock, to the end of the transaction."""
+    await conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(patience)))
+
+
+@asynccontextmanager
+async def patient(
+    conn: AsyncConnection[Any], patience: str, what: str, problem: str, hint: str = _LEFT_OPEN
+) -> AsyncIterator[None]:
+    """:func:`wait_for_locks`; :class:`DependencyError` where one that the block asks for is not given by then."""
+    await wait_for_locks(conn, patience)
+    try:
+        yield
+    except errors.LockNotAvailable as error:
+        raise DependencyError(what, problem, hint) from error
 
 
 class OutcomeUnknown(DependencyError):

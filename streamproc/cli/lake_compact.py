@@ -23,7 +23,7 @@ from streamproc.cli.streams import (
 from streamproc.runtimes.compaction import CompactionReport, Compactor
 from streamproc.runtimes.compaction_runs import TARGET, CompactionLimits, Run
 from streamproc.settings import Settings
-from streamproc.sinks.warehouse import layout_of, open_warehouse
+from streamproc.sinks.warehouse import warehouse_of
 
 _MIB = 1024 * 1024
 
@@ -77,11 +77,7 @@ class _Command:
     @asynccontextmanager
     async def _compactor(self, stream: OpenedStream) -> AsyncIterator[Compactor]:
         async with opened_store(self.settings) as store:
-            warehouse = None
-            if stream.endpoints.warehouse is not None and stream.page.sinks.warehouse:
-                warehouse = open_warehouse(
-                    stream.endpoints.warehouse, stream.page.name, layout_of(stream.page)
-                )
+            warehouse = warehouse_of(stream.page, stream.endpoints.warehouse)
             compactor = Compactor(stream.page, stream.ledger, store, warehouse, self.limits)
             try:
                 if warehouse is not None:

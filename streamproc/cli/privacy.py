@@ -18,7 +18,7 @@ from streamproc.cli.streams import OpenedStream, opened_store, opened_stream, se
 from streamproc.errors import ConfigError, Mistake
 from streamproc.runtimes.erasing import Eraser, ErasureReport, visitor
 from streamproc.settings import Settings
-from streamproc.sinks.warehouse import layout_of, open_warehouse
+from streamproc.sinks.warehouse import warehouse_of
 from streamproc.topic_pages import find_pages
 from streamproc.transform import Resources
 
@@ -81,9 +81,7 @@ async def _erase(
         stream: OpenedStream = await stack.enter_async_context(opened_stream(settings, topic))
         page = stream.page
         store = await stack.enter_async_context(opened_store(settings)) if page.sinks.lake else None
-        warehouse = None
-        if stream.endpoints.warehouse is not None and page.sinks.warehouse:
-            warehouse = open_warehouse(stream.endpoints.warehouse, page.name, layout_of(page))
+        warehouse = warehouse_of(page, stream.endpoints.warehouse)
         eraser = Eraser(page, stream.ledger, store, warehouse)
         resources = Resources(os.environ, find_pages(settings.topics))
         visitors = [visitor(each, page, resources) for each in ids]

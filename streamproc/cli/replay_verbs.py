@@ -20,7 +20,7 @@ from streamproc.ledger.replays import Replay, Replays
 from streamproc.quantities import Invalid
 from streamproc.runtimes.attach import running_broker
 from streamproc.runtimes.replay.edges import refuse_expired
-from streamproc.runtimes.replay.promote import opened as promoting
+from streamproc.runtimes.replay.opening import opened as promoting
 from streamproc.runtimes.replay.promote import refuse_unknown_warehouse
 from streamproc.runtimes.replay.ranges import Bound, Plan, offsets, plan
 from streamproc.settings import Settings

@@ -31,8 +31,7 @@ from streamproc.sinks.warehouse import (
     Quarantines,
     Warehouse,
     WarehouseStatus,
-    layout_of,
-    open_warehouse,
+    warehouse_of,
 )
 
 _log = structlog.get_logger(__name__)
@@ -203,11 +202,7 @@ async def _opened(
         streams = await stack.enter_async_context(opened_streams(settings, topic))
         opened = []
         for stream in streams:
-            if stream.page.sinks.warehouse:
-                warehouse = open_warehouse(
-                    stream.endpoints.warehouse or "none", stream.page.name, layout_of(stream.page)
-                )
-                assert warehouse is not None, "asked before"
+            if (warehouse := warehouse_of(stream.page, stream.endpoints.warehouse)) is not None:
                 stack.push_async_callback(warehouse.close)
                 await warehouse.open()
                 opened.append((stream, warehouse))

@@ -79,7 +79,7 @@ _SETTLE = """
 
 #: One mark a minute is kept of those older than an hour, and none that is beyond use: below the newest one
 #: that every reader could begin at and older than any record.
-THIN = """
+_THIN = """
     DELETE FROM streamproc.shard_marks AS m
     USING (SELECT partition, position, marked_at,
                   row_number() OVER (PARTITION BY partition, date_trunc('minute', marked_at)
@@ -152,7 +152,11 @@ class Marks:
 
     async def thin(self, kept: float) -> None:
         """Forget marks that are not needed; ``kept``: seconds for which the source keeps its records."""
-        await self._change("thin out the marks", THIN, {"kept": kept})
+        async with self._database.connection("thin out the marks") as conn:
+            await self._thin(conn, kept)
+
+    async def _thin(self, conn: AsyncConnection[Any], kept: float) -> None:
+        await conn.execute(_THIN, {**self._names, "kept": kept})
 
     async def add(self, conn: AsyncConnection[Any], marks: Mapping[str, Mark]) -> None:
         """Note these marks of shards whose leases are ours, in the caller's transaction.

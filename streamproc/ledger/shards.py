@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 
 from streamproc.database import Database
 from streamproc.leases import Board, Report, ShardInfo, ShardRow
-from streamproc.ledger.shard_marks import NOW_MS, THIN, Marks
+from streamproc.ledger.shard_marks import NOW_MS, Marks
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('streamproc shards ' || %(stream)s, 0))"
 
@@ -200,7 +200,7 @@ class Shards(Marks):
             if row is not None and row[0]:
                 # Workers first, then marks, as a heartbeat locks them.
                 await conn.execute(_FORGET_MEMBERS, self._names)
-                await conn.execute(THIN, {**self._names, "kept": kept})
+                await self._thin(conn, kept)
 
     async def _renew(self, conn: AsyncConnection[Any], reports: Mapping[str, Report]) -> set[str]:
         told = list(reports.values())

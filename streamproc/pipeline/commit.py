@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -93,12 +94,8 @@ class Committer:
             if self._outbox is not None:
                 await self._outbox.enlist(conn, epoch.id, written, changed)
 
-        async def find_out(ask: Callable[[], Awaitable[T]]) -> T:
-            return await self._until_answered("commit", ask)
-
-        done = await self._until_answered(
-            "commit", lambda: self._ledger.commit(epoch.record(written), apply, find_out)
-        )
+        patiently = partial(self._until_answered, "commit")
+        done = await patiently(lambda: self._ledger.commit(epoch.record(written), apply, patiently))
         failpoint("commit.acknowledged")
         epoch.spent("commit", put)
         for partition, claim in done.claims.items():

@@ -14,7 +14,6 @@ import os
 import pickle
 import sys
 import threading
-from asyncio.subprocess import PIPE
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
@@ -22,9 +21,10 @@ from streamproc.errors import DependencyError, StreamprocError
 from streamproc.ledger import Ledger
 from streamproc.ops.logging import configure_logging
 from streamproc.runtimes.compaction import CompactionReport, Compactor, Unmergeable
+from streamproc.runtimes.merging_process import started
 from streamproc.settings import Settings
 from streamproc.sinks.object_store import lake_store
-from streamproc.sinks.warehouse import layout_of, open_warehouse
+from streamproc.sinks.warehouse import warehouse_of
 from streamproc.topology import Topology
 
 #: The other side. Not ``-m``: pickle knows the classes here by the module's name, which that would take away.
@@ -65,13 +65,7 @@ async def compact_apart(order: Order) -> Answer:
 
     Raises :class:`DependencyError` when the process has come to an end of its own.
     """
-    process = await asyncio.create_subprocess_exec(
-        *PROGRAM,
-        stdin=PIPE,  # stays open: closed by whatever ends us, it ends the other side too
-        stdout=PIPE,
-        env={**os.environ, "POLARS_MAX_THREADS": "1"},
-        start_new_session=True,  # Ctrl-C is for us to pass on
-    )
+    process = await started(*PROGRAM)
     assert process.stdin is not None and process.stdout is not None
     try:
         asked = pickle.dumps(order)
@@ -99,9 +93,7 @@ async def compacted(order: Order) -> Answer:
             store = lake_store(settings)
             stack.push_async_callback(store.close)
             await store.open()
-            warehouse = None
-            if order.warehouse is not None and page.sinks.warehouse:
-                warehouse = open_warehouse(order.warehouse, page.name, layout_of(page))
+            warehouse = warehouse_of(page, order.warehouse)
             if warehouse is not None:
                 stack.push_async_callback(warehouse.close)
                 await warehouse.open()

@@ -1,8 +1,8 @@
 """A process that merges files for a compaction, and ends with it.
 
 polars reads many files with a thread for each, and the threads, their heaps and the pages that were freed stay with the
-process. Beside the stream, a worker kept some megabytes more after each compaction, and held 170 MiB while it ran. Here
-all of it goes back, and merging, which has time, takes the processors only when nobody else wants them.
+process: 170 MiB. Here all of it goes back, merging, which has time, takes the processors only when nobody else wants
+them, and a run that is too large for the machine ends nothing but this.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MergingProcess:
         the process has come to an end of its own.
         """
         if self._process is None:
-            self._process = await self._started()
+            self._process = await started(sys.executable, "-m", "streamproc.sinks.merging")
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         asked = {
@@ -76,11 +76,13 @@ class MergingProcess:
         if "failed" in answer:
             raise OSError(answer["failed"])
 
-    async def _started(self) -> Process:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "streamproc.sinks.merging"),
-            stdin=PIPE,  # closed by whatever ends us: it ends then, too
-            stdout=PIPE,
-            env={**os.environ, "POLARS_MAX_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is for us to pass on
-        )
+
+async def started(*program: str) -> Process:
+    """A process that works for this one and ends with it, beside the stream."""
+    return await asyncio.create_subprocess_exec(
+        *program,
+        stdin=PIPE,  # closed by whatever ends us: it ends then, too
+        stdout=PIPE,
+        env={**os.environ, "POLARS_MAX_THREADS": "1"},
+        start_new_session=True,  # Ctrl-C is for us to pass on
+    )

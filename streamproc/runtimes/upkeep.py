@@ -25,7 +25,7 @@ from streamproc.runtimes.endpoints import Endpoints
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.summaries import Summaries
-from streamproc.sinks.warehouse import Warehouse, layout_of, open_warehouse
+from streamproc.sinks.warehouse import warehouse_of
 from streamproc.sources.kafka_admin import admin
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.log_store import LogConnection
@@ -64,12 +64,11 @@ class Upkeep:
         self._summaries = summaries
         self._sweeps = store is not None and endpoints.settings.sweep == "on"
         self._endpoints, self._settings = endpoints, endpoints.settings
-        self._warehouse: Warehouse | None = None
         self._loader: Loader | None = None
         self._compactor: Compactor | None = None
-        if endpoints.warehouse is not None and topology.sinks.warehouse and store is not None:
-            self._warehouse = open_warehouse(endpoints.warehouse, topology.name, layout_of(topology))
-            self._loader = Loader(ledger, self._warehouse, store) if self._warehouse else None
+        self._warehouse = warehouse_of(topology, endpoints.warehouse) if store is not None else None
+        if self._warehouse is not None and store is not None:
+            self._loader = Loader(ledger, self._warehouse, store)
 
     async def open(self) -> None:
         """Connect the warehouse and create its tables."""

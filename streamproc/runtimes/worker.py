@@ -95,7 +95,7 @@ class Worker:
         self._broker = endpoints.broker
         self._store = lake_store(settings) if topology.sinks.lake else None
         self._lake = Lake(self._store, topology) if self._store is not None else None
-        self._summaries = Summaries(topology.tables, topology.name, topology.contract.event_time.disorder)
+        self._summaries = Summaries.of(topology)
         self._publication = (
             Publication(topology, self._lake, endpoints, settings.worker) if self._publishes else None
         )

@@ -7,7 +7,7 @@ a delta count once: it is merged in the same transaction that advances the posit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 from psycopg import AsyncConnection, sql
@@ -20,7 +20,7 @@ from streamproc.sinks.summaries_registry import kept_states
 from streamproc.sinks.summaries_sessions import apply_sessions
 from streamproc.sinks.summaries_windows import apply_windows
 from streamproc.tables.fold import Delta
-from streamproc.topology import Table
+from streamproc.topology import Table, Topology
 
 #: For the transaction: a delta of some ten thousand rows is sorted in memory, and no query is compiled, which takes
 #: longer than any of these runs. What is looked up was written lately and is in memory: if its pages did not count as
@@ -43,6 +43,11 @@ class Summaries:
         self._layouts = {
             table.name: Layout(table, schema, disorder) for table in sorted(tables, key=lambda t: t.name)
         }
+
+    @classmethod
+    def of(cls, page: Topology) -> Self:
+        """Those of a page's stream."""
+        return cls(page.tables, page.name, page.contract.event_time.disorder)
 
     async def ensure(self, conn: AsyncConnection[Any]) -> None:
         """Create the tables, or extend them by the measures and derived columns that came later.

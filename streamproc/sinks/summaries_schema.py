@@ -11,9 +11,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from psycopg import AsyncConnection, errors, sql
+from psycopg import AsyncConnection, sql
 
-from streamproc.errors import ConfigError, DependencyError
+from streamproc.database import patient
+from streamproc.errors import ConfigError
 from streamproc.sinks.summaries_layout import (
     Column,
     Layout,
@@ -106,16 +107,11 @@ async def _lock(conn: AsyncConnection[Any], layout: Layout) -> None:
     """Wait for the commits under way, in their order. What follows asks for stronger and stronger locks: a commit that
     has begun with the table would wait for the weaker one, and the stronger one for the commit.
     """
-    await conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_PATIENCE)))
-    try:
+    name = layout.public.as_string(conn).replace('"', "")
+    async with patient(conn, _PATIENCE, name, f"is to be extended, and has been in use for {_PATIENCE}"):
         for table in (layout.state, layout.public):
             if await exists(conn, table):
                 await conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
-    except errors.LockNotAvailable as error:
-        name = layout.public.as_string(conn).replace('"', "")
-        problem = f"is to be extended, and has been in use for {_PATIENCE}"
-        hint = "see pg_stat_activity for a transaction that was left open, and end it"
-        raise DependencyError(name, problem, hint) from error
 
 
 async def _create(conn: AsyncConnection[Any], layout: Layout) -> None:

@@ -188,6 +188,13 @@ def needed_by(warehouse: Warehouse) -> Callable[[Sequence[str]], Awaitable[set[s
     return needed
 
 
+def warehouse_of(page: Topology, url: str | None) -> Warehouse | None:
+    """The one that the page's events are loaded into, see :func:`open_warehouse`; ``None`` where they are in none."""
+    return (
+        open_warehouse(url, page.name, layout_of(page)) if url is not None and page.sinks.warehouse else None
+    )
+
+
 def open_warehouse(url: str, stream: str, layout: TableLayout | None = None) -> Warehouse | None:
     """The warehouse behind ``postgresql://...``, ``redshift-data://...`` or ``redshift://...``; ``None`` for ``none``.
 

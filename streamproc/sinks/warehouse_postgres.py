@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
 
 import polars as pl
-from psycopg import AsyncConnection, errors, sql
+from psycopg import AsyncConnection, sql
 
 from streamproc.concurrency import each
-from streamproc.database import Database
-from streamproc.errors import ConfigError, DependencyError, Inconsistent, Mistake
+from streamproc.database import Database, patient
+from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.model import CommittedObject
 from streamproc.sinks.object_store import ObjectStore
@@ -208,13 +208,12 @@ class PostgresWarehouse:
         async with self._database.transaction("drop a table of the warehouse") as conn:
             if await _exists(conn, "warehouse.loads"):
                 await conn.execute("DELETE FROM warehouse.loads WHERE stream = %s", [self._stream])
-                await conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_PATIENCE)))
-                try:
+                name, problem = (
+                    f"warehouse.{self._stream}",
+                    f"is to be dropped, and has been in use for {_PATIENCE}",
+                )
+                async with patient(conn, _PATIENCE, name, problem):
                     await conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._table))
-                except errors.LockNotAvailable as error:
-                    problem = f"is to be dropped, and has been in use for {_PATIENCE}"
-                    hint = "see pg_stat_activity for a transaction that was left open, and end it"
-                    raise DependencyError(f"warehouse.{self._stream}", problem, hint) from error
 
     async def _load_object(
         self, conn: AsyncConnection[Any], committed: CommittedObject, body: bytes

@@ -59,6 +59,18 @@ def expected(site: Site, choice: Choice) -> dict[tuple[Any, ...], dict[str, int]
     return found
 
 
+async def paged(reader: Reader, choice: Choice) -> list[tuple[Any, ...]]:
+    """All rows, a page after the other."""
+    seen: list[tuple[Any, ...]] = []
+    after = None
+    while True:
+        page = (await reader.ask(rows(choice, after))).rows
+        seen += page[:PAGE]
+        if len(page) <= PAGE:
+            return seen
+        after = cursor(choice, seen[-1])
+
+
 def told(choice: Choice, answer: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], dict[str, int]]:
     found = {}
     for row in answer:
@@ -91,14 +103,7 @@ async def test_pages_put_together_are_the_groups_of_a_loop_in_order(
         order=order,
         direction=direction,
     )
-    seen: list[tuple[Any, ...]] = []
-    after = None
-    while True:
-        page = (await reader.ask(rows(choice, after))).rows
-        seen += page[:PAGE]
-        if len(page) <= PAGE:
-            break
-        after = cursor(choice, seen[-1])
+    seen = await paged(reader, choice)
     assert told(choice, seen) == expected(site, choice)
     assert len(seen) == len(expected(site, choice)), "no row twice"
     place = choice.columns.index(choice.order)
@@ -121,14 +126,7 @@ async def test_pages_of_rows_may_be_in_the_order_of_a_truth(site: Site, reader: 
         )
     given_ = {"table": "page_views", "measures": "views", "by": "path,is_bot", "order": "is_bot"}
     choice = read_choice(given_, explorable(page), site.now)
-    seen: list[tuple[Any, ...]] = []
-    after = None
-    while True:
-        found = (await reader.ask(rows(choice, after))).rows
-        seen += found[:PAGE]
-        if len(found) <= PAGE:
-            break
-        after = cursor(choice, seen[-1])
+    seen = await paged(reader, choice)
     assert [(row[2], row[3]) for row in seen] == [
         (n % 2 == 0, n) for n in sorted(range(1, 61), key=lambda n: (n % 2, f"/{n}"))
     ]

@@ -85,7 +85,7 @@ class Engine:
 
             url = await secret_url(url, settings.function.ledger_secret, settings.s3.region)
         ledger = Ledger(url.reveal(), page.name, settings.worker, pool_size=_CONNECTIONS)
-        summaries = Summaries(page.tables, page.name, page.contract.event_time.disorder)
+        summaries = Summaries.of(page)
         try:
             await ledger.open()
             await ledger.migrate()

@@ -15,26 +15,22 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from psycopg import AsyncConnection, errors, sql
+from psycopg import AsyncConnection, sql
 
-from streamproc.database import Database
+from streamproc.database import Database, patient, wait_for_locks
 from streamproc.errors import ConfigError, DependencyError, Inconsistent, LedgerError, Mistake
 from streamproc.ledger import Ledger, carrying, promotion
 from streamproc.ledger import replays as ledgered
 from streamproc.ledger.reading import owner
 from streamproc.ledger.replays import Replay, Replays
-from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.expiry import unknown_warehouse
 from streamproc.runtimes.replay.carry import Carrier
 from streamproc.runtimes.replay.edges import patience
-from streamproc.runtimes.replay.work import page_of
-from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.loader import Loader
-from streamproc.sinks.object_store import lake_store
 from streamproc.sinks.summaries import Summaries
 from streamproc.sinks.summaries_compare import Comparison, TableDifference
-from streamproc.sinks.warehouse import Rows, Swaps, Warehouse, layout_of, open_warehouse
+from streamproc.sinks.warehouse import Rows, Swaps, Warehouse
 from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)
@@ -51,7 +47,7 @@ _PATIENCE = "10s"
 
 
 class Promoter:
-    """What is done to a replay when its range is processed. Use :func:`opened`."""
+    """What is done to a replay when its range is processed. Use :func:`~streamproc.runtimes.replay.opening.opened`."""
 
     def __init__(
         self,
@@ -139,8 +135,7 @@ class Promoter:
         await carrier.carry()
         await self._load()
         async with self._database.connection("extend the live tables") as conn:
-            disorder = self._page.contract.event_time.disorder
-            await Summaries(self._page.tables, self._page.name, disorder).ensure(conn)
+            await Summaries.of(self._page).ensure(conn)
         if self._live is not None:  # who loads it may not have met the page's new columns yet
             await self._live.ensure(self._page.columns)
         await self._begin()
@@ -203,14 +198,11 @@ class Promoter:
                 return
             await conn.execute(_SETTINGS)
             await promotion.lock_live(conn, replay)
-            await _wait_briefly(conn)
-            try:
+            hint = "see pg_stat_activity for a transaction that was left open, end it and promote again"
+            problem = f"others have written to a table for {_PATIENCE}, and nothing was swapped"
+            async with patient(conn, _PATIENCE, replay.stream, problem, hint):
                 for beside in carrier.tables:
                     await beside.lock(conn)
-            except errors.LockNotAvailable as error:
-                problem = f"others have written to a table for {_PATIENCE}, and nothing was swapped"
-                hint = "see pg_stat_activity for a transaction that was left open, end it and promote again"
-                raise DependencyError(replay.stream, problem, hint) from error
             # On another connection: it commits what the next statements of this one then see.
             await carrier.carry()
             clocks = await carrying.clocks(conn, replay)
@@ -237,7 +229,7 @@ class Promoter:
 
     async def _drop_tables(self) -> None:
         async with self._locked("drop the replay's tables") as (conn, replay):
-            await _wait_briefly(conn)
+            await wait_for_locks(conn, _PATIENCE)
             await _drop_schema(conn, replay.namespace)
 
     async def _remove(self) -> None:
@@ -298,52 +290,6 @@ def refuse_unknown_warehouse(page: Topology, *, known: bool) -> None:
     )
     if mistakes := unknown_warehouse(page, "Replay", otherwise, known=known):
         raise ConfigError(mistakes)
-
-
-@asynccontextmanager
-async def opened(
-    settings: Settings, page: Topology, replay: Replay, ledger: Ledger, endpoints: Endpoints
-) -> AsyncIterator[Promoter]:
-    """The promoter of a replay of ``page``'s stream, with lake and warehouse connected.
-
-    Raises :class:`ConfigError` when the page is not the one the replay began with.
-    """
-    if replay.fingerprint != page.fingerprint and replay.state != "promoted":
-        problem = f"the topic page has changed since replay {replay.name} began"
-        fix = f"Put it back, or `streamproc replay discard {replay.name}` and replay again"
-        raise ConfigError([Mistake(page.name, problem, fix)])
-    async with AsyncExitStack() as stack:
-        store = lake_store(settings)
-        await store.open()
-        stack.push_async_callback(store.close)
-        loader, warehouses = None, dict[str, Warehouse]()
-        if endpoints.warehouse is not None and page.sinks.warehouse:
-            for name in (page.name, replay.namespace):
-                warehouse = open_warehouse(endpoints.warehouse, name, layout_of(page))
-                if warehouse is None:
-                    continue
-                if not isinstance(warehouse, Swaps):
-                    problem = "cannot put a replay's rows in the place of others"
-                    raise ConfigError([Mistake("warehouse", problem, "Use one in PostgreSQL or Redshift")])
-                stack.push_async_callback(warehouse.close)
-                await warehouse.open()
-                warehouses[name] = warehouse
-            own_ledger = Ledger(endpoints.ledger, replay.namespace, ledger.worker, pool_size=1)
-            await stack.enter_async_context(own_ledger)
-            loader = Loader(own_ledger, warehouses[replay.namespace], store)
-        yield Promoter(
-            page,
-            replay,
-            ledger,
-            Lake(store, page_of(page, replay)),
-            loader=loader,
-            live=warehouses.get(page.name),
-            own=warehouses.get(replay.namespace),
-        )
-
-
-async def _wait_briefly(conn: AsyncConnection[Any]) -> None:
-    await conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_PATIENCE)))
 
 
 async def _drop_schema(conn: AsyncConnection[Any], namespace: str) -> None:

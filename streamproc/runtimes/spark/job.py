@@ -44,7 +44,7 @@ async def rebuild(
     ):
         await ledger.migrate()
         async with ledger.database.connection("create the tables") as conn:
-            await Summaries(page.tables, page.name, page.contract.event_time.disorder).ensure(conn)
+            await Summaries.of(page).ensure(conn)
         # Neither logs nor the visitors' key: the lake's events have their ids.
         setup = _setup(settings, page, engine, LogConnection(""), b"")
         return await Rebuild(setup, ledger, engine).run(tables, *dates, task_bytes, tell)
@@ -69,7 +69,7 @@ async def history(
             async with Ledger(endpoints.ledger, page.name, settings.worker) as ledger:
                 await ledger.migrate()
                 async with ledger.database.connection("create the tables") as conn:
-                    await Summaries(page.tables, page.name, page.contract.event_time.disorder).ensure(conn)
+                    await Summaries.of(page).ensure(conn)
                 needs_key = page.contract.decoder in LOG_PARSERS
                 key = await ledger.visitor_key() if needs_key else b""
                 setup = _setup(settings, page, engine, connection, key)
