@@ -30,8 +30,17 @@ def tune() -> None:
     os.environ.setdefault(_JEMALLOC_VARIABLE, _JEMALLOC)
     if any(name.startswith("MALLOC_ARENA") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return
+    _glibc("mallopt", _ARENA_MAX, _ARENAS)
+
+
+def give_back() -> None:
+    """Give the system what glibc keeps of free pages between used ones. By itself it only does so at a heap's end."""
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *arguments: int) -> None:
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        called = getattr(ctypes.CDLL(None), function)
     except (AttributeError, OSError, TypeError):  # no glibc: musl, macOS, Windows
         return
-    mallopt(_ARENA_MAX, _ARENAS)
+    called(*arguments)

@@ -31,6 +31,20 @@ libc.fclose(file)
 there.wait()
 """
 
+#: Frees ten megabytes between chunks that stay; prints the bytes that go back.
+_GIVEN_BACK = """
+import gc, psutil
+from streamproc import allocators
+allocators.tune()
+chunks = [bytes(4_000) for _ in range(3_000)]
+kept = chunks[::50]
+del chunks
+process = psutil.Process()
+before = process.memory_info().rss
+allocators.give_back()
+print(before - process.memory_info().rss)
+"""
+
 _VARIABLE = """
 import os, sys
 from click.testing import CliRunner
@@ -68,3 +82,8 @@ def test_polars_allocator_is_set_up_before_a_verb_loads_polars_unless_the_enviro
     given = _run(_VARIABLE, _RJEM_MALLOC_CONF="narenas:7")
     assert given.endswith("narenas:7")
     assert "5000" not in given
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="gives back what glibc has free")
+def test_what_is_free_between_used_chunks_is_given_back() -> None:
+    assert int(_run(_GIVEN_BACK)) > 5_000_000

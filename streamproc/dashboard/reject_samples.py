@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +98,7 @@ class RejectReader:
 
 
 def _read(body: bytes) -> tuple[Counter[str], dict[str, list[Sample]]]:
-    frame = pl.read_parquet(io.BytesIO(body))
+    frame = pl.read_parquet(body)
     counts = Counter(dict(frame.group_by("reason").len().iter_rows()))
     newest = frame.sort("position", descending=True).group_by("reason", maintain_order=True).head(SAMPLES)
     samples: dict[str, list[Sample]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -95,7 +94,7 @@ class Rejects:
         return counts.sort(["rejects", "reason", "field"], descending=[True, False, False])
 
     def _read(self, body: bytes, columns: Sequence[str]) -> pl.DataFrame:
-        return self.selection.of(pl.scan_parquet(io.BytesIO(body))).select(columns).collect()
+        return self.selection.of(pl.scan_parquet(body)).select(columns).collect()
 
 
 def partition_of(source: str, row: dict[str, object]) -> Partition:

@@ -216,7 +216,7 @@ class Eraser:
     ) -> pl.DataFrame | None:
         """The object's rows without the visitors'; ``None`` when it has none of theirs."""
         if kind == "events":
-            schema = pl.read_parquet_schema(io.BytesIO(body))
+            schema = pl.read_parquet_schema(body)
             columns = [column for column in self._page.erasure if column in schema]
             if not columns:
                 return None
@@ -228,10 +228,10 @@ class Eraser:
                 if schema[c].is_float()
             ]
             theirs = pl.any_horizontal(text.is_in(values) for text in texts).fill_null(value=False)
-            if not pl.read_parquet(io.BytesIO(body), columns=columns).select(theirs.any()).item():
+            if not pl.read_parquet(body, columns=columns).select(theirs.any()).item():
                 return None
-            return pl.read_parquet(io.BytesIO(body)).filter(~theirs)
-        rejects = pl.read_parquet(io.BytesIO(body))
+            return pl.read_parquet(body).filter(~theirs)
+        rejects = pl.read_parquet(body)
         patterns = [visitor.in_bytes for visitor in visitors]
         gone = pl.Series(
             "gone",

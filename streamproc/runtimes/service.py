@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from streamproc import failpoints
+from streamproc import allocators, failpoints
 from streamproc.epoch import Epoch
 from streamproc.errors import ConfigError, Mistake
 from streamproc.ops.changes import Changes, Watching
@@ -30,6 +30,9 @@ from streamproc.sources.opening import admin
 from streamproc.topology import Topology
 
 log = structlog.get_logger(__name__)
+
+#: Seconds between two times that free memory is given back, which holds up everything else for ten milliseconds.
+_GIVE_BACK_EVERY = 60.0
 
 
 async def serve(
@@ -113,7 +116,11 @@ def noted(metrics: Metrics, traces: Traces | None, page: Topology) -> Callable[[
 async def _run_all(workers: Sequence[Worker], ending: asyncio.Event) -> None:
     """All workers; when one fails that is said, the others drain, and its failure is raised."""
     tasks = [asyncio.create_task(worker.run(ending), name=worker.topology.name) for worker in workers]
-    ended, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    giving_back = asyncio.create_task(_give_back())
+    try:
+        ended, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        giving_back.cancel()
     for task in ended:
         if others and not task.cancelled() and (error := task.exception()) is not None:
             kind, name = type(error).__name__, task.get_name()
@@ -147,6 +154,23 @@ def spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 50)
+
+
+async def _give_back() -> None:
+    """Until cancelled, now and then what nobody uses goes back to the system.
+
+    A collection of all generations, which our thresholds leave to chance, also empties Python's lists of free tuples:
+    two thousand of each length, which rows of the ledger fill in hours.
+    """
+    while True:
+        await asyncio.sleep(_GIVE_BACK_EVERY)
+        begin = time.perf_counter()
+        gc.collect()
+        collected = time.perf_counter()
+        await asyncio.to_thread(allocators.give_back)
+        log.debug(
+            "memory_given_back", collecting=collected - begin, giving_back=time.perf_counter() - collected
+        )
 
 
 @contextmanager

@@ -181,8 +181,8 @@ class Lake:
 
 def _decode(key: str, body: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """These columns of a file and no others; null where it is older than a column that the page has gained since."""
-    there = pl.read_parquet_schema(io.BytesIO(body))
-    frame = pl.read_parquet(io.BytesIO(body), columns=[name for name in schema if name in there])
+    there = pl.read_parquet_schema(body)
+    frame = pl.read_parquet(body, columns=[name for name in schema if name in there])
     if wrong := [name for name in frame.columns if not _fits(frame[name], schema[name])]:
         fix = "Give the column another name in the topic page, or the type it had"
         # Not what polars says about it: that quotes values, and they may be a visitor's.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ async def _schema(committed: CommittedObject, store: ObjectStore) -> dict[str, p
         tail = await store.tail(key, needed)
     try:
         # Only the footer is read, from the end; the four bytes in front make it a file.
-        schema = await asyncio.to_thread(pl.read_parquet_schema, io.BytesIO(_MAGIC + tail))
+        schema = await asyncio.to_thread(pl.read_parquet_schema, _MAGIC + tail)
     except pl.exceptions.PolarsError as error:
         raise Inconsistent(f"{key}: not a Parquet file: {' '.join(str(error).split())}") from error
     for name in schema:

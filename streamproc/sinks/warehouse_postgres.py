@@ -221,7 +221,7 @@ class PostgresWarehouse:
         key, rows = committed.plan.key, committed.plan.rows
         if len(body) != committed.size:
             raise Inconsistent(f"{key}: {len(body)} bytes in the store, {committed.size} in the ledger")
-        frame = await asyncio.to_thread(pl.read_parquet, io.BytesIO(body))
+        frame = await asyncio.to_thread(pl.read_parquet, body)
         # An object may be older or newer than the topic page in force: its own columns count.
         await self._extend(conn, frame.schema)
         copied = await self._copy(conn, frame)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -273,3 +275,17 @@ async def test_a_number_that_is_whole_may_become_a_whole_number(lake: Lake, stor
     changed = Lake(store, topology({**COLUMNS, "value": pl.Int64()}))
     read = await changed.read([file.plan.key], ["value", "position"])
     assert read.rows() == [(1, 0), (None, 1), (2, 2)]
+
+
+async def test_reading_leaves_nothing_behind(lake: Lake, store: ObjectStore) -> None:
+    [file] = lake.plan(lake.encode_events(events(NOON, NOON + 1)), advance(2))
+    await lake.write([file])
+
+    async def blocks_after_reading(times: int) -> int:
+        await lake.read([file.plan.key] * times, ["event_time"])
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    before = await blocks_after_reading(300)
+    # Of a file object polars keeps an integer each time that it reads one.
+    assert await blocks_after_reading(300) < before + 100
