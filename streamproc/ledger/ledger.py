@@ -272,6 +272,14 @@ class Ledger:
         """
         return objects.by_event_time(self.database, self.stream, kind, since_us, until_us)
 
+    async def now(self) -> datetime:
+        """The database's clock, by which commit times are, UTC."""
+        async with self.database.connection("ask for the time") as conn:
+            row = await (await conn.execute("SELECT clock_timestamp()")).fetchone()
+        assert row is not None
+        now: datetime = row[0]
+        return now
+
     def committed(
         self, kind: str = "events", since: datetime | None = None
     ) -> AsyncIterator[list[CommittedObject]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 
 from streamproc.errors import Mistake
 from streamproc.ledger import Ledger
@@ -10,6 +11,8 @@ from streamproc.ledger.retention import expire_objects
 from streamproc.model import Partition
 from streamproc.sinks.warehouse import Warehouse, needed_by
 from streamproc.topology import DAY, Topology
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def clocks(ledger: Ledger, goes_on: Callable[[Partition], bool]) -> dict[Partition, int]:
@@ -48,13 +51,26 @@ async def newest(ledger: Ledger, belongs: Callable[[Partition], bool]) -> int | 
     )
 
 
+async def until_now(ledger: Ledger, clock: int | None) -> int | None:
+    """A stream's ``clock``, or the database's if that is behind it; Unix microseconds.
+
+    Producers whose clocks are wrong, and logs of such machines, may bring events from years ahead. What is kept for so
+    long before the newest event would all go at once.
+    """
+    if clock is None:
+        return None
+    return min(clock, (await ledger.now() - _EPOCH) // timedelta(microseconds=1))
+
+
 async def without_broker(ledger: Ledger, page: Topology) -> int | None:
     """The clock of a stream, for a process that does not read it: of its topic, or of logs where it has only those.
 
     It may be behind that of the workers (an embedded broker's former lives still count), never before it.
     """
     found = await clocks(ledger, lambda partition: partition.source == page.topic.name)
-    return min(found.values()) if found else await newest(ledger, lambda partition: "://" in partition.source)
+    if found:
+        return await until_now(ledger, min(found.values()))
+    return await until_now(ledger, await newest(ledger, lambda partition: "://" in partition.source))
 
 
 async def expire_events(

@@ -207,10 +207,11 @@ class Upkeep:
         return self._topology.sinks.warehouse and self._warehouse is None
 
     async def _clock(self) -> int | None:
-        """Unix microseconds; ``None`` before the first event."""
+        """Unix microseconds, never ahead of the database's; ``None`` before the first event."""
         if self._logs:
             place = str(self._broker)
-            return await expiry.newest(self._ledger, lambda partition: partition.source == place)
+            clock = await expiry.newest(self._ledger, lambda partition: partition.source == place)
+            return await expiry.until_now(self._ledger, clock)
         clocks = await expiry.clocks(self._ledger, self._goes_on)
         if standing := expiry.standing(clocks):
             standing -= (gone := await self._gone(standing))
@@ -222,7 +223,7 @@ class Upkeep:
                 why="their newest events are more than a day older than those of others",
             )
         self._standing = standing
-        return min(clocks.values(), default=None)
+        return await expiry.until_now(self._ledger, min(clocks.values(), default=None))
 
     def _goes_on(self, partition: Partition) -> bool:
         """Whether the partition can get events: its clock would otherwise hold back everything for ever."""

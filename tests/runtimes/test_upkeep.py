@@ -14,6 +14,7 @@ from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
 from streamproc.model import Advance, Counts, Partition
 from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.expiry import without_broker
 from streamproc.runtimes.upkeep import Upkeep
 from streamproc.settings import read_settings
 from streamproc.sinks.object_store import open_store
@@ -188,6 +189,32 @@ async def test_objects_and_history_go_as_the_page_says(postgres: str, elsewhere:
         assert [each.plan.key async for each in ledger.manifest()] == keys[0 if elsewhere else 1 :]
         assert await ledger.epochs() == []
         assert (await ledger.status())[0].counts.accepted == 2
+
+
+@pytest.mark.parametrize("source", [PLACE, "clickstream"])
+async def test_events_from_a_year_ahead_let_nothing_go_that_is_kept_until_then(
+    ledger: Ledger, source: str
+) -> None:
+    """Of a machine whose clock is wrong: on a topic with its producers' timestamps nobody can tell, nor of its logs."""
+    name = "weblogs" if source == PLACE else "clickstream"
+    page = replace(load_page(REPOSITORY / "topics" / f"{name}.toml"), name=ledger.stream)
+
+    async def now() -> int:
+        return int((await ledger.now()).timestamp() * 1_000_000)
+
+    claims = await ledger.claim([partition := Partition(source, "0")])
+    part = Advance(claims[partition], None, 1, await now() + 365 * DAY, Counts(2, 2))
+    await ledger.commit(record(part), nothing)
+    told: Any = Told()
+    broker = LogConnection(PLACE) if source == PLACE else KafkaConnection("nobody:9092")
+    before = await now()
+    await Upkeep(page, ledger, None, told, Endpoints(read_settings(environ={}), broker=broker)).expire()
+    loader = await without_broker(ledger, page)
+    after = await now()
+    disorder = page.contract.event_time.disorder
+    assert len(told.calls) == len(page.tables)
+    assert all(before <= watermark + disorder <= after for _, watermark, _ in told.calls)
+    assert loader is not None and before <= loader <= after
 
 
 async def test_history_goes_while_the_warehouse_is_away(ledger: Ledger) -> None:
