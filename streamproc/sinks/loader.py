@@ -33,6 +33,9 @@ _Bad = Inconsistent | MissingObject
 class CommittedObjects(Protocol):
     """The list of committed objects, as the ledger has it."""
 
+    async def now(self) -> datetime:
+        """The time on the clock that commit times are taken from, UTC."""
+
     def committed(
         self, kind: str = ..., since: datetime | None = ...
     ) -> AsyncIterator[list[CommittedObject]]:
@@ -44,7 +47,7 @@ class LoadLimits:
     """Most ``objects`` and ``rows`` of one warehouse transaction; one object may have more rows.
 
     :meth:`Loader.load_new` looks back ``overlap`` before the last pass began, because an object's commit
-    time is older than its appearance in the list and clocks differ, and every ``full_pass`` at everything.
+    time is older than its appearance in the list, and every ``full_pass`` at everything.
     """
 
     objects: int = 200
@@ -98,9 +101,10 @@ class Loader:
         """As :meth:`run_once`, but looking only at what was committed lately; for calling again and again.
 
         The first call and one every ``full_pass`` look at the whole list, and are the ones to raise
-        :class:`MissingObject` for objects that have been missing for longer.
+        :class:`MissingObject` for objects that have been missing for longer. Lately is by the list's own clock.
         """
-        began = datetime.now(UTC)
+        # By this machine's clock, were it ahead by more than the overlap, nothing would have been committed lately.
+        began = await self._source.now()
         full = self._looked_at is None or began >= self._full_pass_due
         since = None if full or self._looked_at is None else self._looked_at - self._limits.overlap
         try:

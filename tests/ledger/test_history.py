@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from streamproc.ledger import objects as object_list
 from streamproc.ledger.replay_spans import Span
 from streamproc.ledger.replays import Replays
 from streamproc.model import Counts
+from streamproc.sinks import loader
 from tests.ledger.epochs import P0, P1, advance, nothing, planned, record, written
 
 SECOND = timedelta(seconds=1)
@@ -174,6 +177,33 @@ async def test_objects_committed_since_a_time_are_the_newer_ones(ledger: Ledger)
     found = [one.plan.key async for page in ledger.committed(since=first.committed_at) for one in page]
     assert found == [first.plan.key, newer]
     assert (first.size, first.checksum) == (1000, "0" * 64)
+
+
+async def test_a_loader_on_a_machine_whose_clock_is_ahead_finds_what_was_committed_lately(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(hours=1)
+
+    class Loaded:
+        """A warehouse that has everything, and knows what it was asked for."""
+
+        asked: Sequence[str] = ()
+
+        async def missing(self, keys: Sequence[str]) -> set[str]:
+            self.asked = keys
+            return set()
+
+    monkeypatch.setattr(loader, "datetime", Ahead)
+    warehouse: Any = Loaded()
+    loading = loader.Loader(ledger, warehouse, store=warehouse)
+    await commit(ledger, (0, 1))
+    await loading.load_new()
+    [newer] = await commit(ledger, (0, 1))
+    await loading.load_new()
+    assert newer in warehouse.asked
 
 
 async def test_recent_objects_are_the_partitions_own_in_order_from_a_clock_on(ledger: Ledger) -> None:

@@ -35,7 +35,6 @@ def simulated(loop: SimulatedLoop) -> Iterator[None]:
             return real.datetime.fromtimestamp(BEGIN + loop.time(), tz)
 
     import streamproc.epoch
-    import streamproc.sinks.loader
 
     chance = loop.chance
     replaced: list[tuple[Any, str, Any]] = [
@@ -47,7 +46,6 @@ def simulated(loop: SimulatedLoop) -> Iterator[None]:
         (random, "uniform", chance.uniform),
         (random, "random", chance.random),
         (streamproc.epoch, "datetime", Moment),
-        (streamproc.sinks.loader, "datetime", Moment),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in replaced]
     collecting = gc.isenabled()

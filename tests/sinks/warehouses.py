@@ -119,6 +119,9 @@ class ListedObjects:
         self.objects = list(objects)
         self.asked: list[datetime | None] = []
 
+    async def now(self) -> datetime:
+        return datetime.now(UTC)
+
     async def committed(self, kind: str = "events", since: datetime | None = None) -> Any:
         self.asked.append(since)
         for start in range(0, len(self.objects), 7):
