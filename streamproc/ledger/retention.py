@@ -22,6 +22,8 @@ _EXPIRED = """
     WHERE stream = %(stream)s AND kind = %(kind)s AND state = 'committed'
       AND COALESCE(max_time_us, -1) BETWEEN 0 AND %(before)s AND key > %(last)s
       AND (%(kind)s <> 'rejects' OR committed_at < to_timestamp(%(before)s / 1e6))
+      AND (%(recent)s::bigint IS NULL OR COALESCE(clock_us, -1) < %(recent)s
+           OR committed_at < to_timestamp(%(before)s / 1e6))
       AND (%(kind)s <> 'events' OR NOT EXISTS (
           SELECT FROM streamproc.outbox AS n WHERE n.stream = %(stream)s AND n.kind = 'events'
           AND n.payload = convert_to(objects.key, 'UTF8')))
@@ -75,6 +77,8 @@ async def expire_objects(
     kind: str,
     before_us: int,
     needed: Callable[[Sequence[str]], Awaitable[set[str]]] | None = None,
+    *,
+    recent_us: int | None = None,
 ) -> int:
     """Supersede the objects of ``kind`` whose newest row is older than ``before_us``; returns how many.
 
@@ -84,8 +88,11 @@ async def expire_objects(
     Events have to be published, where the page says so.
 
     ``needed``: which of some keys somebody still wants (the warehouse has not loaded them, or has put them aside).
+    ``recent_us``: the objects of commits that ended at this clock or later stay, however old their events are: a worker
+    that claims the partition reads the ids in them. Not for longer than others: a clock may be years ahead.
     """
     names: dict[str, object] = {"stream": stream, "kind": kind, "before": before_us - 1, "page": _PAGE}
+    names["recent"] = recent_us
     last, expired = "", 0
     while True:
         async with database.connection("look for expired objects") as conn:

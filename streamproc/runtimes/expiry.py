@@ -85,7 +85,9 @@ async def expire_events(
         return 0
     before = clock - page.contract.event_time.disorder - kept
     needed = None if warehouse is None else needed_by(warehouse)
-    return await expire_objects(ledger.database, page.name, "events", before, needed)
+    duplicates = page.contract.duplicates
+    recent = None if duplicates is None else clock - duplicates.horizon
+    return await expire_objects(ledger.database, page.name, "events", before, needed, recent_us=recent)
 
 
 def unknown_warehouse(page: Topology, verb: str, otherwise: str, *, known: bool) -> list[Mistake]:

@@ -46,6 +46,26 @@ async def test_objects_whose_newest_row_is_older_go_and_are_deleted_a_day_later(
     assert await expire_objects(ledger.database, "clicks", "rejects", 10**15) == 0
 
 
+async def test_ids_of_events_that_came_very_late_are_known_as_long_as_those_of_others(ledger: Ledger) -> None:
+    """Their objects are beyond their time as soon as they are there, and a worker that claims reads the ids in them."""
+    claims = await ledger.claim([P0])
+    plan = replace(planned(advance(claims[P0], 10)), min_time_us=1, max_time_us=2)  # its clock is 10,000
+    epoch = record(advance(claims[P0], 10), objects=written(plan))
+    await ledger.intend(epoch.id, [plan], claims)
+    await ledger.commit(epoch, nothing)
+    assert await expire_objects(ledger.database, "clicks", "events", 9_000, recent_us=10_000) == 0
+    assert [each.plan.key for each in await ledger.recent_objects(P0, 10_000)] == [plan.key]
+    assert await expire_objects(ledger.database, "clicks", "events", 9_000, recent_us=10_001) == 1
+
+
+async def test_a_clock_that_is_years_ahead_keeps_no_object_for_years(ledger: Ledger) -> None:
+    """Every commit of the partition ends at it."""
+    await committed(ledger, 10)
+    now = time.time_ns() // 1000
+    assert await expire_objects(ledger.database, "clicks", "events", now - 60_000_000, recent_us=10_000) == 0
+    assert await expire_objects(ledger.database, "clicks", "events", now + 60_000_000, recent_us=10_000) == 1
+
+
 async def test_rejects_of_an_old_log_are_kept_as_long_from_when_they_were_found(ledger: Ledger) -> None:
     """They were received when the log was last changed, here in 1970."""
     await rejected(ledger)

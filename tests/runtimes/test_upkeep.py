@@ -14,7 +14,7 @@ from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
 from streamproc.model import Advance, Counts, Partition
 from streamproc.runtimes.endpoints import Endpoints
-from streamproc.runtimes.expiry import without_broker
+from streamproc.runtimes.expiry import expire_events, without_broker
 from streamproc.runtimes.upkeep import Upkeep
 from streamproc.settings import read_settings
 from streamproc.sinks.object_store import open_store
@@ -215,6 +215,20 @@ async def test_events_from_a_year_ahead_let_nothing_go_that_is_kept_until_then(
     assert len(told.calls) == len(page.tables)
     assert all(before <= watermark + disorder <= after for _, watermark, _ in told.calls)
     assert loader is not None and before <= loader <= after
+
+
+async def test_events_of_long_ago_stay_while_a_second_one_would_be_a_duplicate(ledger: Ledger) -> None:
+    page = load_page(REPOSITORY / "topics" / "clickstream.toml")
+    page = replace(page, name=ledger.stream, retention=Retention(events=HOUR, rejects=None))
+    assert page.contract.duplicates is not None and page.contract.duplicates.horizon == 10 * MINUTE
+    claims = await ledger.claim([partition := Partition("clickstream", "0")])
+    part = Advance(claims[partition], None, 1, 30 * DAY, Counts(2, 2))
+    plan = replace(planned(part), min_time_us=DAY, max_time_us=DAY)
+    epoch = record(part, objects=written(plan))
+    await ledger.intend(epoch.id, [plan], claims)
+    await ledger.commit(epoch, nothing)
+    assert await expire_events(ledger, page, 30 * DAY + 10 * MINUTE, None) == 0
+    assert await expire_events(ledger, page, 30 * DAY + 10 * MINUTE + 1, None) == 1
 
 
 async def test_history_goes_while_the_warehouse_is_away(ledger: Ledger) -> None:
