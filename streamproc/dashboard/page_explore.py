@@ -115,7 +115,7 @@ class Explorer:
         """Look again, if there may be news and the viewer is where they appear."""
         seen = await self.stream.clock.get()
         committed = seen.value.committed_at if seen.value else None
-        ui.run_javascript(pulse(committed, well=seen.problem is None))
+        ui.run_javascript(pulse(seen, committed))
         if self._shown:
             self._banner.content = notices(seen, committed) if self.choice.range else ""
         news = committed != self._as_of or time.monotonic() - self._looked > KEPT

@@ -45,7 +45,7 @@ async def live_page(site: Site, request: Request) -> None:
             return
         if found.now is None and not banner.content:
             banner.content = markup.banner("info", "No events yet.", _FIRST)
-        ui.run_javascript(pulse(found.committed_at, well=seen.problem is None))
+        ui.run_javascript(pulse(seen, found.committed_at))
         line.set_visibility(True)
         chart.set_visibility(bool(found.minutes))
         tiles.content = _tiles(stream, found)

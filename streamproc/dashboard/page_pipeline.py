@@ -55,7 +55,7 @@ async def pipeline_page(site: Site, request: Request) -> None:
         )
         if found is None:
             return
-        ui.run_javascript(pulse(committed, well=seen.problem is None))
+        ui.run_javascript(pulse(seen, committed))
         moving.set_visibility(True)
         tiles.content = _tiles(found)
         still = cards.standstill(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,19 +112,24 @@ def _head(site: Site, stream: Stream, path: str, request: Request) -> str:
     )
 
 
-def pulse(moment: datetime | None, *, well: bool) -> str:
-    """Script: the sign in the head that says how fresh the page is."""
+def pulse(seen: Seen[Any], moment: datetime | None) -> str:
+    """Script: the sign in the head that says how fresh the page is, of which a commit at ``moment`` is the newest."""
     what = json.dumps("committed " + markup.when(moment, "ago").html if moment else "no commits yet")
-    look = json.dumps("pulse" if well and moment is not None and not stale(moment) else "pulse off")
+    beats = seen.problem is None and moment is not None and not stale(seen, moment)
+    look = json.dumps("pulse" if beats else "pulse off")
     return (
         f"(p => {{ p.className = {look}; if (p.dataset.is !== {what}) {{ p.dataset.is = {what}; "
         f"p.innerHTML = {what} }} }})(document.getElementById('pulse'))"
     )
 
 
-def stale(committed_at: datetime) -> bool:
-    """Whether so long ago nothing was committed that a page says so."""
-    return time.time() - committed_at.timestamp() > STALE
+def stale(seen: Seen[Any], committed_at: datetime) -> bool:
+    """Whether the newest commit was so long before what was ``seen`` that a page says so.
+
+    Both are by the database's clock: on a machine that is ahead every page would say so.
+    """
+    assert seen.value is not None
+    return bool((seen.value.asked_at - committed_at).total_seconds() > STALE)
 
 
 def notices(
@@ -142,7 +146,7 @@ def notices(
             headline + ".",
             markup.Raw(f"{markup.prose(text)} The numbers below are those of {since}."),
         )
-    if committed_at is not None and stale(committed_at):
+    if committed_at is not None and stale(seen, committed_at):
         text = (
             f"The last commit was {markup.when(committed_at, 'ago').html}. Either no records arrive, or no worker "
             f"runs: {more}."

@@ -15,8 +15,8 @@ from psycopg import sql
 from streamproc.dashboard import charts, page_live
 from streamproc.dashboard.live import Hour, Live, Snapshot
 from streamproc.dashboard.live_panels import panels
-from streamproc.dashboard.reading import Answer, Question, Reader, explain, read_only
-from streamproc.dashboard.shell import Stream
+from streamproc.dashboard.reading import Answer, Question, Reader, Seen, explain, read_only
+from streamproc.dashboard.shell import Stream, notices, pulse
 from streamproc.database import Database
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
@@ -153,6 +153,18 @@ def test_what_is_called_page_views_and_visitors_is_that(topology: Topology) -> N
     assert found.counted == "Page views"
     found = panels(replace(topology, tables=(replace(views, where=None, measures=(errors,)),)))
     assert found.views is not None and found.counted == "Errors"
+
+
+@pytest.mark.parametrize(("seconds", "still"), [(59, False), (61, True)])
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1)])
+def test_whether_a_stream_stands_still_is_told_by_the_database_s_clock(
+    seconds: int, still: bool, ahead: timedelta
+) -> None:
+    asked_at = datetime.now(UTC) - ahead  # this machine is ahead of it, or behind
+    committed_at = asked_at - timedelta(seconds=seconds)
+    seen = Seen(Snapshot(asked_at, committed_at=committed_at), datetime.now(UTC).timestamp(), None)
+    assert ("Nothing new." in notices(seen, committed_at)) is still
+    assert ("pulse off" in pulse(seen, committed_at)) is still
 
 
 def test_a_failure_is_told_in_whole_sentences() -> None:
