@@ -65,13 +65,15 @@ class EventTime:
 
     It becomes the column ``event_time`` (``Datetime("us", "UTC")``); when the field has another name it
     keeps its own column too. ``future_skew``: an event further than this ahead of its record's broker
-    timestamp is a reject. ``disorder``: how far behind the newest event time the watermark stays.
+    timestamp is a reject. ``disorder``: how far behind the newest event time the watermark stays. ``max_age``: an event
+    further than this behind its record's timestamp is a reject; ``None`` takes it however old it is.
     """
 
     field: str
     format: str = "ms"
     future_skew: int = 10 * MINUTE
     disorder: int = 30 * SECOND
+    max_age: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

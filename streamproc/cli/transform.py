@@ -48,7 +48,7 @@ def transform_command(topic: str, topics: Path | None, rejects_file: Path | None
     .toml. Each line of stdin is a record. stdout gets the events that pass, as JSON lines with all columns;
     times are UTC. Records that cannot be used go to stderr as JSON lines: their line number, the reason, and
     the bytes as they came (in base64, and as text when they are UTF-8). The clock against which events count
-    as in the future is now.
+    as in the future, or as too old, is now.
 
     \b
         streamproc generate --events 1000 | streamproc transform clickstream > events.ndjson

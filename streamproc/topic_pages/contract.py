@@ -185,6 +185,7 @@ def _read_event_time(table: Reader, fields: dict[str, Field], columns: Columns) 
         format=sub.optional("format", reader.one_of(_FORMATS, "format"), "ms"),
         future_skew=sub.optional("future_skew", reader.duration(0, 365 * DAY), 10 * MINUTE),
         disorder=sub.optional("disorder", reader.duration(0, 7 * DAY), 30 * SECOND),
+        max_age=sub.optional("max_age", reader.duration_or_forever(HOUR, 36_500 * DAY), None),
     )
     sub.finish()
     if "event_time" in fields and name not in {None, "event_time"}:

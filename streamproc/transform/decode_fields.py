@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from streamproc.quantities import show_duration
 from streamproc.topology import Contract, Field, FieldType
 from streamproc.transform.decode_rejects import Problem, Reason
 from streamproc.transform.decode_time import event_time
@@ -101,6 +102,14 @@ class FieldChecks:
             pl.col(_TIME).dt.epoch("us") > pl.col(_RECEIVED).dt.epoch("us") + skew,
             lambda row: f"{row[1]} is more than {skew / 1e6:g} s ahead of the broker's {row[2]}",
         )
+        if (age := self._contract.event_time.max_age) is not None:
+            limit = show_duration(age)
+            yield _Check(
+                Reason.OLD_EVENT,
+                source,
+                pl.col(_TIME).dt.epoch("us") < pl.col(_RECEIVED).dt.epoch("us") - age,
+                lambda row: f"{row[1]} is more than {limit} behind the broker's {row[2]}",
+            )
 
 
 def _is_cut(contract_field: Field) -> bool:

@@ -44,6 +44,7 @@ class Reason(enum.StrEnum):
     TOO_LONG = "too_long", "A text is longer than the contract's max_length"
     BAD_EVENT_TIME = "bad_event_time", "The event time cannot be read, or is not in the years 1970 to 9999"
     FUTURE_EVENT = "future_event", "The event time is further ahead of the broker's clock than future_skew"
+    OLD_EVENT = "old_event", "The event time is further behind the broker's clock than max_age"
     TRUNCATED_OBJECT = "truncated_object", "The object ends in the middle of its compressed data"
     CORRUPT_OBJECT = (
         "corrupt_object",

@@ -145,6 +145,14 @@ def test_a_page_is_read_into_a_topology() -> None:
     )
 
 
+@pytest.mark.parametrize(("written", "age"), [("90d", 90 * DAY), ("forever", None)])
+def test_events_may_be_of_any_age_unless_the_page_bounds_it(written: str, age: int | None) -> None:
+    page = raw()
+    assert read_page(page, "shop.toml").contract.event_time.max_age is None
+    put(page, "contract/event_time/max_age", written)
+    assert read_page(page, "shop.toml").contract.event_time.max_age == age
+
+
 def test_columns_are_fields_then_event_time_then_system_then_added_ones() -> None:
     page = read_page(raw(), "shop.toml")
     assert list(page.columns) == [
@@ -375,6 +383,7 @@ WRONG: list[tuple[str, object, str, str, str]] = [
         "s, ms, us, iso8601",
     ),
     ("contract/event_time/disorder", "8d", "contract.event_time.disorder", "out of range", "0s to 7d"),
+    ("contract/event_time/max_age", "1m", "contract.event_time.max_age", "out of range", "1h to 36500d"),
     (
         "contract/fields/event_time",
         {"type": "string"},

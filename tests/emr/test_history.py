@@ -114,6 +114,30 @@ async def test_generated_events_give_the_stream_s_tables_however_they_are_cut(
     assert lake_rows(stream) == lake_rows(batch)
 
 
+async def test_an_event_that_is_too_old_for_its_log_is_a_reject_of_worker_and_job(
+    tmp_path: Path, postgres: str, other_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, batch = site_at(tmp_path / "stream", postgres), site_at(tmp_path / "batch", other_postgres)
+    for site in (stream, batch):
+        page = site.topics / "clickstream.toml"
+        text = page.read_text().replace('disorder = "30s"', 'disorder = "30s"\nmax_age = "30d"')
+        page.write_text(text)
+    monkeypatch.setattr("tests.emr.test_history.CLICKS", load_page(page))
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    changed = DAYS[0].timestamp()
+    event = {"event_type": "page_view", "visitor_id": "v", "page_url": "http://x/"}
+    with (folder / "0.ndjson").open("w") as file:
+        for number, age in enumerate((30 * 86_400, 30 * 86_400 + 1)):
+            told = {"event_id": f"e{number}", "event_time": int(changed - age) * 1_000, **event}
+            file.write(json.dumps(told) + "\n")
+    os.utime(folder / "0.ndjson", (changed, changed))
+    report = json.loads(stream.run("backfill", folder.as_uri(), "--json", patience=300).stdout)
+    done = await run(batch, folder, Inline())
+    assert (report["records"], report["rejected"]) == (2, 1)
+    assert (done.counts.records, done.counts.rejected) == (2, 1)
+
+
 async def test_each_day_is_a_commit_and_a_day_that_is_done_is_not_read_again(
     tmp_path: Path, postgres: str, other_postgres: str, folder: Path
 ) -> None:

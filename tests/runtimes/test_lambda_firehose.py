@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from streamproc.generator import Generator
 from streamproc.runtimes.aws_lambda import firehose
 from streamproc.runtimes.aws_lambda.firehose import Firehose, Output
 from streamproc.topic_pages import load_page
+from streamproc.topology import DAY
 from streamproc.transform import Resources, Transform
 from tests.runtimes.lambda_events import Context, click, firehose_event, function, page
 
@@ -76,6 +78,19 @@ def test_the_future_is_what_comes_after_the_arrival() -> None:
     at = 1_700_000_000_000
     late = small()(firehose_event([click(0, at=at)], arrived_ms=at - 3_600_000))
     assert late["records"][0]["result"] == "ProcessingFailed"
+
+
+def test_what_is_too_old_is_told_by_the_arrival_too() -> None:
+    topology = page()
+    event_time = replace(topology.contract.event_time, max_age=DAY)
+    bounded = replace(topology, contract=replace(topology.contract, event_time=event_time))
+    answer = Firehose(Transform(bounded, Resources({}, ROOT)), Output())
+    at = 1_700_000_000_000
+    results = [
+        answer(firehose_event([click(0, at=at)], arrived_ms=at + age))["records"][0]["result"]
+        for age in (86_400_000, 86_400_001)
+    ]
+    assert results == ["Ok", "ProcessingFailed"]
 
 
 def test_the_parquet_conversion_gets_times_that_its_readers_know() -> None:

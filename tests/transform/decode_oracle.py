@@ -200,6 +200,9 @@ def _columns(record: Pairs, received_ms: int, contract: Contract) -> dict[str, A
     skew = timedelta(microseconds=contract.event_time.future_skew)
     if time > _EPOCH + timedelta(milliseconds=received_ms) + skew:
         raise Rejected("future_event")
+    age = contract.event_time.max_age
+    if age is not None and time < _EPOCH + timedelta(milliseconds=received_ms) - timedelta(microseconds=age):
+        raise Rejected("old_event")
     return {**found, "event_time": time}
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
 from streamproc.model import Partition, RecordBatch
-from streamproc.topology import Contract, EventTime, Field, FieldType
+from streamproc.topology import DAY, Contract, EventTime, Field, FieldType
 from streamproc.transform.decode import Decoded, decode
 
 #: The broker's clock of every batch here: 2025-01-06 09:00 UTC.
@@ -33,6 +34,10 @@ FLAT = Contract(
     event_time=EventTime("event_time"),
     max_record_bytes=20_000,
 )
+
+#: The same, and no event may be older than that.
+OLDEST_MS = 30 * 86_400_000
+BOUNDED = replace(FLAT, event_time=EventTime("event_time", max_age=30 * DAY))
 
 #: Keys below keys, the same name at several places, an object both kept as text and read from.
 NESTED = Contract(

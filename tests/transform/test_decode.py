@@ -21,9 +21,11 @@ from streamproc.topology import Contract, EventTime
 from streamproc.transform.decode import decode
 from streamproc.transform.decode_rejects import Reason
 from tests.transform.decoding import (
+    BOUNDED,
     FLAT,
     NESTED,
     NOW,
+    OLDEST_MS,
     RECEIVED_MS,
     batch_of,
     decode_values,
@@ -275,7 +277,7 @@ def test_a_record_that_begins_like_a_packed_file_does_not_speak_for_the_others(p
 
 def test_every_reason_can_occur_and_says_what_it_means() -> None:
     web_log = {Reason.BAD_LOG_LINE, Reason.TRUNCATED_OBJECT, Reason.CORRUPT_OBJECT, Reason.OVERSIZED_OBJECT}
-    assert {reason for reason, _ in REASONS.values()} == set(Reason) - web_log
+    assert {reason for reason, _ in REASONS.values()} == set(Reason) - web_log - {Reason.OLD_EVENT}
     assert all(reason.meaning and reason == reason.value for reason in Reason)
 
 
@@ -455,3 +457,18 @@ print(len(found))
 def test_nobody_depends_on_the_clock_of_this_machine() -> None:
     late_broker = replace(batch_of([event()]), received_ms=RECEIVED_MS - 3_600_000)
     assert decode([late_broker], FLAT).rejects["reason"].to_list() == ["future_event"]
+
+
+def test_an_event_is_too_old_by_the_broker_s_clock_and_only_where_the_contract_bounds_its_age() -> None:
+    batch = batch_of([event(event_time=NOW - OLDEST_MS - age) for age in (0, 1, NOW - OLDEST_MS)])
+    assert decode([batch], FLAT).rejects.is_empty()
+    rejects = decode([batch], BOUNDED).rejects
+    assert rejects.select("position", "reason", "field").rows() == [
+        (1, "old_event", "event_time"),
+        (2, "old_event", "event_time"),
+    ]
+    assert rejects["detail"][0] == (
+        "2024-12-07 08:59:59.999000+00:00 is more than 30d behind the broker's 2025-01-06 09:00:00+00:00"
+    )
+    earlier = replace(batch, received_ms=RECEIVED_MS - 1)
+    assert decode([earlier], BOUNDED).rejects["position"].to_list() == [2]

@@ -15,9 +15,11 @@ from streamproc.topology import Contract
 from streamproc.transform.decode import decode
 from tests.transform.decode_oracle import Pairs, expected
 from tests.transform.decoding import (
+    BOUNDED,
     FLAT,
     NESTED,
     NOW,
+    OLDEST_MS,
     RECEIVED_MS,
     batch_of,
     decode_values,
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("both_ways")
 CONTRACTS = {
     "flat": FLAT,
     "nested": NESTED,
-    "flat, first of duplicates": first_of_duplicates(FLAT),
+    "flat, first of duplicates, none too old": first_of_duplicates(BOUNDED),
     "nested, first of duplicates": first_of_duplicates(NESTED),
 }
 
@@ -63,6 +65,7 @@ TEXTS = st.one_of(
 NUMBERS = st.one_of(
     st.integers(-5, 5),
     st.sampled_from([2**63, -(2**63), 10**38, 10**45, 1.5, -0.0, 1e300, NOW, NOW + 600_000, NOW + 600_001]),
+    st.sampled_from([NOW - OLDEST_MS, NOW - OLDEST_MS - 1]),
     st.floats(allow_nan=False, allow_infinity=False),
 )
 VALUES = st.recursive(

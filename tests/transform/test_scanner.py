@@ -18,7 +18,7 @@ from streamproc.packed import Packed
 from streamproc.topology import Contract
 from streamproc.transform.decode import Decoded, _decoder, decode
 from streamproc.transform.scanner import scanner_of
-from tests.transform.decoding import FLAT, NESTED, NOW, batch_of, first_of_duplicates
+from tests.transform.decoding import BOUNDED, FLAT, NESTED, NOW, batch_of, first_of_duplicates
 from tests.transform.test_decode_properties import EXAMPLES, records
 
 if native.records is None:
@@ -29,7 +29,7 @@ READ_APART = replace(NESTED, fields=tuple(field for field in NESTED.fields if fi
 CONTRACTS = {
     "flat": FLAT,
     "nested": READ_APART,
-    "flat, first of duplicates": first_of_duplicates(FLAT),
+    "flat, first of duplicates, none too old": first_of_duplicates(BOUNDED),
     "nested, first of duplicates": first_of_duplicates(READ_APART),
 }
 

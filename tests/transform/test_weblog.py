@@ -6,7 +6,8 @@ import gzip
 import hashlib
 import re
 from collections import Counter
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -14,10 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproc.topology import Contract, EventTime
+from streamproc.topology import DAY, Contract, EventTime
+from streamproc.transform.decode import decode
 from streamproc.transform.decode_batch import Batch
 from streamproc.transform.weblog import _LINE, FIELDS, LineParser, _taken_apart
 from tests.e2e.log_totals import kind_of
+from tests.transform.decoding import batch_of
 
 CONTRACT = Contract(FIELDS, EventTime("event_time"), decoder="combined", site="http://semicomplete.com/")
 GOOD = (
@@ -71,6 +74,14 @@ def test_ten_thousand_real_lines_add_up_to_what_plain_splitting_counts(shared_da
         kind_of(request[0], re.split("[?#]", request[1])[0], int(tail[0]))
         for request, tail in zip(requests, tails, strict=True)
     )
+
+
+def test_a_line_is_too_old_by_when_its_log_was_changed() -> None:
+    contract = replace(CONTRACT, event_time=EventTime("event_time", max_age=DAY))
+    a_day_later = int(datetime(2015, 5, 18, 8, 5, 3, tzinfo=UTC).timestamp() * 1000)
+    for changed, reasons in ((a_day_later, []), (a_day_later + 1, ["old_event"])):
+        log = replace(batch_of([GOOD.encode()]), received_ms=changed)
+        assert decode([log], contract).rejects["reason"].to_list() == reasons
 
 
 def test_a_line_says_what_it_says() -> None:
