@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from streamproc.concurrency import end_if_cancelled, until_answered
 from streamproc.errors import DependencyError, SourceError
@@ -26,6 +26,7 @@ from streamproc.sources import Listener, Outage, Waiting, kafka_fetch
 from streamproc.sources.kafka_admin import admin
 from streamproc.sources.kafka_claims import Bounds, Claims
 from streamproc.sources.kafka_client import KafkaConnection, words
+from streamproc.sources.kafka_partition import PartitionReader
 from streamproc.sources.kafka_topic_id import topic_id
 
 log = structlog.get_logger(__name__)
@@ -53,6 +54,9 @@ _LOOK_FOR_PARTITIONS = 60_000
 #: Seconds. Only a worker that did not fetch meanwhile can miss that its topic is gone: that is an error of
 #: the next fetch.
 _LOOK_FOR_ANOTHER_TOPIC = 5.0
+
+#: Seconds before a partition that we may not read is asked for again: aiokafka does so at once.
+_ASK_AGAIN = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +145,8 @@ class KafkaSource:
     async def next(self, max_records: int, max_wait: float) -> list[RecordBatch]:
         """See :meth:`streamproc.sources.Source.next`.
 
-        Raises what the listener raised; :class:`DependencyError` when the broker refuses us (call again
-        once that is mended); :class:`SourceError` when this consumer is beyond repair.
+        Raises what the listener raised; :class:`DependencyError` when the group refuses us (it may have to be
+        joined anew once that is mended); :class:`SourceError` when this consumer is beyond repair.
         """
         deadline = time.monotonic() + max_wait
         with kafka_fetch.polling(self._consumer):
@@ -171,16 +175,28 @@ class KafkaSource:
 
     async def _collect(self) -> None:
         """Move what was fetched to the readers, while there is room; the next fetch then begins."""
-        waiting = self._waiting_bytes
+        waiting, now = self._waiting_bytes, time.monotonic()
         for tp, reader in list(self._claims.readers.items()):
-            if reader.paused or waiting >= self._options.prefetch:
+            if reader.paused or waiting >= self._options.prefetch or now < reader.ask_again:
                 continue
             fetched = kafka_fetch.take(self._consumer, tp)
-            if isinstance(fetched, KafkaError):
+            if isinstance(fetched, TopicAuthorizationFailedError):
+                self._wait_for_the_right(reader)
+            elif isinstance(fetched, KafkaError):
                 await self._claims.refused(tp, fetched)
             elif fetched is not None:
+                reader.outage.over()
                 reader.add(fetched)
                 waiting += fetched.size
+
+    def _wait_for_the_right(self, reader: PartitionReader) -> None:
+        """Somebody has taken it away, or what knows of rights does not answer: nothing of the partition is lost."""
+        reader.ask_again = time.monotonic() + _ASK_AGAIN
+        problem = f"does not let us read {reader.partition}"
+        error = DependencyError(str(self._connection), problem, "see the topic's access rules")
+        log.warning("waiting", on=error.what, problem=error.problem, hint=error.hint)
+        if self._waiting is not None:
+            self._waiting(error, reader.outage.failed())
 
     def _hand_out(self, max_records: int) -> list[RecordBatch]:
         batches: list[RecordBatch] = []

@@ -15,6 +15,7 @@ from aiokafka.errors import CorruptRecordException, KafkaError
 from streamproc.errors import SourceError, UnexpectedPosition
 from streamproc.model import Partition, RecordBatch
 from streamproc.packed import Packed
+from streamproc.sources import Outage
 from streamproc.sources.kafka_fetch import Fetched, Stored
 from streamproc.sources.kafka_origin import origin_of
 from streamproc.sources.kafka_walk import packed_values
@@ -42,6 +43,8 @@ class PartitionReader:
         "_fetched",
         "_skipped_ms",
         "after",
+        "ask_again",
+        "outage",
         "partition",
         "paused",
         "queued_bytes",
@@ -55,6 +58,10 @@ class PartitionReader:
         #: Position looked at through: ahead of ``after`` by what was skipped and not handed out yet.
         self.seen = after
         self.paused = False
+        #: For how long the broker has given nothing that waiting may bring back, and when it is asked again, on the
+        #: monotonic clock.
+        self.outage = Outage()
+        self.ask_again = 0.0
         #: Compressed bytes that are waiting here.
         self.queued_bytes = 0
         self._compacted = compacted

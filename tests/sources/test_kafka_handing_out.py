@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import TopicAuthorizationFailedError
 
 from streamproc.model import Partition
-from streamproc.sources import kafka
+from streamproc.sources import kafka, kafka_fetch
 from streamproc.sources.kafka import KafkaOptions, KafkaSource
 from streamproc.sources.kafka_claims import Bounds, Claims
 from streamproc.sources.kafka_client import KafkaConnection
@@ -67,3 +68,27 @@ def test_a_batch_larger_than_an_answer_comes_as_a_whole_and_alone(monkeypatch: p
     reader.add(fetched(record_batch(0, [b"a" * MEBIBYTE] * 3, codec=LZ4), record_batch(3, [b"b"])))
     source = reading({tp: reader})
     assert [[len(batch) for batch in source._hand_out(25_000)] for _ in range(3)] == [[3], [1], []]
+
+
+async def test_a_partition_that_may_not_be_read_is_asked_for_again_and_not_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The right comes back when somebody sees to it, or it was never gone: a broker did not know of it for a moment."""
+    answers: list[object] = [TopicAuthorizationFailedError("clicks") for _ in range(2)]
+    answers.append(fetched(record_batch(0, [b"a"])))
+    monkeypatch.setattr(kafka_fetch, "take", lambda consumer, tp: answers.pop(0))
+    tp = TopicPartition("clicks", 0)
+    reader = PartitionReader(named(tp), -1, compacted=False)
+    source = reading({tp: reader})
+    told: list[str] = []
+    source._waiting = lambda error, failing: told.append(str(error))
+    await source._collect()
+    await source._collect()
+    assert len(answers) == 2, "not at once"
+    for _ in range(2):
+        reader.ask_again = 0.0
+        await source._collect()
+    [batch] = source._hand_out(25_000)
+    assert list(batch.values) == [b"a"]
+    assert source.stopped == {}
+    assert told == ["Kafka at 127.0.0.1:1: does not let us read clicks/0 (see the topic's access rules)"] * 2
