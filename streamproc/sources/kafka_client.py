@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from aiokafka.abc import AbstractTokenProvider
+from aiokafka.errors import KafkaConnectionError
 
 from streamproc.errors import ConfigError, DependencyError, Mistake
 from streamproc.model import Partition
@@ -138,6 +139,17 @@ def words(error: BaseException) -> str:
     return "no broker answers" if "Unable to bootstrap" in said else said or type(error).__name__
 
 
+class NoToken(DependencyError, KafkaConnectionError):  # type: ignore[misc]  # aiokafka ships no types
+    """There are no AWS credentials any more for a client that is at work.
+
+    To aiokafka it is a connection that failed, which it tries again. Of whatever else a provider of tokens raises its
+    background tasks end: the one that learns of brokers and partitions does so without a word, and for good.
+    """
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # without the name of the class, which aiokafka puts before it
+
+
 class MskIamTokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships no types
     """IAM tokens for Amazon MSK, signed locally from the AWS credentials of the environment or the role."""
 
@@ -157,7 +169,8 @@ class MskIamTokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka shi
     async def token(self) -> str:
         """A token that is valid for a minute at least; asked for at each new connection.
 
-        Raises :class:`DependencyError` when there are no credentials.
+        Raises :class:`DependencyError` when there are no credentials, :class:`NoToken` when there were some before: who
+        connects is to hear why, and aiokafka would keep that from them.
         """
         async with self._signing:
             if time.time() > self._expires - _TOKEN_MARGIN:
@@ -165,7 +178,8 @@ class MskIamTokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka shi
                     # Finding credentials may ask an instance's metadata server: not on the event loop.
                     token, expires_ms = await asyncio.to_thread(self._sign, self._region)
                 except Exception as error:  # the signer raises botocore's errors and its own bare ones
-                    raise DependencyError(
+                    missing = NoToken if self._token else DependencyError
+                    raise missing(
                         "AWS credentials", f"cannot sign in to MSK: {error}", "see the AWS credential chain"
                     ) from error
                 self._token, self._expires = token, expires_ms / 1000

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
 from pathlib import Path
 
 import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
 
 from streamproc.errors import ConfigError, DependencyError
 from streamproc.model import Partition
 from streamproc.redaction import Secret
 from streamproc.settings import read_settings
-from streamproc.sources.kafka_client import KafkaConnection, MskIamTokens
+from streamproc.sources.kafka_client import KafkaConnection, MskIamTokens, NoToken
 
 
 def test_plaintext_needs_nothing_else() -> None:
@@ -100,8 +103,39 @@ async def test_no_credentials_are_named_as_what_is_missing() -> None:
         raise RuntimeError("no credentials")
 
     tokens._sign = fail
-    with pytest.raises(DependencyError, match="AWS credentials: cannot sign in to MSK: no credentials"):
+    with pytest.raises(
+        DependencyError, match="AWS credentials: cannot sign in to MSK: no credentials"
+    ) as first:
         await tokens.token()
+    assert not isinstance(first.value, KafkaError), "whoever connects is to hear why"
+    tokens._sign = lambda region: ("about to end", (time.time() + 30) * 1000)
+    await tokens.token()
+    tokens._sign = fail
+    with pytest.raises(NoToken, match=r"^AWS credentials: cannot sign in to MSK: no credentials"):
+        await tokens.token()
+
+
+async def test_a_client_takes_missing_credentials_for_a_broker_that_it_cannot_connect_to(
+    kafka: KafkaConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked for at each connection: its background tasks live on when there are none for a moment."""
+
+    async def sign_in(*_: object, **__: object) -> None:
+        raise NoToken("AWS credentials", "cannot sign in to MSK: no credentials")
+
+    client = AIOKafkaClient(bootstrap_servers=kafka.bootstrap)
+    await client.bootstrap()
+    try:
+        with monkeypatch.context() as without:
+            without.setattr("aiokafka.client.create_conn", sign_in)
+            for connection in client._conns.values():
+                connection.close()
+            async with asyncio.timeout(10):
+                assert not await client.force_metadata_update()
+        async with asyncio.timeout(10):
+            assert await client.force_metadata_update()
+    finally:
+        await client.close()
 
 
 def test_partitions_go_by_their_number_and_by_the_life_of_a_broker_that_forgets_them():
