@@ -16,6 +16,7 @@ import sys
 import threading
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from streamproc.errors import DependencyError, StreamprocError
 from streamproc.ledger import Ledger
@@ -29,6 +30,9 @@ from streamproc.topology import Topology
 
 #: The other side. Not ``-m``: pickle knows the classes here by the module's name, which that would take away.
 PROGRAM = (sys.executable, "-c", f"from {__name__} import serve; serve()")
+
+#: What the kernel adds to how much memory a process holds, of a thousand, to find out which one it ends.
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 _WHAT = "the process that compacts"
 
@@ -63,9 +67,12 @@ class NotCompacted(StreamprocError):
 async def compact_apart(order: Order) -> Answer:
     """One turn, to its end; cancelling it ends the process.
 
-    Raises :class:`DependencyError` when the process has come to an end of its own.
+    Raises :class:`DependencyError` when the process cannot be started, or has come to an end of its own.
     """
-    process = await started(*PROGRAM)
+    try:
+        process = await started(*PROGRAM)
+    except OSError as error:  # there are as many processes as may be, or no memory for another
+        raise DependencyError(_WHAT, f"cannot be started: {error}", "the next turn tries again") from error
     assert process.stdin is not None and process.stdout is not None
     try:
         asked = pickle.dumps(order)
@@ -107,6 +114,9 @@ def serve() -> None:
     """Take the order, and answer it."""
     if hasattr(os, "nice"):
         os.nice(10)  # the stream comes first
+    with suppress(OSError):  # not Linux
+        # Where memory runs out the kernel ends this, and what it starts: else the largest, and that is the worker.
+        _OOM_SCORE.write_text("1000")
     size = int(sys.stdin.buffer.readline() or b"0")
     order: Order = pickle.loads(sys.stdin.buffer.read(size))  # noqa: S301 - of our own program
     threading.Thread(target=_end_with_the_other_side, daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
-from streamproc.runtimes import upkeep
+from streamproc.runtimes import compaction_process, upkeep
 from streamproc.runtimes.compaction import Compactor
 from streamproc.runtimes.compaction_process import PROGRAM, Answer, NotCompacted, Order, compact_apart
 from streamproc.runtimes.endpoints import Endpoints
@@ -85,6 +86,22 @@ async def test_one_that_is_killed_is_a_dependency_and_the_next_does_the_rest(
     assert children() == []
 
 
+async def test_one_that_cannot_be_started_is_a_dependency_and_ends_no_worker(
+    ledger: Ledger, postgres: str, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where there are as many processes as may be, or no memory for another."""
+    await lived(ledger, store, *HOUR, OVER)
+    asked = order(postgres, store.folder)
+    endpoints = Endpoints(asked.settings, ledger=postgres, broker=LogConnection("file:///logs"))
+    nobody: Any = None
+    worker = Upkeep(asked.page, ledger, store, nobody, endpoints)
+    monkeypatch.setattr(compaction_process, "PROGRAM", (str(tmp_path / "nothing"),))
+    with pytest.raises(
+        DependencyError, match=r"the process that compacts: cannot be started: .*No such file"
+    ):
+        await worker.compact()
+
+
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         asked = order(f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/nowhere", tmp_path)
@@ -94,6 +111,9 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
             process.stdin.write(b"%d\n" % len(body) + body)
             process.stdin.flush()
             connection, _ = silent.accept()  # it is at work
+            if sys.platform == "linux":
+                score = Path(f"/proc/{process.pid}/oom_score_adj").read_text()
+                assert score.strip() == "1000", "it is ended before the worker where memory runs out"
             process.stdin.close()
             assert process.wait(5) == 1, "sooner than it gives up the database"
             assert process.stdout.read() == b""
