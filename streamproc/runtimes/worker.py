@@ -56,6 +56,9 @@ _ANY_FAILURE = (Exception, pl.exceptions.PanicException)
 #: Longest wait for records before the pump looks at the clock again, seconds.
 _MAX_WAIT = 0.1
 
+#: Seconds before a source that has refused the worker is asked again.
+_ASK_AGAIN = 5.0
+
 #: Seconds for which a start waits for the warehouse, which the stream does without: mistakes are found out first.
 _WAREHOUSE_WITHIN = 10.0
 
@@ -306,8 +309,22 @@ class Worker:
             if self._fenced:
                 await self._rejoin()
             assert self._source is not None
-            batches = await self._source.next(self.settings.batch_records, _MAX_WAIT)
+            try:
+                batches = await self._source.next(self.settings.batch_records, _MAX_WAIT)
+            except DependencyError as error:
+                await self._ask_again(error)
+                continue
             await self._channel.send(value=(self.pipeline.generation, batches))
+
+    async def _ask_again(self, error: DependencyError) -> None:
+        """The source refuses us, as a group of Kafka does that we may not be in any more: join it anew after a while.
+
+        To call it again would not do: once a heartbeat was refused, aiokafka sends none any more.
+        """
+        self._waiting_for_broker(error, 0.0)
+        self.state = "waiting for the broker"
+        await asyncio.sleep(_ASK_AGAIN)
+        await self._rejoin()
 
     async def _join(self) -> None:
         """Ask the group what is ours; waits, as long as it takes, for a broker that has the topic."""
@@ -346,7 +363,7 @@ class Worker:
         )
 
     async def _rejoin(self) -> None:
-        """Another worker has claimed what we held: forget it all and ask the group what is ours now."""
+        """Forget all that we held, which others may have claimed, and ask the group what is ours now."""
         self.state = "waiting for the broker"  # from here on the source cannot be asked
         self.pipeline.drop()
         assert self._source is not None

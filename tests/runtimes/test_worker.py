@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
 
-from streamproc.errors import Inconsistent
+from streamproc.concurrency import cancelled
+from streamproc.errors import DependencyError, Inconsistent
+from streamproc.runtimes import worker as module
 from streamproc.runtimes.worker import Worker
 
 #: The second is no Exception: polars raises it where its own code is wrong.
@@ -120,3 +123,45 @@ async def test_a_warehouse_that_is_refused_ends_a_worker_that_still_waits_for_it
     with pytest.raises(Inconsistent, match="another type"):
         await Worker.run(worker, asyncio.Event())
     assert wound_down
+
+
+async def test_a_group_that_refuses_a_worker_is_joined_anew_until_it_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The right to it is taken away and given back: meanwhile the process has other streams to go on with."""
+    monkeypatch.setattr(module, "_ASK_AGAIN", 0.0)
+    refused = DependencyError("Kafka consumer group", "GroupAuthorizationFailedError('clicks')")
+    answers: list[Any] = [refused, refused, ["records"]]
+    happened: list[object] = []
+    taken = asyncio.Event()
+
+    async def answer(most: int, seconds: float) -> Any:
+        if not answers:
+            await asyncio.Event().wait()
+        if isinstance(given := answers.pop(0), Exception):
+            raise given
+        return given
+
+    async def rejoin() -> None:
+        happened.append(f"joins, and was {worker.state}")
+
+    async def send(value: object) -> None:
+        happened.append(value)
+        taken.set()
+
+    worker: Any = SimpleNamespace(
+        settings=SimpleNamespace(batch_records=10),
+        pipeline=SimpleNamespace(generation=7),
+        _source=SimpleNamespace(next=answer),
+        _channel=SimpleNamespace(send=send),
+        _waiting_for_broker=lambda error, failing: happened.append(error),
+        _rejoin=rejoin,
+        _fenced=False,
+    )
+    worker._ask_again = partial(Worker._ask_again, worker)
+    pumping = asyncio.create_task(Worker._pump(worker, None))  # type: ignore[arg-type]  # no application
+    async with asyncio.timeout(10):
+        await taken.wait()
+    await cancelled(pumping)
+    joins = "joins, and was waiting for the broker"
+    assert happened == [refused, joins, refused, joins, (7, ["records"])]
