@@ -48,20 +48,23 @@ class S3Store:
         """Connect, and see that the bucket is there."""
         if self._client is not None:
             return
-        with self._speaking("open", ""):
-            self._client = await self._stack.enter_async_context(
-                get_session().create_client(
-                    "s3",
-                    region_name=self._settings.region,
-                    endpoint_url=self._settings.endpoint_url,
-                    config=s3_config(
-                        self._settings.endpoint_url,
-                        attempts=self._settings.attempts,
-                        connections=self._settings.connections,
-                    ),
+        async with AsyncExitStack() as opening:  # closed where the bucket is not there: the next has to ask
+            with self._speaking("open", ""):
+                client = await opening.enter_async_context(
+                    get_session().create_client(
+                        "s3",
+                        region_name=self._settings.region,
+                        endpoint_url=self._settings.endpoint_url,
+                        config=s3_config(
+                            self._settings.endpoint_url,
+                            attempts=self._settings.attempts,
+                            connections=self._settings.connections,
+                        ),
+                    )
                 )
-            )
-            await self._client.head_bucket(Bucket=self._bucket)
+                await client.head_bucket(Bucket=self._bucket)
+            self._stack.push_async_callback(opening.pop_all().aclose)
+            self._client = client
 
     async def close(self) -> None:
         """Close the connections. Calling it again does nothing."""

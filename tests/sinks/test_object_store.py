@@ -190,6 +190,22 @@ async def test_a_bucket_that_is_not_there_is_named_with_a_hint(s3_server: Any) -
     await store.close()
 
 
+async def test_a_bucket_is_looked_for_at_each_attempt_until_it_is_there(s3_server: Any) -> None:
+    """A worker that cannot use the lake has to stay away from the partitions of those that can."""
+    import boto3
+
+    store = open_store("s3://made-after-a-while/prefix")
+    for _ in range(2):
+        with pytest.raises(DependencyError, match="create the bucket"):
+            await store.open()
+    client = boto3.client("s3", endpoint_url=s3_server.endpoint_url, region_name=s3_server.region)
+    client.create_bucket(Bucket="made-after-a-while")
+    client.close()
+    await store.open()
+    assert (await store.put("a", b"body")).size == 4
+    await store.close()
+
+
 async def test_an_endpoint_that_does_not_answer_is_a_dependency(s3_server: Any, unused_port: int) -> None:
     store = open_store(
         "s3://bucket", StoreSettings(endpoint_url=f"http://127.0.0.1:{unused_port}", attempts=1)
