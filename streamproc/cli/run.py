@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -32,6 +34,10 @@ def run_command(
     stream's partitions; start as many as you like. On SIGTERM a worker commits what it has taken, within
     the drain deadline, and leaves the group.
     """
+    if os.getpid() == 1:
+        # Linux keeps a signal from the first process of a container that has not asked for it. A worker that is told to
+        # end in its first seconds would go on, take partitions, and be killed for not having ended.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     folder = str(Path.cwd())
     if agents is not None and folder not in sys.path:
         sys.path.insert(0, folder)  # `python -m` has it there, the entry point has not

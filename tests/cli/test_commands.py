@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -158,6 +160,19 @@ def test_a_failure_exits_with_1_and_shows_its_traceback_when_debugging() -> None
     assert "Traceback" not in answer.stderr
     assert f"Kafka at {broker.removeprefix('kafka://')}: no broker answers" in answer.stderr
     assert "Traceback" in call("--debug", "topics", "list", BROKER=broker).stderr
+
+
+def test_the_first_process_of_a_container_ends_when_it_is_told_to_while_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    us, before = os.getpid(), signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Linux does for that one
+    monkeypatch.setattr("streamproc.cli.run.load_settings", lambda *_: os.kill(us, signal.SIGTERM))
+    try:
+        with monkeypatch.context() as first:
+            first.setattr(os, "getpid", lambda: 1)
+            assert CliRunner().invoke(main, ["run"]).exit_code == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_must_never_happen_is_named_as_the_alarm_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
