@@ -56,6 +56,9 @@ _ANY_FAILURE = (Exception, pl.exceptions.PanicException)
 #: Longest wait for records before the pump looks at the clock again, seconds.
 _MAX_WAIT = 0.1
 
+#: Seconds for giving the claims up: a database that is away would have us wait longer than we are given to end.
+_RELEASE_WITHIN = 5.0
+
 #: Seconds before a source that has refused the worker is asked again.
 _ASK_AGAIN = 5.0
 
@@ -261,9 +264,13 @@ class Worker:
 
     async def _release(self) -> None:
         try:
-            await self.pipeline.close()
+            async with asyncio.timeout(_RELEASE_WITHIN):
+                await self.pipeline.close()
         except DependencyError as error:
             log.warning("claims_not_released", on=error.what, problem=error.problem)
+        except TimeoutError:
+            late = f"no answer within {_RELEASE_WITHIN:g} s"
+            log.warning("claims_not_released", on="the ledger", problem=late)
 
     # -- records ---------------------------------------------------------------------------------------
 

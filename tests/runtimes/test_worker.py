@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import structlog
 
 from streamproc.concurrency import cancelled
 from streamproc.errors import DependencyError, Inconsistent
@@ -62,6 +63,18 @@ async def test_whatever_the_last_commit_fails_with_the_worker_leaves_the_group(
     await Worker._wind_down(worker)
     assert worker._failure is failure
     assert left == ["group", "claims"]
+
+
+async def test_a_worker_that_ends_does_not_wait_for_a_database_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has waited for its last commit as long as it may, and is given little more."""
+    monkeypatch.setattr(module, "_RELEASE_WITHIN", 0.01)
+    worker: Any = SimpleNamespace(pipeline=SimpleNamespace(close=asyncio.Event().wait))
+    with structlog.testing.capture_logs() as logs:
+        async with asyncio.timeout(10):
+            await Worker._release(worker)
+    assert [said["event"] for said in logs] == ["claims_not_released"]
 
 
 @pytest.mark.parametrize(
