@@ -50,8 +50,8 @@ class Limits:
 class Stats:
     """Running totals of this process, for status and health.
 
-    ``seconds``: by stage of work. ``waiting``: by whoever waits the step (``claim``, ``intend``, ``put`` or
-    ``commit``) and what it waits for. ``last_commit``: Unix time; ``..._at``: monotonic clock.
+    ``seconds``: by stage of work. ``waiting``: by whoever waits the step (``claim``, ``recall``, ``intend``, ``put``
+    or ``commit``) and what it waits for. ``last_commit``: Unix time; ``..._at``: monotonic clock.
     """
 
     epochs: int = 0

@@ -80,4 +80,4 @@ class Recall:
             except MissingObject:
                 return None
 
-        return await self._until_answered("claim", read)
+        return await self._until_answered("recall", read)

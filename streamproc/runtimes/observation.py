@@ -34,6 +34,8 @@ _FLUSHES = 6
 #: What a starting worker calls a sink it waits for.
 _ENDPOINT = {"summaries": "ledger", "lake": "lake", "warehouse": "warehouse"}
 _END_AFTER = 5
+#: Steps of the pipeline that wait for the lake; all others wait for the database.
+_OF_THE_LAKE = {"put", "recall"}
 
 
 class Observation:
@@ -195,9 +197,9 @@ class Observation:
         """Whether each sink took what it was given last."""
         worker = self._worker
         steps = worker.pipeline.stats.waiting_steps
-        sinks = {"summaries": steps <= {"put"}}
+        sinks = {"summaries": steps <= _OF_THE_LAKE}
         if worker.topology.sinks.lake:
-            sinks["lake"] = "put" not in steps
+            sinks["lake"] = steps.isdisjoint(_OF_THE_LAKE)
         if worker.upkeep.loads:
             sinks["warehouse"] = "load" not in worker.upkeep.failing
         if worker.publication is not None:

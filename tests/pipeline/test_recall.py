@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import structlog
 
+from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
 from streamproc.pipeline.limits import Stats
 from streamproc.pipeline.patience import Patience
@@ -86,6 +87,19 @@ async def test_events_without_an_id_are_passed_over(ledger: Ledger, store: Store
     recent = await recall.recent_ids(P0, NOON + 3 * MINUTE)
     assert recent is not None and len(recent) == 2
     assert await known(ledger, store) == IDS[:2]
+
+
+async def test_a_lake_that_does_not_answer_is_waited_for_as_what_it_is(ledger: Ledger, store: Store) -> None:
+    """And not as the database of claims and tables, which is well."""
+    await commit(ledger, store, 0)
+
+    def away(key: str) -> None:
+        raise DependencyError(key, "no answer")
+
+    store.meanwhile = away
+    with structlog.testing.capture_logs() as logs:
+        assert await known(ledger, store) == IDS[:2]
+    assert [said["step"] for said in logs if said["event"] == "waiting"] == ["recall"]
 
 
 async def test_a_worker_does_not_wait_for_an_object_that_somebody_has_deleted(

@@ -27,6 +27,7 @@ AWAY = DependencyError("Kafka at kafka:9092", "does not say what it has")
         ("running", "intend", set(), True, {"summaries"}),
         ("running", "commit", set(), True, {"summaries"}),
         ("running", "put", set(), True, {"lake"}),
+        ("running", "recall", set(), True, {"lake"}),
         ("running", None, {"load"}, True, {"warehouse"}),
         ("running", None, {"sweep", "expire"}, True, set()),
         ("running", None, set(), False, {"publication"}),
