@@ -81,7 +81,7 @@ def unknown(expression: str, exposed: dict[str, set[str]]) -> set[str]:
             continue
         if metric not in exposed:
             wrong.add(metric)
-        else:
+        elif not metric.startswith("process_"):  # those have none: groupings are of what they stand beside
             wrong |= {f"{metric}{{{label}}}" for label in labels - exposed[metric] - SCRAPED}
     return wrong
 
