@@ -19,6 +19,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from streamproc.errors import ConfigError, Mistake
 from streamproc.model import Counts, Partition, RecordBatch
+from streamproc.settings import read_settings
 from streamproc.topic_pages import find_pages, load_page
 from streamproc.transform import Resources, Transform
 
@@ -81,7 +82,7 @@ def _page(topic: str, topics: Path | None) -> tuple[Path, Path]:
     file = Path(topic)
     if file.suffix == ".toml":
         return file, file.parent
-    folder = find_pages(topics)
+    folder = find_pages(topics or read_settings().topics)
     if folder.is_file():
         return folder, folder.parent
     page = folder / f"{topic}.toml"

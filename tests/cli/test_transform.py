@@ -103,6 +103,21 @@ def test_a_page_can_be_given_as_a_file() -> None:
     assert len(lines_of(result.stdout_bytes)) == 1
 
 
+def test_the_page_is_looked_for_where_the_setting_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    (pages / "mine.toml").write_bytes((TOPICS / "clickstream.toml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    by_variable = {"STREAMPROC_TOPICS": str(pages)}
+    asked = CliRunner().invoke(main, ["transform", "mine"], input=GOOD, env=by_variable)
+    assert (asked.exit_code, len(lines_of(asked.stdout_bytes))) == (0, 1)
+    (tmp_path / "streamproc.toml").write_text('topics = "pages"\n')
+    asked = CliRunner().invoke(main, ["transform", "mine"], input=GOOD)
+    assert (asked.exit_code, len(lines_of(asked.stdout_bytes))) == (0, 1)
+
+
 @pytest.mark.parametrize("topic", ["nothing", "nothing.toml"])
 def test_an_unknown_topic_exits_with_2_and_says_so(topic: str) -> None:
     result = transform(GOOD, topic)
