@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.comparison.curves import draw_curves
 from benchmarks.comparison.options import TITLES
 from benchmarks.comparison.report import OURS, described
-from benchmarks.comparison.results import RESULTS, Results, read_results
+from benchmarks.comparison.results import RESULTS, BadResults, Results, read_results
 from benchmarks.comparison.rounds import Spread, Summary, summarise
 from benchmarks.comparison.svg import FAINT, INK, OURS_INK, opened
 
@@ -108,12 +108,16 @@ def _baseline(row: int) -> int:
     return _TOP + _ROW * row + _ROW // 2 + 2
 
 
-def newest_results(folder: Path = RESULTS) -> Path:
-    """The results file written last, by its name. Raises :class:`FileNotFoundError`."""
-    found = sorted(folder.glob("peers-*.json"))
-    if not found:
-        raise FileNotFoundError(f"no results in {folder}: make bench-peers writes some")
-    return found[-1]
+def newest_results(folder: Path = RESULTS, workload: str = "") -> Path:
+    """The results file written last, by its name, of those with rounds of the workload, or of all.
+
+    Raises :class:`FileNotFoundError`.
+    """
+    for path in sorted(folder.glob("peers-*.json"), reverse=True):
+        if not workload or any(it.workload.startswith(workload) for it in read_results(path).rounds):
+            return path
+    of_it = f" of {workload}" if workload else ""
+    raise FileNotFoundError(f"no results{of_it} in {folder}: make bench-peers writes some")
 
 
 def main() -> None:
@@ -121,13 +125,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", nargs="?", type=Path, help="default: the newest in benchmarks/results")
+    parser.add_argument(
+        "results", nargs="?", type=Path, help="default: the newest of the workload in benchmarks/results"
+    )
     parser.add_argument("--workload", default="w1", choices=["w1", "w2", "w3", "w5", "w6", "floor", "scale"])
     parser.add_argument("--output", type=Path, default=_OUTPUT)
     options = parser.parse_args()
-    path = options.results or newest_results()
-    results = read_results(path)
-    drawn = draw_curves(results) if options.workload == "scale" else draw(results, options.workload)
+    try:
+        path = options.results or newest_results(workload=options.workload)
+        results = read_results(path)
+        drawn = draw_curves(results) if options.workload == "scale" else draw(results, options.workload)
+    except (FileNotFoundError, BadResults, ValueError) as error:
+        parser.error(str(error))
     options.output.write_text(drawn, encoding="utf-8")
     print(f"{options.output} shows {path}")
 

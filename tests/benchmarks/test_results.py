@@ -16,7 +16,14 @@ from benchmarks.comparison import scaling
 from benchmarks.comparison.curves import draw_curves, points_of
 from benchmarks.comparison.plot import decades, draw, newest_results
 from benchmarks.comparison.report import first_and_last_line, print_report
-from benchmarks.comparison.results import BadResults, Results, new_results, read_results
+from benchmarks.comparison.results import (
+    BadResults,
+    Results,
+    ResultsFile,
+    new_results,
+    read_results,
+    this_machine,
+)
 from benchmarks.comparison.rounds import Round, Summary, summarise
 from benchmarks.comparison.stamping import make_templates
 from benchmarks.comparison.streamproc_worker import with_topic
@@ -75,6 +82,17 @@ def test_a_results_file_gives_back_what_was_kept_after_each_round(tmp_path: Path
     file.add(failed("b"))
     assert [it.failed for it in read_results(file.path).rounds] == ["", "it ended with 1:\nlast words"]
     assert newest_results(tmp_path) == file.path
+
+
+def test_a_workload_is_drawn_from_the_newest_results_that_have_it(tmp_path: Path) -> None:
+    """A run is of one workload or of some: the newest of all may have others."""
+    for name, workload in (("1", "w1"), ("2", "w1"), ("3", "scale-events-10")):
+        file = ResultsFile(tmp_path / f"peers-{name}.json", Results(started_at="", machine=this_machine("b")))
+        file.add(round_of("a", 1.0, workload=workload))
+    assert newest_results(tmp_path, "w1").name == "peers-2.json"
+    assert newest_results(tmp_path, "scale").name == "peers-3.json"
+    with pytest.raises(FileNotFoundError, match=r"no results of w3 in .*make bench-peers writes some"):
+        newest_results(tmp_path, "w3")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rounds": 3}'])
