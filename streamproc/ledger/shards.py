@@ -52,14 +52,14 @@ _RENEW = """
 """
 
 #: Parents that the ledger does not know are gone from the stream: nothing of them can be read any more. Those
-#: not finished are put into a hash table, whatever the planner believes: shards stay in the table for as long as the
-#: stream is read, and every worker asks all the time.
+#: not finished are put into a hash table, and the position of one that has an end is looked up by its key, whatever the
+#: planner believes: shards stay in the table for as long as the stream is read, and every worker asks all the time.
 _BOARD = """
     WITH shards AS (
-        SELECT s.*, COALESCE(s.last_position <= COALESCE(p.position, -1), false) AS finished
+        SELECT s.*, s.last_position IS NOT NULL AND s.last_position <= COALESCE((
+            SELECT p.position FROM streamproc.partitions AS p
+            WHERE (p.stream, p.source, p.partition) = (s.stream, s.source, s.partition)), -1) AS finished
         FROM streamproc.shards AS s
-        LEFT JOIN streamproc.partitions AS p
-            ON (p.stream, p.source, p.partition) = (s.stream, s.source, s.partition)
         WHERE s.stream = %(stream)s AND s.source = %(source)s
     )
     SELECT partition,
