@@ -39,7 +39,8 @@ _EXPIRE = """
 _FORGET_NOTES = """
     DELETE FROM streamproc.outbox WHERE id IN (
         SELECT id FROM streamproc.outbox
-        WHERE stream = %(stream)s AND kind = ANY(%(kinds)s) AND created_at < clock_timestamp() - %(age)s
+        WHERE stream = %(stream)s AND created_at < clock_timestamp() - %(age)s
+          AND (kind = ANY(%(kinds)s) OR kind = 'rows' AND NOT table_name = ANY(%(tables)s))
         FOR UPDATE SKIP LOCKED)
 """
 
@@ -128,14 +129,19 @@ async def forget_swept(database: Database, stream: str, age: timedelta = SWEPT) 
 
 
 async def forget_notes(
-    database: Database, stream: str, kinds: Sequence[str], age: timedelta = UNPUBLISHED
+    database: Database,
+    stream: str,
+    kinds: Sequence[str],
+    tables: Sequence[str],
+    age: timedelta = UNPUBLISHED,
 ) -> int:
-    """Delete what was noted for publication more than ``age`` ago, of the ``kinds`` that nobody publishes any more.
+    """Delete what was noted for publication more than ``age`` ago, of the ``kinds`` that nobody publishes any more, and
+    of rows of all but these ``tables``.
 
     Returns how many notes there were.
     """
     async with database.transaction("forget what is not published any more") as conn:
-        names = {"stream": stream, "kinds": list(kinds), "age": age}
+        names = {"stream": stream, "kinds": list(kinds), "tables": list(tables), "age": age}
         return (await conn.execute(_FORGET_NOTES, names)).rowcount
 
 

@@ -170,7 +170,8 @@ class Upkeep:
         sinks = self._topology.sinks
         topics = {"events": sinks.publish_events, "rows": sinks.publish_tables}
         kinds = [kind for kind, topic in topics.items() if topic is None]
-        if kinds and (notes := await forget_notes(self._ledger.database, self._topology.name, kinds)):
+        tables = [table.name for table in self._topology.tables]
+        if notes := await forget_notes(self._ledger.database, self._topology.name, kinds, tables):
             log.warning("not_published", kinds=kinds, notes=notes, why="the page publishes them no more")
 
     async def expire(self) -> None:

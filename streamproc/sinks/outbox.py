@@ -32,15 +32,18 @@ _ENLIST = """
     INSERT INTO streamproc.outbox (stream, epoch, kind, table_name, payload) VALUES (%s, %s, %s, %s, %s)
 """
 
-#: Rows that another worker is publishing are left to it.
+#: Rows that another worker is publishing are left to it. So is what only its page publishes: while workers are replaced
+#: one by one, some have another.
 _NEXT = """
     SELECT id, kind, table_name, payload FROM streamproc.outbox
-    WHERE stream = %s AND kind = %s ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+    WHERE stream = %(stream)s AND kind = %(kind)s AND (table_name IS NULL OR table_name = ANY(%(tables)s))
+    ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
 """
 
 _BACKLOG = """
     SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8
-    FROM streamproc.outbox WHERE stream = %s
+    FROM streamproc.outbox
+    WHERE stream = %(stream)s AND kind = ANY(%(kinds)s) AND (table_name IS NULL OR table_name = ANY(%(tables)s))
 """
 
 #: What a note is about.
@@ -94,6 +97,10 @@ class Outbox:
             for table in topology.tables
             if table.window.kind == "session"
         }
+        topics = {"events": topology.sinks.publish_events, "rows": topology.sinks.publish_tables}
+        self._kinds = [kind for kind in KINDS if topics[kind] is not None]
+        #: What of the notes this page publishes.
+        self._mine = {"stream": topology.name, "kinds": self._kinds, "tables": list(self._keys)}
 
     @property
     def wants_rows(self) -> bool:
@@ -130,14 +137,17 @@ class Outbox:
         """Publish what is noted of this kind, oldest first, until nothing is left or ``within`` seconds have passed;
         at least one note, however short they are. Returns whether there may be more.
 
-        Raises :class:`DependencyError`; what was not published stays noted.
+        What this page does not publish stays noted, for workers whose page does. Raises :class:`DependencyError`; what
+        was not published stays noted.
         """
+        if kind not in self._kinds:
+            return False
         clock = asyncio.get_running_loop().time
         end = clock() + within
         while True:
             end_if_cancelled()
             async with self._database.transaction("publish") as conn:
-                row = await (await conn.execute(_NEXT, [self._topology.name, kind])).fetchone()
+                row = await (await conn.execute(_NEXT, {**self._mine, "kind": kind})).fetchone()
                 if row is None:
                     return False
                 note, _, table, payload = row
@@ -150,15 +160,14 @@ class Outbox:
                 return True
 
     async def backlog(self) -> Backlog:
-        """What is waiting. Raises :class:`DependencyError`."""
+        """What is waiting, of what this page publishes. Raises :class:`DependencyError`."""
         async with self._database.connection("count what is to be published") as conn:
-            row = await (await conn.execute(_BACKLOG, [self._topology.name])).fetchone()
+            row = await (await conn.execute(_BACKLOG, self._mine)).fetchone()
         return Backlog(*row) if row is not None else Backlog(0, 0.0)
 
     async def _publish_events(self, key: str) -> None:
         topic = self._topology.sinks.publish_events
-        if topic is None or self._lake is None:
-            return  # the page has changed since: nobody wants them any more
+        assert topic is not None and self._lake is not None, "others are not asked for"
         try:
             rows = await self._lake.read([key], list(self._topology.columns))
         except MissingObject as error:
@@ -171,8 +180,7 @@ class Outbox:
 
     async def _publish_rows(self, version: int, table: str, payload: bytes) -> None:
         topic = self._topology.sinks.publish_tables
-        if topic is None or table not in self._keys:
-            return
+        assert topic is not None, "others are not asked for"
         try:
             values, keys = await asyncio.to_thread(_rows, table, self._keys[table], version, payload)
         except KeyError as error:

@@ -143,6 +143,29 @@ async def test_what_the_page_publishes_no_more_is_noted_for_a_day(
     assert said == ([(gone, len(gone))] if gone else [])
 
 
+async def test_rows_of_a_table_that_the_page_has_no_more_are_noted_for_a_day(
+    ledger: Ledger, postgres: str
+) -> None:
+    page = load_page(REPOSITORY / "topics" / "weblogs.toml")
+    sinks = replace(page.sinks, publish_events="enriched", publish_tables="changes")
+    page = replace(page, name=ledger.stream, sinks=sinks, retention=Retention(history=None))
+    notes = [(table, hours) for table in (page.tables[0].name, "removed") for hours in (1, 25)]
+    nobody: Any = None
+    endpoints = Endpoints(read_settings(environ={}), broker=LogConnection(PLACE))
+    with psycopg.connect(postgres, autocommit=True) as db:
+        for table, hours in notes:
+            db.execute(
+                "INSERT INTO streamproc.outbox (stream, epoch, kind, table_name, payload, created_at)"
+                " VALUES (%s, gen_random_uuid(), 'rows', %s, %s, clock_timestamp() - make_interval(hours => %s))",
+                [ledger.stream, table, str(hours).encode(), hours],
+            )
+        await Upkeep(page, ledger, nobody, nobody, endpoints).retain()
+        left = db.execute(
+            "SELECT table_name, convert_from(payload, 'UTF8')::int FROM streamproc.outbox"
+        ).fetchall()
+    assert sorted(left) == sorted(set(notes) - {("removed", 25)})
+
+
 class Started(Upkeep):
     """Notes the periodic work that would begin."""
 

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import polars as pl
 import pytest
@@ -13,7 +14,7 @@ from structlog.testing import capture_logs
 
 from streamproc.ledger import Ledger
 from streamproc.sinks import outbox
-from streamproc.sinks.outbox import Outbox
+from streamproc.sinks.outbox import KINDS, Outbox
 from streamproc.topic_pages import load_page
 from tests.e2e.harness import REPOSITORY
 
@@ -28,6 +29,13 @@ class Broker:
         self, topic: str, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None = None
     ) -> None:
         self.values += values
+
+
+class Lake:
+    """An object is an event."""
+
+    async def read(self, keys: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+        return pl.DataFrame({"visitor_id": keys})
 
 
 async def test_the_changed_rows_of_an_epoch_are_noted_in_parts_that_fit_a_column(
@@ -88,3 +96,37 @@ async def test_rows_of_a_table_that_has_another_key_by_now_hold_up_nothing(ledge
     assert (await publication.backlog()).notes == 0
     said = [(entry["what"], entry["why"]) for entry in logs if entry["event"] == "not_published"]
     assert said == [(table.name, f"its rows had no {table.by[0]} when they changed")]
+
+
+async def test_what_only_another_page_publishes_is_left_to_the_workers_that_have_it(ledger: Ledger) -> None:
+    """While they are replaced one by one: the newer page has a table more, and publishes events too."""
+    page = load_page(REPOSITORY / "topics" / "clickstream.toml")
+    table, added = [each for each in page.tables if each.window.kind != "session"][:2]
+    sinks = replace(page.sinks, publish_events=None, publish_tables="changes")
+    older_page = replace(page, tables=(table,), sinks=sinks)
+    newer_page = replace(page, tables=(table, added), sinks=replace(sinks, publish_events="enriched"))
+    lake: Any = Lake()
+    older_broker, newer_broker = Broker(), Broker()
+    older = Outbox(older_page, ledger.database, None, older_broker)
+    newer = Outbox(newer_page, ledger.database, lake, newer_broker)
+    rows = {
+        each.name: pl.DataFrame({"window_start": [1], **dict.fromkeys(each.by, "x")})
+        for each in (added, table)
+    }
+    async with ledger.database.transaction("commit") as conn:
+        await newer.enlist(conn, uuid.uuid4(), [], rows)
+        await conn.execute(
+            "INSERT INTO streamproc.outbox (stream, epoch, kind, payload)"
+            " VALUES (%s, gen_random_uuid(), 'events', 'an object')",
+            [page.name],
+        )
+    assert ((await older.backlog()).notes, (await newer.backlog()).notes) == (1, 3)
+    for kind in KINDS:
+        assert not await older.deliver(kind)
+    assert [json.loads(value or b"")["table"] for value in older_broker.values] == [table.name]
+    assert ((await older.backlog()).notes, (await newer.backlog()).notes) == (0, 2)
+    for kind in KINDS:
+        assert not await newer.deliver(kind)
+    event, row = (json.loads(value or b"") for value in newer_broker.values)
+    assert (event, row["table"]) == ({"visitor_id": "an object"}, added.name)
+    assert (await newer.backlog()).notes == 0
