@@ -183,7 +183,7 @@ def _decode(key: str, body: bytes, schema: Mapping[str, pl.DataType]) -> pl.Data
     """These columns of a file and no others; null where it is older than a column that the page has gained since."""
     there = pl.read_parquet_schema(body)
     frame = pl.read_parquet(body, columns=[name for name in schema if name in there])
-    if wrong := [name for name in frame.columns if not _fits(frame[name], schema[name])]:
+    if wrong := [name for name in frame.columns if not fits(frame[name], schema[name])]:
         fix = "Give the column another name in the topic page, or the type it had"
         # Not what polars says about it: that quotes values, and they may be a visitor's.
         raise ConfigError(
@@ -196,7 +196,7 @@ def _decode(key: str, body: bytes, schema: Mapping[str, pl.DataType]) -> pl.Data
     )
 
 
-def _fits(column: pl.Series, dtype: pl.DataType) -> bool:
+def fits(column: pl.Series, dtype: pl.DataType) -> bool:
     """Whether every value can have the type, and says the same then: polars takes 1.5 for the whole number 1."""
     if column.dtype == dtype:
         return True

@@ -15,6 +15,7 @@ from streamproc.database import Database, patient
 from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.model import CommittedObject
+from streamproc.sinks.lake import fits
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.warehouse import LoadReport, Rows, WarehouseStatus
 
@@ -32,6 +33,19 @@ _TYPES: Mapping[type[pl.DataType], LiteralString] = {
     pl.Date: "date",
     pl.Datetime: "timestamp with time zone",
     pl.Binary: "bytea",
+}
+
+#: What is read of a column of the table.
+_READ: Mapping[str, pl.DataType] = {
+    "text": pl.String(),
+    "boolean": pl.Boolean(),
+    "smallint": pl.Int16(),
+    "integer": pl.Int32(),
+    "bigint": pl.Int64(),
+    "real": pl.Float32(),
+    "double precision": pl.Float64(),
+    "date": pl.Date(),
+    "timestamp with time zone": pl.Datetime("us", "UTC"),
 }
 
 #: Any fixed number; it only has to differ from other advisory locks of the same database.
@@ -91,7 +105,17 @@ class PostgresWarehouse:
             if not await _exists(conn, "warehouse.loads"):
                 await conn.execute("CREATE SCHEMA IF NOT EXISTS warehouse")
                 await conn.execute(_LOADS)
-            await self._extend(conn, columns)
+            there = await self._extend(conn, columns)
+            if wrong := _changed(columns, there):
+                name = self._table.as_string(conn)
+                raise ConfigError(
+                    Mistake(
+                        f"warehouse table {name}, column {column}",
+                        f"is {there[column]} and should be {_postgres_type(columns[column])}",
+                        "Rename the column in the topic page, or the table",
+                    )
+                    for column in wrong
+                )
 
     async def missing(self, keys: Sequence[str]) -> set[str]:
         """Anti-join with ``warehouse.loads``."""
@@ -223,7 +247,9 @@ class PostgresWarehouse:
             raise Inconsistent(f"{key}: {len(body)} bytes in the store, {committed.size} in the ledger")
         frame = await asyncio.to_thread(pl.read_parquet, body)
         # An object may be older or newer than the topic page in force: its own columns count.
-        await self._extend(conn, frame.schema)
+        there = await self._extend(conn, frame.schema)
+        if _changed(frame.schema, there):
+            frame = await asyncio.to_thread(_as_in_the_table, frame, there, key)
         copied = await self._copy(conn, frame)
         if copied != rows:
             raise Inconsistent(f"{key}: {copied} rows copied, {rows} in the ledger")
@@ -245,21 +271,11 @@ class PostgresWarehouse:
                     await copy.write(body[start : start + _COPY_CHUNK])
             return cursor.rowcount
 
-    async def _extend(self, conn: AsyncConnection[Any], columns: Mapping[str, pl.DataType]) -> None:
+    async def _extend(self, conn: AsyncConnection[Any], columns: Mapping[str, pl.DataType]) -> dict[str, str]:
+        """Create the table, or add the columns it lacks; the types of its columns then."""
         name = self._table.as_string(conn)
         wanted = {column: _postgres_type(dtype) for column, dtype in columns.items()}
-        there = dict(await (await conn.execute(_COLUMNS, [name])).fetchall())
-        wrong = [
-            Mistake(
-                f"warehouse table {name}, column {column}",
-                f"is {there[column]} and should be {wanted[column]}",
-                "Rename the column in the topic page, or the table",
-            )
-            for column in wanted.keys() & there.keys()
-            if there[column] != wanted[column]
-        ]
-        if wrong:
-            raise ConfigError(wrong)
+        there: dict[str, str] = dict(await (await conn.execute(_COLUMNS, [name])).fetchall())
         added = [
             sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(wanted[column]))
             for column in wanted
@@ -273,6 +289,7 @@ class PostgresWarehouse:
         elif added:
             clauses = sql.SQL(", ").join(sql.SQL("ADD COLUMN {}").format(column) for column in added)
             await conn.execute(sql.SQL("ALTER TABLE {} {}").format(self._table, clauses))
+        return {**wanted, **there}
 
 
 def to_csv(frame: pl.DataFrame) -> bytes:
@@ -303,6 +320,25 @@ def to_csv(frame: pl.DataFrame) -> bytes:
         buffer, include_header=False, datetime_format="%Y-%m-%dT%H:%M:%S%.6fZ", quote_style="necessary"
     )
     return buffer.getvalue()
+
+
+def _changed(columns: Mapping[str, pl.DataType], there: Mapping[str, str]) -> list[str]:
+    """The columns that have another type in the table."""
+    return [name for name, dtype in columns.items() if there[name] != _postgres_type(dtype)]
+
+
+def _as_in_the_table(frame: pl.DataFrame, there: Mapping[str, str], key: str) -> pl.DataFrame:
+    """An object's rows with the types of the table: its page gave some columns another.
+
+    Raises :class:`Inconsistent` when a value cannot have it.
+    """
+    typed = {name: _READ.get(there[name]) for name in _changed(frame.schema, there)}
+    for name, dtype in typed.items():
+        if dtype is None or not fits(frame[name], dtype):
+            raise Inconsistent(
+                f"{key}: column {name} is {frame.schema[name]}, and not all of it can be {there[name]} as in the table"
+            )
+    return frame.cast({name: dtype for name, dtype in typed.items() if dtype is not None})
 
 
 def _postgres_type(dtype: pl.DataType) -> LiteralString:

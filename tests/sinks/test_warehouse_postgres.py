@@ -131,6 +131,24 @@ async def test_a_column_that_changed_its_type_is_a_configuration_mistake(
         await warehouse.ensure({**COLUMNS, "value": pl.String()})
 
 
+async def test_an_object_whose_column_had_another_type_is_loaded_where_its_values_can_have_that_of_the_table(
+    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore
+) -> None:
+    """They were committed where no warehouse was known that would have refused the page."""
+    whole = await put(store, events(NOON).with_columns(value=pl.lit(7, pl.Int64)))
+    texts = await put(store, events(NOON, first=1).with_columns(value=pl.lit("2.5")))
+    assert await warehouse.load(whole + texts, store) == LoadReport(2, 2)
+    values = "SELECT value FROM warehouse.clicks ORDER BY position"
+    assert query(postgres, values) == [(7.0,), (2.5,)]
+    [words] = await put(store, events(NOON, first=2).with_columns(value=pl.lit("many")))
+    with pytest.raises(Inconsistent, match=r"\.parquet: column value is String, .* double precision"):
+        await warehouse.load([words], store)
+    with psycopg.connect(postgres, autocommit=True) as owner:
+        owner.execute("ALTER TABLE warehouse.clicks ALTER value TYPE text")
+    assert await warehouse.load([words], store) == LoadReport(1, 1)
+    assert query(postgres, values) == [("7",), ("2.5",), ("many",)]
+
+
 async def test_batches_keep_to_the_limits(warehouse: PostgresWarehouse, store: ObjectStore) -> None:
     sizes = [3, 3, 3, 9, 1, 1, 1, 1]
     objects, first = [], 0
