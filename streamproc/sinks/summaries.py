@@ -54,7 +54,7 @@ class Summaries:
 
         Safe when several workers start at once. Rows that are there already get null in new columns.
         Raises :class:`~streamproc.errors.ConfigError` when a window, a key, a condition or a measure has
-        changed its meaning.
+        changed its meaning, or PostgreSQL does not compute a derived column.
         """
         await summaries_schema.ensure(conn, list(self._layouts.values()), self.schema)
 

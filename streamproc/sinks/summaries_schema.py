@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection, errors, sql
 
 from streamproc.database import patient
-from streamproc.errors import ConfigError
+from streamproc.errors import ConfigError, Mistake
 from streamproc.sinks.summaries_layout import (
     Column,
     Layout,
@@ -47,12 +48,21 @@ _PATIENCE = "5s"
 #: may go on in one epoch: with 75, 29 of 100 updates found no room, with 60 it was 3, in tables of the same size.
 _FILLFACTOR, _SESSION_FILLFACTOR = 75, 60
 
+#: What PostgreSQL raises of an expression that it does not compute, or of one that the rows there are do not fit; of a
+#: column that something reads.
+_REFUSED = (
+    errors.ProgrammingError,
+    errors.NotSupportedError,
+    errors.DataError,
+    errors.DependentObjectsStillExist,
+)
+
 
 async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: str) -> None:
     """Create what is missing and extend what has grown, all or nothing.
 
-    Raises :class:`ConfigError` listing every change that existing rows do not allow; :class:`DependencyError` when a
-    table that has grown is in use for long, and nothing is done.
+    Raises :class:`ConfigError` listing every change that existing rows do not allow, or every derived column that
+    PostgreSQL refuses; :class:`DependencyError` when a table that has grown is in use for long, and nothing is done.
     """
     async with conn.transaction():
         await conn.execute(
@@ -80,6 +90,7 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
         ]
         if mistakes:
             raise ConfigError(mistakes)
+        refused: list[Mistake] = []
         for layout in layouts:
             before, mine = known.get(layout.table.name), there.get(layout.table.name, {})
             now = definition(layout, before)
@@ -90,7 +101,9 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
             behind = before is not None and await is_behind(conn, layout, before)
             whole = with_former(layout, schema, before or {}, mine) if behind else layout
             await _create(conn, whole)
-            await _extend(conn, whole, before or {}, mine)
+            refused += await _extend(conn, whole, schema, before or {}, mine)
+            if refused:
+                continue  # for what else is refused; nothing of this is kept
             if behind:
                 await catch_up(conn, whole, schema, before or {})
             await _describe(conn, layout)
@@ -101,6 +114,8 @@ async def ensure(conn: AsyncConnection[Any], layouts: Sequence[Layout], schema: 
                 ).format(registry(schema)),
                 [layout.table.name, json.dumps(now)],
             )
+        if refused:
+            raise ConfigError(refused)
 
 
 async def _lock(conn: AsyncConnection[Any], layout: Layout) -> None:
@@ -157,18 +172,25 @@ def _stored(column: Column) -> sql.Composed:
     return sql.SQL("{} {}").format(column.id, stored_type(column.type))
 
 
-async def _extend(conn: AsyncConnection[Any], layout: Layout, before: Definition, there: Columns) -> None:
-    """Columns that came later. They are null in rows that were there before: nobody counted then.
+async def _extend(
+    conn: AsyncConnection[Any], layout: Layout, schema: str, before: Definition, there: Columns
+) -> list[Mistake]:
+    """Columns that came later. They are null in rows that were there before: nobody counted then. Returns what
+    PostgreSQL refuses of derived ones.
 
     ``there``: the public table's by now. Derived ones go first, for a measure may have taken the name of one.
     """
+    refused: list[Mistake] = []
+    place = f"{schema}: tables.{layout.table.name}.derived"
     old: dict[str, str] = before.get("derived", {})
     now = {derived.name: derived.sql for derived in layout.table.derived}
     for name, formula in old.items():
         if now.get(name) != formula and there.get(name):  # computed from the row, so nothing is lost
-            await conn.execute(
-                sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(layout.public, sql.Identifier(name))
-            )
+            fix = "Drop what reads it, and make that anew when a worker has started; or change it back"
+            async with _noting(conn, refused, f"{place}.{name}", fix):
+                await conn.execute(
+                    sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(layout.public, sql.Identifier(name))
+                )
     add = sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}")
     if layout.has_state:
         if (
@@ -184,11 +206,31 @@ async def _extend(conn: AsyncConnection[Any], layout: Layout, before: Definition
     for column in layout.measures:
         await conn.execute(add.format(layout.public, column.id, public_type(column.type)))
     for derived, column in zip(layout.table.derived, layout.derived, strict=True):
-        await conn.execute(
-            sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {} GENERATED ALWAYS AS ({}) STORED").format(
-                layout.public, column.id, public_type(column.type), trusted(derived.sql)
+        fix = "Write what PostgreSQL computes of a row too: docs/tables.md, Derived columns"
+        async with _noting(conn, refused, f"{place}.{derived.name}.sql", fix):
+            await conn.execute(
+                sql.SQL(
+                    "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {} GENERATED ALWAYS AS ({}) STORED"
+                ).format(layout.public, column.id, public_type(column.type), trusted(derived.sql))
             )
-        )
+    return refused
+
+
+@asynccontextmanager
+async def _noting(
+    conn: AsyncConnection[Any], refused: list[Mistake], place: str, fix: str
+) -> AsyncIterator[None]:
+    """Where PostgreSQL refuses what the block does, that is one mistake more, and the transaction goes on."""
+    try:
+        async with conn.transaction():
+            yield
+    except errors.InsufficientPrivilege:
+        raise
+    except _REFUSED as error:
+        said = [error.diag.message_primary or str(error)]
+        if isinstance(error, errors.DependentObjectsStillExist):  # details of other errors may quote a row
+            said += (error.diag.message_detail or "").splitlines()
+        refused.append(Mistake(place, f"is refused by PostgreSQL: {'; '.join(said)}", fix))
 
 
 async def _describe(conn: AsyncConnection[Any], layout: Layout) -> None:

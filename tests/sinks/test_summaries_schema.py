@@ -431,6 +431,39 @@ async def test_a_derived_column_may_be_computed_differently(conn):
     assert "many" not in await columns(conn, "per_minute")
 
 
+async def test_derived_columns_that_postgresql_refuses_are_mistakes_that_are_named_all_at_once(conn):
+    """polars takes both expressions, so that a page with them is loaded."""
+    turnover = Measure("turnover", "sum", pl.Float64(), "amount")
+    derived = (
+        Derived("weekday", "date_part('dow', window_start)", pl.Int8()),
+        Derived("many", "events > 1", pl.Boolean()),
+        Derived("rounded", "round(turnover, 2)", pl.Float64()),
+    )
+    with pytest.raises(ConfigError) as refused:
+        await ensured(conn, tumbling([EVENTS, turnover], derived=derived), visits())
+    weekday, rounded = refused.value.mistakes
+    assert weekday.where == "clicks: tables.per_minute.derived.weekday.sql" and "immutable" in weekday.problem
+    assert rounded.where == "clicks: tables.per_minute.derived.rounded.sql" and "round(" in rounded.problem
+    found = await conn.execute("SELECT to_regclass('clicks.per_minute'), to_regclass('clicks.visits')")
+    assert await found.fetchone() == (None, None), "all or nothing"
+    await ensured(conn, tumbling([EVENTS, turnover], derived=derived[1:2]))
+    assert "many" in await columns(conn, "per_minute")
+
+
+async def test_a_derived_column_that_a_view_reads_is_a_mistake_that_names_the_view(conn):
+    table = tumbling([EVENTS], derived=(Derived("many", "events > 1", pl.Boolean()),))
+    await commit(conn, await ensured(conn, table), table, [event(0)])
+    await conn.execute("CREATE VIEW clicks.busy AS SELECT window_start FROM clicks.per_minute WHERE many")
+    changed = replace(table, derived=(Derived("many", "events > 0", pl.Boolean()),))
+    with pytest.raises(ConfigError, match=r"clicks: tables\.per_minute\.derived\.many: .*view clicks\.busy"):
+        await ensured(conn, changed)
+    summaries = await ensured(conn, table)
+    assert (await summaries.rows(conn, "per_minute"))["many"].to_list() == [False]
+    await conn.execute("DROP VIEW clicks.busy")
+    summaries = await ensured(conn, changed)
+    assert (await summaries.rows(conn, "per_minute"))["many"].to_list() == [True]
+
+
 async def test_a_derived_column_does_not_take_the_place_of_a_measure_that_was_removed(conn):
     many = Measure("many", "count", pl.Int64(), where="kind = 'view'")
     derived = tumbling([EVENTS], derived=(Derived("many", "events > 1", pl.Boolean()),))
