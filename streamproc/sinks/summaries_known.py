@@ -25,7 +25,7 @@ from psycopg import AsyncConnection, errors, sql
 
 from streamproc.sinks.summaries_layout import Layout, published, readable, trusted
 from streamproc.sinks.summaries_stage import ROW
-from streamproc.sinks.summaries_statements import assigned, finished, merged, reopened, write_public
+from streamproc.sinks.summaries_statements import assigned, finished, merged, reopened, shown, write_public
 
 #: Columns of a key that are null in a row, all others being not.
 Nulls: TypeAlias = tuple[str, ...]
@@ -265,12 +265,14 @@ def _finished(layout: Layout, row: LiteralString) -> sql.Composed:
 
 def placed_rows(layout: Layout, staged: sql.Identifier, nulls: Sequence[Nulls]) -> sql.Composed:
     """The public rows of the staged keys of a windowed table, times as integers."""
-    lookup = sql.SQL("SELECT * FROM {} p WHERE {} OFFSET 0")
+    lookup = sql.SQL("SELECT {} FROM {} p WHERE {} OFFSET 0")
+    mine = shown(layout)
     return sql.SQL("SELECT {columns} FROM {staged} d CROSS JOIN LATERAL ({found}) p ORDER BY d.{row}").format(
         columns=_COMMA.join(readable(column, "p") for column in layout.columns),
         staged=staged,
         found=_each(
-            nulls, lambda null: lookup.format(layout.public, _same(layout, "p", "d", null, finished=True))
+            nulls,
+            lambda null: lookup.format(mine, layout.public, _same(layout, "p", "d", null, finished=True)),
         ),
         row=ROW.id,
     )

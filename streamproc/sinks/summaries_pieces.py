@@ -23,7 +23,7 @@ from psycopg import sql
 from streamproc.sinks.summaries_known import update_both
 from streamproc.sinks.summaries_layout import Column, Layout, published, readable
 from streamproc.sinks.summaries_stage import FIRST, LAST, ROW
-from streamproc.sinks.summaries_statements import assigned, finished, merged, write_public
+from streamproc.sinks.summaries_statements import assigned, finished, merged, shown, write_public
 from streamproc.tables.funnels import MAX_STEP_EVENTS_BYTES
 from streamproc.tables.measures import funnel_columns, state_columns
 from streamproc.topology import Measure
@@ -219,9 +219,10 @@ def public_sessions(layout: Layout, stage: sql.Identifier) -> sql.Composed:
     return sql.SQL(
         "SELECT {columns} FROM (SELECT DISTINCT {key} FROM {stage}) k CROSS JOIN LATERAL "
         "(SELECT session_start FROM {state} s WHERE {stored} = {wanted} OFFSET 0) s CROSS JOIN LATERAL "
-        "(SELECT * FROM {public} p WHERE p.session_start = {start} AND {mine} = {published} OFFSET 0) p"
+        "(SELECT {shown} FROM {public} p WHERE p.session_start = {start} AND {mine} = {published} OFFSET 0) p"
     ).format(
         columns=_COMMA.join(readable(column, "p") for column in layout.columns),
+        shown=shown(layout),
         key=key.id,
         stage=stage,
         state=layout.state,

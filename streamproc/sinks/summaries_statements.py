@@ -18,9 +18,11 @@ from streamproc.sinks.summaries_layout import (
     Layout,
     finish,
     finished_columns,
+    public_type,
     published,
     readable,
     stored_type,
+    trusted,
 )
 from streamproc.tables.measures import FLOAT_LIMIT, INTEGER_LIMIT, Merge, StateColumn
 from streamproc.tables.sketches import SKETCHED
@@ -57,6 +59,17 @@ def finished(layout: Layout, row: LiteralString = "") -> list[tuple[str, sql.Com
         for name, type_ in finished_columns(measure):
             columns.append((Column(name, type_), finish(measure, name, row)))
     return [(column.name, published(column, value)) for column, value in columns]
+
+
+def shown(layout: Layout) -> sql.Composed:
+    """The columns of a row of the public table, to be selected from that alone. Derived ones are computed as this page
+    says: a newer one may have taken their columns away, or have changed them.
+    """
+    derived = [
+        sql.SQL("({})::{} AS {}").format(trusted(each.sql), public_type(each.type), sql.Identifier(each.name))
+        for each in layout.table.derived
+    ]
+    return _COMMA.join([*(each.id for each in layout.columns if each not in layout.derived), *derived])
 
 
 def reopened(layout: Layout, row: LiteralString) -> list[tuple[str, sql.Composable]]:

@@ -464,6 +464,21 @@ async def test_a_derived_column_that_a_view_reads_is_a_mistake_that_names_the_vi
     assert (await summaries.rows(conn, "per_minute"))["many"].to_list() == [True]
 
 
+@pytest.mark.parametrize("table", [tumbling([EVENTS]), visits([EVENTS])], ids=["tumbling", "session"])
+async def test_a_worker_whose_derived_column_a_newer_page_has_taken_away_goes_on(conn, table):
+    """The rows that it returns, to be published, have it as its own page says."""
+    older_page = replace(table, derived=(Derived("many", "events > 1", pl.Boolean()),))
+    older = await ensured(conn, older_page)
+    await commit(conn, older, older_page, [event(0)])
+    newer_page = replace(table, derived=(Derived("busy", "events > 9", pl.Boolean()),))
+    await ensured(conn, newer_page)
+    assert "many" not in await columns(conn, table.name)
+    async with conn.transaction():
+        delta = sealed(TableFold(older_page), [[event(1), event(2, visitor="b", site="y")]])[0]
+        changed = (await older.apply(conn, {table.name: delta}, changed=True))[table.name]
+    assert sorted(changed.select("events", "many").rows()) == [(1, False), (2, True)]
+
+
 async def test_a_derived_column_does_not_take_the_place_of_a_measure_that_was_removed(conn):
     many = Measure("many", "count", pl.Int64(), where="kind = 'view'")
     derived = tumbling([EVENTS], derived=(Derived("many", "events > 1", pl.Boolean()),))
