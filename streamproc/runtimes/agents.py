@@ -172,13 +172,13 @@ def _load(module: str) -> ModuleType:
     where = f"--agents {module}"
     try:
         loaded = importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # it is a user's: a module may fail in any way when it is loaded
         raise ConfigError(
             [
                 Mistake(
                     where,
-                    f"cannot be imported: {error}",
-                    "Give a module in the current folder or on the Python path, as package.module",
+                    f"cannot be imported: {type(error).__name__}: {error}",
+                    "Give a module in the current folder or on the Python path, as package.module; or mend it",
                 )
             ]
         ) from error

@@ -111,5 +111,7 @@ def test_a_module_that_is_not_there_or_cannot_be_set_up_is_a_mistake_of_the_conf
     (publishing.directory / "picky.py").write_text(
         'def setup(app, streams):\n    raise ValueError("not so")\n'
     )
-    refused = publishing.run("run", "clickstream", "--agents", "picky", check=False)
-    assert refused.returncode == 2 and "not so" in refused.stderr
+    (publishing.directory / "broken.py").write_text("def setup(app, streams)\n")
+    for module, problem in (("picky", "not so"), ("broken", "SyntaxError")):
+        refused = publishing.run("run", "clickstream", "--agents", module, check=False)
+        assert refused.returncode == 2 and problem in refused.stderr

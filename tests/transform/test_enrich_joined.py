@@ -279,6 +279,25 @@ def test_a_function_that_is_not_there_is_a_configuration_mistake(name: str) -> N
         build("python", {"function": name, "adds": {"x": "integer"}}, {})
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("def f(events)\n", "SyntaxError"),
+        ("LIMIT = TABLE['x']\n", "NameError"),
+        ("open('no such file')\n", "FileNot"),
+    ],
+)
+def test_a_module_that_cannot_be_loaded_is_a_configuration_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, problem: str
+) -> None:
+    (tmp_path / "own_broken.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=rf"python\.function: own_broken cannot be imported: {problem}"):
+        build("python", {"function": "own_broken:f", "adds": {"x": "integer"}}, {})
+    with pytest.raises(ConfigError, match=r"python\.function: \.own cannot be imported"):
+        build("python", {"function": ".own:f", "adds": {"x": "integer"}}, {})
+
+
 def test_time_is_the_events_not_the_clocks() -> None:
     moment = datetime(2001, 2, 3, 4, 5, tzinfo=UTC)
     events = frame(event_time=pl.Series([moment, moment + timedelta(days=1)], dtype=pl.Datetime("us", "UTC")))

@@ -68,8 +68,9 @@ def _build(options: Mapping[str, Any], _: Resources) -> Step:
     module, name = options["function"].split(":")
     try:
         function = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise mistake("python", "function", f"{module} cannot be imported: {error}", "Install it") from error
+    except Exception as error:  # it is not our code: a module may fail in any way when it is loaded
+        problem = f"{module} cannot be imported: {type(error).__name__}: {error}"
+        raise mistake("python", "function", problem, "Install it where workers run, or mend it") from error
     if not callable(function):
         raise mistake("python", "function", f"{module} has no function {name}", "Write package.module:name")
     adds = {column: dtype for column, dtype in options["adds"].items() if column in options["only"]}
