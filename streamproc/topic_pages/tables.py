@@ -15,6 +15,10 @@ from streamproc.topology import DAY, MINUTE, SECOND, Derived, FieldType, Measure
 #: An event is folded into ``size / hop`` windows: a day of minutes is the most anyone should pay for.
 MOST_OVERLAPPING = 1_440
 
+#: A table's rows are told apart by an index, which begins with the window's start. PostgreSQL's have 32 columns
+#: (INDEX_MAX_KEYS).
+MOST_KEYS = 31
+
 _FOREVER = 100 * 365 * DAY
 
 _WINDOW_KEYS = {
@@ -145,6 +149,9 @@ def _read_by(table: Reader, columns: Columns, window: Window) -> dict[str, pl.Da
             table.mistake("by", f"names {column!r} twice", "Remove one")
         if column in names.TABLE_COLUMNS:
             table.mistake("by", f"names {column!r}, which every table has", "Remove it")
+    if len(by) > MOST_KEYS:
+        problem = f"names {len(by)} columns, and PostgreSQL tells rows apart by {MOST_KEYS} beside the window"
+        table.mistake("by", problem, "Make two tables of it, or a column of several in [derive]")
     return {column: columns.types[column] for column in by if column in columns.types}
 
 

@@ -445,6 +445,7 @@ WRONG: list[tuple[str, object, str, str, str]] = [
     ("tables/sales/by", ["sectoin"], "tables.sales.by", "no column 'sectoin'", "section"),
     ("tables/sales/by", ["paid", "paid"], "tables.sales.by", "twice", "Remove"),
     ("tables/sales/by", ["price"], "tables.sales.by", "rounding", "Group by"),
+    ("tables/sales/by", ["url"] * 32, "tables.sales.by", "32 columns", "two tables"),
     ("tables/sales/where", "amout > 0", "tables.sales.where", "no column 'amout'", "SQL"),
     ("tables/sales/retention", "10m", "tables.sales.retention", "shorter than the window", "Keep rows"),
     ("tables/sales/lateness", "31d", "tables.sales.lateness", "out of range", "30d"),
