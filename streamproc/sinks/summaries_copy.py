@@ -134,9 +134,10 @@ def decode(body: bytes, columns: Sequence[Column]) -> pl.DataFrame:
     if not body:
         frame = pl.DataFrame(schema=schema)
     else:
+        # Behind a line of names, for the first column may be a visitor's text: polars passes over a byte order mark at
+        # the beginning, and unpacks what begins like a packed file, as "x^" does.
         frame = pl.read_csv(
-            body,
-            has_header=False,
+            "\t".join(schema).encode() + b"\n" + body,
             separator="\t",
             quote_char=None,
             null_values=_NULL,

@@ -311,6 +311,17 @@ async def test_any_text_can_be_a_key_or_a_value(conn, shared_data):
     await assert_tables_equal_the_oracle(conn, summaries, tables, events + events)
 
 
+@pytest.mark.parametrize("visitor", ["\ufeffa", "x^2", "x\x01ab"])
+async def test_a_visitor_may_be_called_what_a_file_of_another_kind_begins_with(conn, visitor):
+    tables = every_kind_of_table()
+    summaries = Summaries(tables, fresh_schema())
+    await summaries.ensure(conn)
+    events = [event(at, visitor=visitor) for at in (0, SECOND, 2 * SECOND)]
+    for each in events:
+        await commit(conn, summaries, tables, [[each]], changed=True)
+    await assert_tables_equal_the_oracle(conn, summaries, tables, events)
+
+
 @pytest.mark.parametrize("before", [slice(0), slice(0, 1), slice(1, None)], ids=["none", "it", "others"])
 async def test_no_text_passes_for_one_that_is_too_long_for_an_index(conn, before):
     tables = every_kind_of_table()

@@ -89,3 +89,18 @@ async def test_a_frame_whose_integers_are_of_another_width_is_sent_as_the_table_
         await conn.execute("CREATE TEMP TABLE arrived (a bigint, b smallint)")
         await copy_in(conn, sql.Identifier("arrived"), columns, frame)
         assert await (await conn.execute("SELECT a, b FROM arrived")).fetchall() == [(7, 8)]
+
+
+@pytest.mark.parametrize("text", ["\ufeffa", "\ufeff", "x^2", "x\x01ab", "x\u0680ab"])
+async def test_a_text_that_the_answer_begins_with_is_not_taken_for_a_sign_of_what_it_is_written_in(
+    postgres: str, text: str
+) -> None:
+    frame = pl.DataFrame(
+        {"text": [text, "b", text], "number": [1, 2, 3]}, schema_overrides={"number": pl.Int32}
+    )
+    columns = [Column(name, type_) for name, type_ in frame.schema.items()]
+    async with await AsyncConnection.connect(postgres, autocommit=True) as conn:
+        await conn.execute("CREATE TEMP TABLE arrived (text text, number integer)")
+        await copy_in(conn, sql.Identifier("arrived"), columns, frame)
+        arrived = await copy_out(conn, sql.SQL("SELECT text, number FROM arrived ORDER BY number"), columns)
+    assert arrived.equals(frame)
