@@ -6,7 +6,7 @@ import time
 import zlib
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import cramjam
@@ -18,7 +18,7 @@ from streamproc.packed import Packed
 from streamproc.sources import Outage
 from streamproc.sources.kafka_fetch import Fetched, Stored
 from streamproc.sources.kafka_origin import origin_of
-from streamproc.sources.kafka_walk import packed_values
+from streamproc.sources.kafka_walk import packed_values, walked
 
 #: What checksum, codecs and record parsing raise on bytes that are not what they should be. The checksum is
 #: the producer's, so a faulty one can send a batch that passes it and still cannot be unpacked.
@@ -145,15 +145,22 @@ class PartitionReader:
             records = list(batch)
             newest_ms = max((record.timestamp or -1 for record in records), default=-1)
             return [record.value for record in records], [record.offset for record in records], newest_ms
+        try:
+            return self._listed(batch, batch, redriven)
+        except (CorruptRecordException, UnicodeDecodeError):
+            redriven.clear()  # it may be the name of a header, and nothing else
+            return self._listed(batch, walked(stored), redriven)
+
+    def _listed(self, batch: Any, records: Iterable[Any], redriven: dict[int, int]) -> _Unpacked:
         if self._compacted:
-            records = list(batch)
-            values = [self._value(record, redriven) for record in records]
+            read = list(records)
+            values = [self._value(record, redriven) for record in read]
             if len(values) != batch.last_offset_delta + 1:
-                return values, [record.offset for record in records], batch.max_timestamp
+                return values, [record.offset for record in read], batch.max_timestamp
         else:
             # Holding on to the records costs half as much again.
             values = [
-                record.value if not record.headers else self._value(record, redriven) for record in batch
+                record.value if not record.headers else self._value(record, redriven) for record in records
             ]
         return values, range(batch.base_offset, batch.next_offset), batch.max_timestamp
 

@@ -241,6 +241,30 @@ def test_headers_that_name_no_earlier_record_of_the_partition_are_not_believed(
     assert (batch.values, batch.redriven) == ([b"a"], {})
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_header_whose_name_is_not_utf8_keeps_nothing_from_being_read(compacted: bool) -> None:
+    headers = {0: [("name", b"x")], 2: [("name", None), *origin_headers(PARTITION, 3, "not_json")]}
+    whole = record_batch(7, [b"a", None, b"b"], headers=headers)
+    holes = record_batch(10, {0: b"c", 2: b"d"}, headers=headers, span=4) if compacted else b""
+    named = [resigned(batch.replace(b"name", b"n\xff\0e")) for batch in (whole, holes) if batch]
+    partition = reader(after=6, compacted=compacted)
+    partition.add(fetched(*named))
+    first, *others = everything(partition)
+    assert (first.after, first.through, first.values, first.redriven) == (6, 9, [b"a", None, b"b"], {9: 3})
+    assert [(each.through, each.values, list(each.positions), each.redriven) for each in others] == (
+        [(13, [b"c", b"d"], [10, 12], {12: 3})] if compacted else []
+    )
+
+
+@pytest.mark.parametrize("cut", [b"\xff", b"\xff\xff\xff\xff\x7f"])
+def test_a_batch_that_is_broken_beside_such_a_name_stops_the_partition(cut: bytes) -> None:
+    whole = record_batch(0, [b"a", b"b"], headers={0: [("name", b"x")]}).replace(b"name", b"n\xff\0e")
+    partition = reader()
+    partition.add(fetched(resigned(whole[: -len(cut)] + cut)))
+    with pytest.raises(SourceError, match="the record batch that ends at offset 1 cannot be read"):
+        partition.next()
+
+
 def test_the_bytes_that_wait_are_counted() -> None:
     partition = reader()
     first, second = fetched(record_batch(0, [b"a"])), fetched(record_batch(1, [b"b"]))
