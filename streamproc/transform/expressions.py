@@ -26,7 +26,7 @@ from polars.exceptions import PanicException, PolarsError
 
 from streamproc.errors import EnrichmentFailed, ExpressionError
 
-__all__ = ["Compiled", "ExpressionError", "compile_sql", "named"]
+__all__ = ["Compiled", "ExpressionError", "compile_sql", "named", "within_calendar"]
 
 #: A string literal or a quoted identifier: words inside it are not SQL.
 _QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
@@ -215,10 +215,15 @@ def compile_sql(sql: str, columns: Mapping[str, pl.DataType]) -> Compiled:
         raise ExpressionError(f"it does not parse: {_first_line(error)}") from None
     _refuse_unknown(roots, columns)
     dtype = _probe(expr, {name: columns[name] for name in roots})
-    if dtype in _CALENDAR:
-        first, last = (pl.lit(end, dtype) for end in _CALENDAR[dtype])
-        expr = pl.when(expr.is_between(first, last)).then(expr)
-    return Compiled(expr, roots, dtype)
+    return Compiled(within_calendar(expr, dtype), roots, dtype)
+
+
+def within_calendar(expr: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """``expr``, whose type is ``dtype``; a date or a moment outside the years 1 to 9999 is null."""
+    if dtype not in _CALENDAR:
+        return expr
+    first, last = (pl.lit(end, dtype) for end in _CALENDAR[dtype])
+    return pl.when(expr.is_between(first, last)).then(expr)
 
 
 def _refuse_words(bare: str) -> None:

@@ -228,6 +228,9 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         "def forgets(f): return f\n"
         "def none(f): return None\n"
         "def seldom(f): return f.with_columns(seg=pl.Series([t if t == 'vip' else None for t in f['text']]))\n"
+        "def wild(f): return f.with_columns(seg=pl.Series(['a\\0b', 'c', None]),\n"
+        "    day=pl.Series([2**30, 0, None], dtype=pl.Int32).cast(pl.Date),\n"
+        "    at=pl.Series([2**62, 0, None], dtype=pl.Int64).cast(pl.Datetime('us', 'UTC')))\n"
         "not_callable = 1\n",
         encoding="utf-8",
     )
@@ -270,6 +273,18 @@ def test_a_users_function_may_have_no_answer_for_a_whole_batch(
 ) -> None:
     options = {"function": "own_functions:seldom", "adds": {"seg": "string"}}
     assert enrich("python", options, frame(text=texts))["seg"].to_list() == answers
+
+
+@pytest.mark.usefixtures("own_module")
+def test_what_no_table_can_hold_does_not_come_out_of_a_users_function() -> None:
+    adds = {"seg": "string", "day": "date", "at": "timestamp"}
+    out = enrich("python", {"function": "own_functions:wild", "adds": adds}, frame(text=["x", "y", "z"]))
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    assert out.select(*adds).rows() == [
+        ("a\ufffdb", None, None),
+        ("c", epoch.date(), epoch),
+        (None, None, None),
+    ]
 
 
 @pytest.mark.usefixtures("own_module")

@@ -4,6 +4,9 @@ The function gets the events with all columns so far and returns a frame of as m
 with at least the columns that ``adds`` declares. Only those are taken over: it cannot lose, add or reorder
 events, nor change what other columns say. A column without any value may be of no type, as polars makes it of a list
 of ``None``. It should be a pure function, or a replay will not agree.
+
+What no table can hold would stop the stream, and may well come of what a visitor sends (``%00``, a number taken for a
+time): NUL in a text becomes U+FFFD, a date or a moment outside the years 1 to 9999 null.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from streamproc.transform.enrich.spec import (
     Step,
     mistake,
 )
+from streamproc.transform.expressions import within_calendar
 
 
 class _Function:
@@ -38,7 +42,7 @@ class _Function:
         except Exception as error:  # it is not our code: whatever it raises has to carry its name
             raise EnrichmentFailed(self._name, f"it raised {type(error).__name__}: {error}") from error
         self._check(frame, out)
-        return frame.hstack(out.select(pl.col(name).cast(dtype) for name, dtype in self._adds.items()))
+        return frame.hstack(out.select(_storable(name, dtype) for name, dtype in self._adds.items()))
 
     def _check(self, frame: pl.DataFrame, out: object) -> None:
         if not isinstance(out, pl.DataFrame):
@@ -52,6 +56,13 @@ class _Function:
         for column in ("source_partition", "position"):
             if column not in out.columns or not out[column].equals(frame[column], null_equal=True):
                 raise EnrichmentFailed(self._name, f"it reordered the events, or changed '{column}'")
+
+
+def _storable(name: str, dtype: pl.DataType) -> pl.Expr:
+    value = pl.col(name).cast(dtype)
+    if dtype == pl.String():
+        return value.str.replace_all("\0", "\ufffd", literal=True)
+    return within_calendar(value, dtype)
 
 
 def _check(
