@@ -14,6 +14,9 @@ from streamproc.dashboard.choice import Choice
 from streamproc.dashboard.explore import BARS, POINTS, SERIES
 from streamproc.dashboard.reading import Answer
 
+#: Up to here a browser has all whole numbers. Those beyond 64 bits cannot even be sent to it.
+_LARGEST_WHOLE = 2**53
+
 
 def open_from(choice: Choice, watermark: datetime | None) -> datetime | None:
     """The first row in time that may still change; with no watermark all may."""
@@ -127,7 +130,7 @@ def label(dimensions: Sequence[Any]) -> str:
 
 
 def plain(value: Any) -> float | None:
-    """A number as a chart takes it; what is none, or has no end, is not drawn."""
+    """A number as a chart takes it, a large one as a fraction; what is none, or has no end, is not drawn."""
     if value is None or not isfinite(value):
         return None
-    return int(value) if value == int(value) else float(value)
+    return int(value) if abs(value) <= _LARGEST_WHOLE and value == int(value) else float(value)

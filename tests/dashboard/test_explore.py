@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -11,13 +12,14 @@ from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
 
+import nicegui.json
 import polars as pl
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamproc.dashboard import explore_answers, markup
+from streamproc.dashboard import charts, explore_answers, markup
 from streamproc.dashboard.catalog import ROWS, WINDOWS, explorable
 from streamproc.dashboard.choice import Choice, read_choice
 from streamproc.dashboard.explore import PAGE, chart, cursor, everything, rows
@@ -310,6 +312,15 @@ def test_what_is_no_finite_number_is_told_and_not_drawn(kind: Any, value: str, t
     assert plain(kind(value)) is None
     found = Answer(["time", "path", "value"], [(1, "a", kind(value)), (1, "b", 2.5), (2, "b", None)])
     assert series(found) == {"b": [(2, None), (1, 2.5)], "a": [(1, None)]}
+
+
+@pytest.mark.parametrize("kind", [int, float, Decimal])
+@pytest.mark.parametrize("value", [2**53, 2**64, -(2**70), 10**290])
+def test_a_chart_of_any_number_can_be_sent(kind: Any, value: int) -> None:
+    options = charts.bars([("a", plain(kind(value))), ("b", plain(kind(7)))])
+    [bars] = json.loads(nicegui.json.dumps(options))["series"]
+    assert bars["data"] == [float(value), 7]
+    assert isinstance(bars["data"][1], int)
 
 
 async def test_a_double_click_on_next_turns_one_page(topology: Topology) -> None:
