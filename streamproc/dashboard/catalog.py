@@ -7,7 +7,7 @@ percentiles do neither: of several rows the largest is shown, and called a peak.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import LiteralString
 
@@ -46,13 +46,16 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Explorable:
-    """A declared table. ``start``, ``end``: its time columns. ``dimensions``: columns to group by."""
+    """A declared table. ``start``, ``end``: its time columns. ``dimensions``: columns to group by. ``texts``: those of
+    them that are.
+    """
 
     stream: str
     table: Table
     start: str
     end: str
     dimensions: Sequence[str]
+    texts: Set[str]
     measures: Sequence[Column]
 
     @property
@@ -106,24 +109,25 @@ def explorable(topology: Topology) -> dict[str, Explorable]:
 def _explorable(stream: str, table: Table) -> Explorable:
     layout = Layout(table, stream)
     start, end = (column.name for column in layout.span)
-    dimensions = [column.name for column in layout.by]
+    dimensions = {column.name: column.type for column in layout.by}
     measures = [Column(ROWS, "", "count", "Number of sessions")] if layout.session else []
     for measure in table.measures:
         if measure.kind in {"first", "last"} and not measure.type.is_numeric():
             if layout.session and measure.type in {pl.String(), pl.Boolean()}:
-                dimensions.append(measure.name)
+                dimensions[measure.name] = measure.type
         elif measure.kind == "funnel":
             measures += _steps(measure)
         else:
             measures.append(_column(measure))
     for derived in table.derived:
         if derived.type in {pl.String(), pl.Boolean()}:
-            dimensions.append(derived.name)
+            dimensions[derived.name] = derived.type
         elif derived.type.is_numeric():
             measures.append(_derived(derived))
     if not any(measure.numeric for measure in measures):
         measures.append(Column(WINDOWS, "", "count", "Number of rows"))
-    return Explorable(stream, table, start, end, dimensions, measures)
+    texts = {name for name, type_ in dimensions.items() if type_ == pl.String()}
+    return Explorable(stream, table, start, end, list(dimensions), texts, measures)
 
 
 def _column(measure: Measure) -> Column:

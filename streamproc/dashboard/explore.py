@@ -38,7 +38,7 @@ def rows(choice: Choice, after: str | None = None, limit: int = PAGE) -> Questio
     if after is not None and (values := _read_cursor(after, len(order))) is not None:
         where = sql.SQL(" WHERE ") + _behind(choice, values, parameters)
     statement = sql.SQL("SELECT * FROM ({}) AS grouped{} ORDER BY {} LIMIT %(limit)s").format(
-        _grouped(choice), where, _COMMA.join(_sorted(name, down) for name, down in order)
+        _grouped(choice), where, _COMMA.join(_sorted(choice, name, down) for name, down in order)
     )
     return Question(statement, parameters, f"read {choice.table.name}")
 
@@ -92,9 +92,17 @@ def ordered_by(choice: Choice) -> list[tuple[str, bool]]:
     return [(choice.order, choice.descending), *rest]
 
 
-def _sorted(name: str, down: bool) -> sql.Composed:
+def _sorted(choice: Choice, name: str, down: bool) -> sql.Composed:
     direction = sql.SQL("DESC" if down else "ASC")
-    return sql.SQL("{} {} NULLS LAST").format(sql.Identifier(name), direction)
+    return sql.SQL("{} {} NULLS LAST").format(_compared(choice, name), direction)
+
+
+def _compared(choice: Choice, name: str) -> sql.Composable:
+    """SQL: a column of an answer. Texts are compared by their code points, as :class:`~.groups.Whole` does it, whatever
+    the language of the database.
+    """
+    column = sql.Identifier(name)
+    return sql.SQL('{} COLLATE "C"').format(column) if name in choice.table.texts else column
 
 
 def _behind(
@@ -104,7 +112,7 @@ def _behind(
     ways: list[sql.Composable] = []
     equal: list[sql.Composable] = []
     for number, ((name, down), value) in enumerate(zip(ordered_by(choice), values, strict=True)):
-        column = sql.Identifier(name)
+        column = _compared(choice, name)
         if value is None:
             equal.append(sql.SQL("{} IS NULL").format(column))
             continue

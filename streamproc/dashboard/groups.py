@@ -44,7 +44,7 @@ class Whole:
     def page(self, choice: Choice, first: int, limit: int) -> list[Row]:
         """``limit`` rows from the ``first`` in the order of ``choice``, as :func:`~.explore.rows` puts them.
 
-        Texts are compared by their code points, as the tables' columns are (``COLLATE "C"``).
+        Texts are compared by their code points.
         """
         found = list(self.rows)
         for name, down in reversed(ordered_by(choice)):

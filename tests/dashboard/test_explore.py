@@ -115,6 +115,15 @@ async def test_pages_put_together_are_the_groups_of_a_loop_in_order(
     assert all(row[place] is None for row in seen[len(values) :]), "nulls are last"
 
 
+def test_texts_are_paged_by_their_code_points_whatever_the_language_of_the_database(site: Site) -> None:
+    # The embedded PostgreSQL knows no language: what it is asked has to say.
+    choice = choose(site, table="page_views", measures="views", by="path", grain="hour", order="views")
+    asked = rows(choice, cursor(choice, (site.now, "/a", 7))).statement.as_string(None)
+    order = '"views" DESC NULLS LAST, "window_start" DESC NULLS LAST, "path" COLLATE "C" ASC NULLS LAST'
+    assert f" ORDER BY {order} LIMIT " in asked
+    assert '("path" COLLATE "C" > ' in asked
+
+
 @pytest.mark.slow
 async def test_pages_of_rows_may_be_in_the_order_of_a_truth(site: Site, reader: Reader) -> None:
     page = load_page(PAGE_FILE.with_name("weblogs.toml"))
