@@ -9,7 +9,7 @@ import polars as pl
 
 from streamproc.quantities import show_duration
 from streamproc.topology import Contract, Field, FieldType
-from streamproc.transform.decode_rejects import Problem, Reason
+from streamproc.transform.decode_rejects import Problem, Reason, quoted
 from streamproc.transform.decode_time import event_time
 
 # A NUL in a source text: \u0000 after an even number of backslashes.
@@ -94,7 +94,7 @@ class FieldChecks:
             Reason.BAD_EVENT_TIME,
             source,
             pl.col(_TIME).is_null() & pl.col(source.name).is_not_null(),
-            lambda row: f"{row[0]!r} is no time in {unit} within the years 1970 to 9999",
+            lambda row: f"{quoted(row[0])} is no time in {unit} within the years 1970 to 9999",
         )
         yield _Check(
             Reason.FUTURE_EVENT,

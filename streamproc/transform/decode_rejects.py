@@ -62,6 +62,17 @@ class Problem(NamedTuple):
     detail: str
 
 
+#: Characters of a value that a sentence about it has: a record may be a megabyte of one.
+_QUOTED = 100
+
+
+def quoted(value: object) -> str:
+    """The value as a sentence has it: of a long text the beginning."""
+    if isinstance(value, str) and len(value) > _QUOTED:
+        return f"{value[:_QUOTED]!r}…"
+    return repr(value)
+
+
 def reject_frame(
     system: pl.DataFrame, records: Sequence[bytes | None], problems: Mapping[int, Problem]
 ) -> pl.DataFrame:

@@ -19,7 +19,7 @@ import polars as pl
 
 from streamproc.topology import Contract, Field, FieldType
 from streamproc.transform.decode_batch import Batch
-from streamproc.transform.decode_rejects import Problem, Reason
+from streamproc.transform.decode_rejects import Problem, Reason, quoted
 from streamproc.transform.weblog_escapes import unescape
 from streamproc.transform.weblog_events import ClickEvents, moments, text_problems
 from streamproc.transform.weblog_pattern import CLF_TIME, QUOTED
@@ -149,6 +149,6 @@ def _problems(lines: pl.Series, parts: pl.DataFrame) -> Iterator[tuple[int, Prob
     for row in parts["ip"].is_null().arg_true():
         yield row, Problem(Reason.BAD_LOG_LINE, None, "the line is not in the combined log format")
     for row in (parts["microsecond"].is_null() & parts["ip"].is_not_null()).arg_true():
-        detail = f"{parts['time'][row]!r} is no time of the form 17/May/2015:10:05:03 +0000"
+        detail = f"{quoted(parts['time'][row])} is no time of the form 17/May/2015:10:05:03 +0000"
         yield row, Problem(Reason.BAD_EVENT_TIME, "event_time", detail)
     yield from text_problems(lines)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from streamproc.topology import Contract
-from streamproc.transform.decode_rejects import Problem, Reason
+from streamproc.transform.decode_rejects import Problem, Reason, quoted
 from streamproc.transform.enrich.distinct import Remembered
 from streamproc.transform.weblog_pattern import CLF_TIME
 from streamproc.transform.weblog_requests import DEFAULT_SITE, Requests
@@ -148,7 +148,7 @@ def line_problems(
     for row in (~matched).arg_true():
         yield row, Problem(Reason.BAD_LOG_LINE, None, f"the line is not in the {name} log format")
     for row in (seconds.is_null() & matched).arg_true():
-        detail = f"{times[row]!r} is no time as the {name} log format has it"
+        detail = f"{quoted(times[row])} is no time as the {name} log format has it"
         yield row, Problem(Reason.BAD_EVENT_TIME, "event_time", detail)
     yield from text_problems(lines)
 

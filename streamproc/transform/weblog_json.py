@@ -18,7 +18,7 @@ import polars as pl
 
 from streamproc.transform.decode_batch import Batch
 from streamproc.transform.decode_inspect import MAX_DEPTH, is_too_deep
-from streamproc.transform.decode_rejects import Problem, Reason
+from streamproc.transform.decode_rejects import Problem, Reason, quoted
 from streamproc.transform.weblog_events import (
     ClickEvents,
     client_and_host,
@@ -173,7 +173,7 @@ class JsonLogParser:
         for row in second.is_null().arg_true():
             given = [values[key][row] for key in self._times if values[key][row] is not None]
             if given:
-                detail = f"{given[0]!r} is no time as the log format has it"
+                detail = f"{quoted(given[0])} is no time as the log format has it"
                 yield row, Problem(Reason.BAD_EVENT_TIME, "event_time", detail)
             else:
                 yield row, Problem(Reason.MISSING_FIELD, "event_time", f"the line has no {keys}")

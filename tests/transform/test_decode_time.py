@@ -107,3 +107,11 @@ def test_the_field_keeps_its_own_column_under_another_name() -> None:
     decoded = decode_values(b'{"ts":"2025-01-06T09:00:00Z"}', contract=contract("string", "iso8601"))
     assert decoded.frame.columns[:2] == ["ts", "event_time"]
     assert decoded.frame["ts"].to_list() == ["2025-01-06T09:00:00Z"]
+
+
+def test_what_is_said_of_a_text_that_is_no_time_is_a_sentence_however_long_the_text_is() -> None:
+    decoded = decode_values(
+        json.dumps({"ts": "x" * 500_000}).encode(), contract=contract("string", "iso8601")
+    )
+    told = f"'{'x' * 100}'… is no time in iso8601 within the years 1970 to 9999"
+    assert decoded.rejects["detail"].to_list() == [told]

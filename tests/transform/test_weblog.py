@@ -125,6 +125,13 @@ def test_a_malformed_line_is_a_problem_and_its_neighbours_are_not(line: str | by
     ]
 
 
+def test_what_is_said_of_a_time_is_a_sentence_however_long_the_line_is() -> None:
+    line = GOOD.replace("17/May/2015:10:05:03 +0200", "x" * 50_000).encode()
+    batch = Batch([line], pl.Series([line], dtype=pl.Binary))
+    LineParser(CONTRACT).parse(batch)
+    assert batch.problems[0].detail == f"'{'x' * 100}'… is no time of the form 17/May/2015:10:05:03 +0000"
+
+
 @pytest.mark.parametrize(
     ("written", "means"),
     [
