@@ -161,7 +161,10 @@ def broker(value: object, folder: Path) -> Url:
     )
     url = _url(value, folder, ("embedded", "kafka", "kinesis", "s3", "file"), fix)
     if url.scheme in {"s3", "file"}:
-        return lake(value, folder)
+        place = lake(value, folder)
+        # To S3 a prefix is a text: "alb" has "alb-old/" too, "alb/" has not.
+        below = url.scheme == "s3" and url.rest.endswith("/") and "/" in place.rest
+        return Url(f"{place.reveal()}/") if below else place
     if url.scheme == "kinesis":
         region = url.rest.rstrip("/")
         if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-[0-9]{1,2}", region, re.ASCII):

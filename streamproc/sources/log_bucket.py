@@ -57,6 +57,8 @@ class Bucket:
 
     def __init__(self, connection: LogConnection) -> None:
         self.name, _, self.prefix = connection.url.removeprefix("s3://").partition("/")
+        if connection.below:
+            self.prefix += "/"
         self._connection = connection
         self._stack = AsyncExitStack()
         self._client: Any = None

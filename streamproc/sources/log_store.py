@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from streamproc.errors import SourceError
 from streamproc.log_objects import LogEntry, Period
@@ -47,7 +47,9 @@ class LogConnection:
     """How to reach logs: ``s3://bucket/prefix`` or ``file:///folder``.
 
     ``queue``: URL of the SQS queue with the bucket's notifications. ``list_every``: seconds between two
-    listings. ``once``: end when everything is read that the first listing shows, of ``period``.
+    listings. ``once``: end when everything is read that the first listing shows, of ``period``. ``below``: of a
+    bucket only what lies below the prefix, as in a folder, not all whose keys begin so. ``url`` has no slash at its
+    end for that: logs are known by it.
     """
 
     url: str
@@ -58,11 +60,13 @@ class LogConnection:
     caps: Caps = field(default_factory=Caps)
     once: bool = False
     period: Period = field(default_factory=Period)
+    below: bool = False
 
     @classmethod
-    def of(cls, broker: Url) -> Self:
-        """The connection for a URL, with defaults for all else."""
-        return cls(broker.reveal())
+    def of(cls, broker: Url, **how: Any) -> Self:
+        """The connection that the setting ``broker`` describes; ``how``: other fields than ``url`` and ``below``."""
+        url = broker.reveal()
+        return cls(url.rstrip("/"), below=url.endswith("/"), **how)
 
     def __str__(self) -> str:
         return self.url

@@ -52,13 +52,13 @@ def _logs_of(settings: Settings) -> LogConnection:
     listing = logs.list_every if logs.list_every is not None else (_LIST_FOLDER if folder else _LIST_BUCKET)
     if folder and logs.queue is not None:
         raise ConfigError([Mistake("logs.queue", "is of no use to a folder", "Remove it, or name a bucket")])
-    return LogConnection(
-        settings.broker.reveal(),
-        settings.s3.endpoint_url,
-        settings.s3.region,
-        logs.queue,
-        listing,
-        Caps(logs.max_ratio, logs.max_size),
+    return LogConnection.of(
+        settings.broker,
+        endpoint_url=settings.s3.endpoint_url,
+        region=settings.s3.region,
+        queue=logs.queue,
+        list_every=listing,
+        caps=Caps(logs.max_ratio, logs.max_size),
     )
 
 

@@ -168,7 +168,8 @@ def test_objects_of_other_places_and_samples_are_none_of_ours(
     made: Any, place: Place, shared_data: Path
 ) -> None:
     instance = made()
-    assert instance(place.put("elsewhere/a", click(0)), Context()) is None
+    for key in ("elsewhere/a", "logs-old/a"):
+        assert instance(place.put(key, click(0)), Context()) is None
     for name in ("s3-event.json", "s3-event-with-decoded.json"):
         event = json.loads((shared_data / "lambda_events" / name).read_text())
         assert instance(event, Context()) is None

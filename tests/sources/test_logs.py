@@ -29,12 +29,14 @@ from streamproc.ledger import Ledger
 from streamproc.ledger.logs import Logs
 from streamproc.log_objects import LogEnd, LogEntry, Period
 from streamproc.model import Partition, RecordBatch
+from streamproc.settings import read_settings
 from streamproc.sources.log_bucket import Bucket, LogArchived, is_archived
 from streamproc.sources.log_folder import Folder
 from streamproc.sources.log_queue import Queue
 from streamproc.sources.log_store import LogBytes, LogConnection, LogGone
 from streamproc.sources.log_unpack import Caps
 from streamproc.sources.logs import LogSource
+from streamproc.sources.opening import connection_of
 from streamproc.topology import Contract, EventTime
 from tests.conftest import S3Server
 from tests.faults.proxies import FaultyHttp
@@ -160,6 +162,34 @@ async def test_every_object_under_the_prefix_is_read_once_and_nothing_else(
     async with member(postgres, url, once=True) as again:
         await read_all(again)
         assert not again.batches
+
+
+@pytest.mark.parametrize(
+    ("place", "others"),
+    [
+        ("s3://shop/alb/", set()),
+        ("s3://shop/alb", {"alb-old/3.gz", "alb.gz"}),
+        ("s3://shop/", {"alb-old/3.gz", "alb.gz", "cdn/4.gz"}),
+        ("s3://shop", {"alb-old/3.gz", "alb.gz", "cdn/4.gz"}),
+    ],
+)
+def test_a_slash_behind_the_prefix_leaves_out_what_only_begins_like_it(place: str, others: set[str]) -> None:
+    keys = ("alb/1.gz", "alb/2026/2.gz", "alb-old/3.gz", "alb.gz", "cdn/4.gz")
+    connection = connection_of(read_settings(environ={"STREAMPROC_BROKER": place}))
+    assert isinstance(connection, LogConnection)
+    bucket = Bucket(connection)
+    mine = {key for key in keys if bucket.entry(key, "e", 7, 0) is not None}
+    assert mine == {"alb/1.gz", "alb/2026/2.gz"} | others
+    assert str(connection) == place.rstrip("/"), "by which logs are known, with a slash or without"
+
+
+async def test_neighbours_of_a_folder_in_a_bucket_are_not_read(postgres: str, objects: Objects) -> None:
+    objects.put("logs/a", b"ours\n")
+    objects.put("logs-old/a", b"not ours\n")
+    objects.put("logs", b"nor this\n")
+    async with member(postgres, f"s3://{objects.bucket}/logs", once=True, below=True) as one:
+        await read_all(one)
+        assert values(one) == Counter([b"ours"])
 
 
 async def test_an_object_goes_on_behind_the_committed_row_after_a_crash(

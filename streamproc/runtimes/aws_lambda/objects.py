@@ -47,10 +47,10 @@ class ObjectTrigger:
             fix = "Set STREAMPROC_BROKER to s3://bucket/prefix"
             raise ConfigError([Mistake("broker", f"is {settings.broker}, and objects were created", fix)])
         self._engine = engine
-        self._connection = LogConnection(
-            settings.broker.reveal(),
-            settings.s3.endpoint_url,
-            settings.s3.region,
+        self._connection = LogConnection.of(
+            settings.broker,
+            endpoint_url=settings.s3.endpoint_url,
+            region=settings.s3.region,
             caps=Caps(settings.logs.max_ratio, settings.logs.max_size),
         )
         self._bucket: Bucket | None = None
