@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -304,8 +305,24 @@ def test_who_delivers_web_logs_may_write_them_for_this_account_only() -> None:
     assert set(allowed) == {"logdelivery.elasticloadbalancing.amazonaws.com", "delivery.logs.amazonaws.com"}
     for each in allowed.values():
         assert "s3:PutObject" in each["Action"]
-        assert each["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
-    assert "s3:GetBucketAcl" in allowed["delivery.logs.amazonaws.com"]["Action"]
+    balancers, others = (
+        allowed["logdelivery.elasticloadbalancing.amazonaws.com"],
+        allowed["delivery.logs.amazonaws.com"],
+    )
+    assert "s3:GetBucketAcl" in others["Action"]
+    assert others["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
+    # AWS' policy for load balancers has no condition: the path is what tells accounts apart.
+    # https://docs.aws.amazon.com/elasticloadbalancing/latest/application/enable-access-logging.html
+    assert "Condition" not in balancers
+    day = "elasticloadbalancing/us-east-1/2026/05/17/x.log.gz"
+    for key, may in {
+        f"AWSLogs/123456789012/{day}": True,
+        f"alb/shop/AWSLogs/123456789012/{day}": True,
+        f"AWSLogs/210987654321/{day}": False,
+        f"alb/AWSLogs/210987654321/{day}": False,
+    }.items():
+        written = [fnmatchcase(key, resource.partition("/")[2]) for resource in balancers["Resource"]]
+        assert any(written) == may, key
 
 
 @each_variant
