@@ -272,6 +272,15 @@ def test_the_first_record_not_done_is_named_where_a_part_was_done_before(made: A
     }
 
 
+def test_a_mapping_with_a_consumer_of_its_own_reads_the_stream_that_the_consumer_is_of(
+    made: Any, ledger: Ledger
+) -> None:
+    """Enhanced fan-out: the mapping's source, and so the events', is the consumer."""
+    event = kinesis_event("clicks/consumer/own:1700000000", [("1", click(0))])
+    assert made()(event, Context()) == DONE
+    assert ledger.ids() == [(0, "e0")]
+
+
 def test_an_event_of_another_stream_is_refused(made: Any, stream: Stream) -> None:
     with pytest.raises(ConfigError, match="mapping's stream is 'other'"):
         kinesis(made, stream)(kinesis_event("other", [("1", b"{}")]), Context())

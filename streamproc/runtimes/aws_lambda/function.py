@@ -126,7 +126,8 @@ class Function:
 
     async def _from_kinesis(self, records: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:
         first = records[0]
-        topic, stream = self._transform.topology.topic.name, first["eventSourceARN"].rpartition("/")[2]
+        # Of a mapping with enhanced fan-out the ARN goes on behind the stream: stream/NAME/consumer/NAME:TIME.
+        topic, stream = self._transform.topology.topic.name, first["eventSourceARN"].split("/")[1]
         if stream != topic:
             fix = "Name the stream of that topic, function.stream"
             raise ConfigError(
