@@ -94,13 +94,23 @@ class Place(Protocol):
 class Serverless:
     """An application of EMR Serverless.
 
-    ``role``: ARN of the job's execution role; ``log_uri``: ``s3://bucket/prefix`` for its logs.
+    ``role``: ARN of the job's execution role; ``log_uri``: ``s3://bucket/prefix`` for its logs; ``minutes``: for which
+    EMR lets a job run before it cancels it, ``None``: its own twelve hours.
     """
 
-    def __init__(self, application: str, role: str, log_uri: str | None, region: str | None) -> None:
+    def __init__(
+        self,
+        application: str,
+        role: str,
+        log_uri: str | None,
+        region: str | None,
+        *,
+        minutes: int | None = None,
+    ) -> None:
         self._application = application
         self._role = role
         self._log_uri = log_uri
+        self._minutes = minutes
         self._client = _client("emr-serverless", region)
 
     def submit(self, job: Submission) -> str:
@@ -110,6 +120,7 @@ class Serverless:
         overrides: dict[str, Any] = {}
         if self._log_uri is not None:
             overrides["monitoringConfiguration"] = {"s3MonitoringConfiguration": {"logUri": self._log_uri}}
+        bound = {} if self._minutes is None else {"executionTimeoutMinutes": self._minutes}
         with _speaking("EMR Serverless", "start the job"):
             answer = self._client.start_job_run(
                 applicationId=self._application,
@@ -125,6 +136,7 @@ class Serverless:
                     }
                 },
                 configurationOverrides=overrides,
+                **bound,
             )
         return str(answer["jobRunId"])
 

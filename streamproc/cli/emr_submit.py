@@ -12,7 +12,7 @@ import click
 from streamproc.cli.backfill import period_of
 from streamproc.cli.options import json_option
 from streamproc.errors import ConfigError, Mistake
-from streamproc.quantities import Invalid, parse_size
+from streamproc.quantities import DURATION_UNITS, Invalid, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from streamproc.emr import Place, State, Submission
@@ -37,6 +37,17 @@ def bytes_of(option: str, text: str) -> int:
         raise ConfigError([Mistake(option, f"{text!r}: {error}", 'Write it like "64MiB"')]) from None
 
 
+def _minutes_of(option: str, text: str) -> int:
+    """The duration that the option names, in whole minutes. Raises ConfigError when it is none."""
+    try:
+        microseconds = parse_duration(text)
+    except Invalid as error:
+        raise ConfigError([Mistake(option, error.problem, error.fix)]) from None
+    if not microseconds:
+        raise ConfigError([Mistake(option, "leaves no time", 'Write it like "3d"')])
+    return -(-microseconds // DURATION_UNITS["m"])
+
+
 @click.command(name="submit")
 @click.argument("place", required=False)
 @click.option(
@@ -58,6 +69,11 @@ def bytes_of(option: str, text: str) -> int:
 @click.option("--lake", metavar="URL", required=True, help="Where Parquet goes: s3://bucket/prefix.")
 @click.option("--ledger-secret", metavar="NAME", required=True, help="Secret with the ledger's URL.")
 @click.option("--log-uri", metavar="URL", help="s3:// folder for what a Serverless job says.")
+@click.option(
+    "--timeout",
+    metavar="DURATION",
+    help="EMR Serverless cancels a job that takes longer, such as 3d. [default: 12h]",
+)
 @click.option("--region", help="AWS region. [default: the AWS profile's]")
 @click.option("--conf", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="A property of Spark's.")
 @click.option("--env", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="A variable of the job's.")
@@ -83,6 +99,7 @@ def submit_command(  # noqa: PLR0917 - click hands every option over as an argum
     lake: str,
     ledger_secret: str,
     log_uri: str | None,
+    timeout: str | None,
     region: str | None,
     conf: dict[str, str],
     env: dict[str, str],
@@ -121,9 +138,11 @@ def submit_command(  # noqa: PLR0917 - click hands every option over as an argum
     for option, text in (("--from", begin), ("--to", end), *sizes):
         arguments += [] if text is None else [option, text]
 
+    minutes = None if timeout is None else _minutes_of("--timeout", timeout)
+
     from streamproc.emr import Submission  # noqa: PLC0415 - Amazon's client takes a second
 
-    where = _where(application, cluster, role, log_uri, region)
+    where = _where(application, cluster, role, log_uri, region, minutes=minutes)
     job = Submission(f"streamproc {stream}", code, arguments, conf, env, python)
     answer = _run(where, job, wait=wait, cancel=cancel_on_interrupt, poll=poll)
     click.echo(
@@ -134,7 +153,13 @@ def submit_command(  # noqa: PLR0917 - click hands every option over as an argum
 
 
 def _where(
-    application: str | None, cluster: str | None, role: str | None, log_uri: str | None, region: str | None
+    application: str | None,
+    cluster: str | None,
+    role: str | None,
+    log_uri: str | None,
+    region: str | None,
+    *,
+    minutes: int | None,
 ) -> Place:
     from streamproc.emr import Cluster, Serverless  # noqa: PLC0415 - see above
 
@@ -146,10 +171,12 @@ def _where(
         assert cluster is not None
         if log_uri is not None:
             raise ConfigError([Mistake("--log-uri", "is the cluster's own", "Leave it out")])
+        if minutes is not None:
+            raise ConfigError([Mistake("--timeout", "bounds no step of a cluster", "Leave it out")])
         return Cluster(cluster, role, region)
     if role is None:
         raise ConfigError([Mistake("--role", "is missing", "Name the execution role of the job")])
-    return Serverless(application, role, log_uri, region)
+    return Serverless(application, role, log_uri, region, minutes=minutes)
 
 
 def _run(where: Place, job: Submission, *, wait: bool, cancel: bool, poll: float) -> dict[str, object]:

@@ -153,6 +153,20 @@ def test_serverless_gets_the_job_and_its_success_ends_the_command_well(
     assert answer["logs"] == f"s3://says/emr/applications/{application}/jobs/{run.job}/SPARK_DRIVER/"
 
 
+@pytest.mark.parametrize(
+    ("asked", "minutes"), [((), 720), (("--timeout", "3d"), 4_320), (("--timeout", "301s"), 6)]
+)
+def test_a_serverless_job_has_twelve_hours_unless_it_is_given_others(
+    started: Any, region: str, application: str, asked: tuple[str, ...], minutes: int
+) -> None:
+    """Of those who say nothing EMR cancels a job after 720 minutes, which moto answers too."""
+    run = started("--serverless", application, "--role", ROLE, *asked)
+    client = boto3.client("emr-serverless", region_name=region)
+    job = client.get_job_run(applicationId=application, jobRunId=run.job)["jobRun"]
+    client.close()
+    assert job["executionTimeoutMinutes"] == minutes
+
+
 def test_a_failed_job_fails_the_command_and_says_why(started: Any, region: str, application: str) -> None:
     run = started("--serverless", application, "--role", ROLE)
     job = serverless_job(region, application, run.job)

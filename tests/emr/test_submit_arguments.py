@@ -37,6 +37,13 @@ RIGHT = {
             {"--serverless": None, "--cluster": "j-1", "--log-uri": "s3://x"},
             "the cluster's own",
         ),
+        (
+            "s3://logs/",
+            {"--serverless": None, "--cluster": "j-1", "--timeout": "3d"},
+            "bounds no step of a cluster",
+        ),
+        ("s3://logs/", {"--timeout": "36"}, "has no unit"),
+        ("s3://logs/", {"--timeout": "0m"}, "leaves no time"),
         ("s3://logs/", {"--from": "yesterday"}, "is no time"),
         ("s3://logs/", {"--conf": "spark.executor.cores"}, "is not NAME=VALUE"),
         ("s3://logs/", {"--epoch-size": "many"}, "--epoch-size"),
