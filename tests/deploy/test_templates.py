@@ -18,7 +18,7 @@ import yaml
 
 from streamproc.cli import main
 from streamproc.settings import Settings, declared, read_settings, variable
-from tests.deploy.stacks import FOLDER, ORDER, deployed, read, statements
+from tests.deploy.stacks import FOLDER, ORDER, Stack, deployed, read, statements
 from tests.ops.test_alerts import RULES, exposed
 
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/streamproc:1"
@@ -242,6 +242,23 @@ def test_there_is_room_for_a_new_worker_before_an_old_one_goes(workers: str) -> 
     least = -(-wanted * int(rolling["MinimumHealthyPercent"]) // 100)
     assert (wanted, least) == (int(workers), int(workers))
     assert most > least
+
+
+def test_workers_have_a_size_that_fargate_has() -> None:
+    """https://docs.aws.amazon.com/AmazonECS/latest/developerguide/fargate-tasks-services.html#fargate-tasks-size"""
+    sizes = {"1024": (2, 8), "2048": (4, 16), "4096": (8, 30)}  # processors, and their memory in GB
+    template = read("service")
+    for cpu in template["Parameters"]["TaskCpu"]["AllowedValues"]:
+        least, most = sizes[cpu]
+        for memory in template["Parameters"]["TaskMemory"]["AllowedValues"]:
+            stack = Stack(template, {"TaskCpu": cpu, "TaskMemory": memory})
+            taken = all(
+                stack._solve(each["Assert"])
+                for rule in template["Rules"].values()
+                if stack._solve(rule["RuleCondition"])
+                for each in rule["Assertions"]
+            )
+            assert taken == (least * 1024 <= int(memory) <= most * 1024), (cpu, memory)
 
 
 def test_the_agent_may_come_from_the_image_s_repository_where_the_public_one_is_out_of_reach() -> None:
