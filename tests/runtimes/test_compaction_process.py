@@ -45,6 +45,13 @@ def order(database: str, lake: Path) -> Order:
     return Order(page, settings, database, None, {})
 
 
+def upkeep_of(ledger: Ledger, database: str, store: Store) -> Upkeep:
+    asked = order(database, store.folder)
+    endpoints = Endpoints(asked.settings, ledger=database, broker=LogConnection("file:///logs"))
+    nobody: Any = None
+    return Upkeep(asked.page, ledger, store, nobody, endpoints)
+
+
 def children() -> list[psutil.Process]:
     found = psutil.Process().children(recursive=True)
     return [each for each in found if "compaction_process" in str(each.cmdline())]
@@ -91,10 +98,7 @@ async def test_one_that_cannot_be_started_is_a_dependency_and_ends_no_worker(
 ) -> None:
     """As where there are as many processes as may be, or no memory for another."""
     await lived(ledger, store, *HOUR, OVER)
-    asked = order(postgres, store.folder)
-    endpoints = Endpoints(asked.settings, ledger=postgres, broker=LogConnection("file:///logs"))
-    nobody: Any = None
-    worker = Upkeep(asked.page, ledger, store, nobody, endpoints)
+    worker = upkeep_of(ledger, postgres, store)
     monkeypatch.setattr(compaction_process, "PROGRAM", (str(tmp_path / "nothing"),))
     with pytest.raises(
         DependencyError, match=r"the process that compacts: cannot be started: .*No such file"
@@ -123,10 +127,7 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 async def test_a_worker_starts_it_where_something_is_due_and_fetches_nothing_itself(
     ledger: Ledger, postgres: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = order(postgres, store.folder)
-    endpoints = Endpoints(asked.settings, ledger=postgres, broker=LogConnection("file:///logs"))
-    nobody: Any = None
-    worker = Upkeep(asked.page, ledger, store, nobody, endpoints)
+    worker = upkeep_of(ledger, postgres, store)
     started: list[Order] = []
 
     async def noted(order: Order) -> Answer:
@@ -149,10 +150,7 @@ async def test_what_stops_a_turn_is_a_failure_of_the_worker_s_and_what_it_found_
     ledger: Ledger, postgres: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await lived(ledger, store, *HOUR, OVER)
-    asked = order(postgres, store.folder)
-    endpoints = Endpoints(asked.settings, ledger=postgres, broker=LogConnection("file:///logs"))
-    nobody: Any = None
-    worker = Upkeep(asked.page, ledger, store, nobody, endpoints)
+    worker = upkeep_of(ledger, postgres, store)
 
     async def failed(order: Order) -> Answer:
         [run] = await Compactor(order.page, ledger, store, None).plan()
