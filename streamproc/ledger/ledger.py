@@ -290,6 +290,10 @@ class Ledger:
         """
         return objects.by_commit(self.database, self.stream, kind, since)
 
+    async def unshared(self, plans: Sequence[PlannedObject]) -> set[str]:
+        """Keys of those ``events`` objects of whose positions and hour no other committed object has any."""
+        return await objects.unshared(self.database, self.stream, plans)
+
     async def recent_objects(self, partition: Partition, since_clock_us: int) -> list[CommittedObject]:
         """The partition's ``events`` objects whose clock reached ``since_clock_us``, in position order."""
         return await objects.by_clock(self.database, self.stream, partition, since_clock_us)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from streamproc.database import Database
 from streamproc.model import CommittedObject, Partition, PlannedObject
+from streamproc.topology import HOUR
 
 #: Objects read at once. Paging is by key, not by an open cursor: a reader may take as long as it likes.
 PAGE = 1000
@@ -43,6 +44,19 @@ _BY_CLOCK = (
     ORDER BY through, key
 """
 )
+
+#: An object holds events of one hour: its newest says which, and an index has them by that.
+_UNSHARED = """
+    SELECT given.key
+    FROM unnest(%(keys)s::text[], %(partitions)s::text[], %(afters)s::numeric[], %(throughs)s::numeric[],
+                %(hours)s::bigint[]) AS given (key, partition, after, through, hour)
+    WHERE NOT EXISTS (
+        SELECT FROM streamproc.objects AS o
+        WHERE o.stream = %(stream)s AND o.kind = 'events' AND o.state = 'committed'
+          AND COALESCE(o.max_time_us, -1) >= given.hour AND COALESCE(o.max_time_us, -1) < given.hour + %(length)s
+          AND o.partition = given.partition AND o.key <> given.key
+          AND o.through > given.after AND COALESCE(o.after, -1) < given.through)
+"""
 
 
 class ObjectTotal(NamedTuple):
@@ -103,6 +117,25 @@ async def by_clock(
             "since": since_clock_us,
         },
     )
+
+
+async def unshared(database: Database, stream: str, plans: Sequence[PlannedObject]) -> set[str]:
+    """Keys of those ``events`` objects of whose positions and hour no other committed object has any.
+
+    Others have some when a position was set back, or when partitions of two sources have the same id.
+    """
+    timed = [(plan, plan.max_time_us) for plan in plans if plan.max_time_us is not None]
+    names = {
+        "stream": stream,
+        "keys": [plan.key for plan, _ in timed],
+        "partitions": [plan.partition.id for plan, _ in timed],
+        "afters": [-1 if plan.after is None else plan.after for plan, _ in timed],
+        "throughs": [plan.through for plan, _ in timed],
+        "hours": [newest // HOUR * HOUR for _, newest in timed],
+        "length": HOUR,
+    }
+    async with database.connection("look for objects of the same positions") as conn:
+        return {key for (key,) in await (await conn.execute(_UNSHARED, names)).fetchall()}
 
 
 async def totals(database: Database, stream: str) -> list[ObjectTotal]:

@@ -30,7 +30,7 @@ from streamproc.runtimes.compaction_runs import CompactionLimits, Run, runs
 from streamproc.runtimes.expiry import unknown_warehouse
 from streamproc.runtimes.merging_process import CannotMerge, MergingProcess
 from streamproc.runtimes.scratch import scratch_folder
-from streamproc.sinks.lake import object_name
+from streamproc.sinks.lake import MERGED, object_name
 from streamproc.sinks.merging import compatible
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.warehouse import Merges, Quarantines, Warehouse
@@ -311,7 +311,7 @@ def _planned(stream: str, found: Sequence[Source]) -> Iterator[tuple[PlannedObje
     after, through = found[0].committed.plan.after, found[-1].committed.plan.through
     for folder, parts in folders.items():
         plans = [part.committed.plan for part in parts]
-        name = object_name(plans[0].partition, after, through, "merged")
+        name = object_name(plans[0].partition, after, through, MERGED)
         yield (
             replace(
                 plans[0],

@@ -26,7 +26,7 @@ from streamproc.ledger.compaction import Moved, Source
 from streamproc.ledger.erasures import Erasures
 from streamproc.model import REJECT_SCHEMA, WrittenObject
 from streamproc.runtimes.expiry import unknown_warehouse
-from streamproc.sinks.lake import ROW_GROUP, object_name
+from streamproc.sinks.lake import ERASED, ROW_GROUP, object_name
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.summaries_erasure import erase, erase_notes, identifying
@@ -252,7 +252,7 @@ class Eraser:
         database, stream = self._ledger.database, self._ledger.stream
         written: list[WrittenObject] = []
         if kept.height:
-            name = object_name(plan.partition, plan.after, plan.through, "erased")
+            name = object_name(plan.partition, plan.after, plan.through, ERASED)
             anew = replace(
                 plan,
                 key=f"{plan.key.rpartition('/')[0]}/{name}-{secrets.token_hex(6)}.parquet",

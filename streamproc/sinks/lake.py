@@ -15,7 +15,7 @@ import asyncio
 import io
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -42,6 +42,12 @@ ROW_GROUP = 262_144
 _PARALLEL = 4
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._]+")
+
+#: How an object was written that was made of others: of those of a run, or of one without a visitor's rows.
+MERGED, ERASED = "merged", "erased"
+
+#: The name of an object: partition, after, through, how it was written, and what no other attempt has.
+_NAME = re.compile(r"[A-Za-z0-9._]+-(start|\d+)-(\d+)-([0-9a-z]+)-[0-9a-f]+\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +218,37 @@ def fits(column: pl.Series, dtype: pl.DataType) -> bool:
 def object_name(partition: Partition, after: int | None, through: int, written: str) -> str:
     """How an object's name begins; ``written`` under which fence, or how else."""
     return f"{_UNSAFE.sub('_', partition.id)}-{'start' if after is None else after}-{through}-{written}"
+
+
+def made_of_others(key: str) -> bool:
+    """Whether the object was made of others, whose rows it has."""
+    name = _NAME.fullmatch(key.rpartition("/")[2])
+    return name is not None and name[3] in {MERGED, ERASED}
+
+
+def siblings(key: str) -> str:
+    """What the keys of all objects of the same partition and event hour have behind the stream, or the replay of it."""
+    folder, _, name = key.rpartition("/")
+    return f"/{'/'.join(folder.split('/')[2:])}/{name.partition('-')[0]}-"
+
+
+def rows_within(plan: PlannedObject, rows: Iterable[tuple[str, int]]) -> int:
+    """The sum of the ``rows`` (by key) of those siblings that lie, by their names, within the positions of ``plan``.
+
+    0 where several are of exactly its positions: a large commit writes several objects of an hour. The one was made of
+    one of them, and what has become of the others nobody says.
+    """
+    mine, first = siblings(plan.key), -1 if plan.after is None else plan.after
+    found = alike = 0
+    for key, count in rows:
+        name = _NAME.fullmatch(key.rpartition("/")[2])
+        if name is None or mine not in key:
+            continue
+        after, through = -1 if name[1] == "start" else int(name[1]), int(name[2])
+        if first <= after and through <= plan.through:
+            found += count
+            alike += count > 0 and (after, through) == (first, plan.through)
+    return found if alike < 2 else 0
 
 
 def _split(rows: pl.DataFrame, time: str, every: str) -> Iterator[tuple[int, pl.DataFrame]]:

@@ -7,12 +7,16 @@ As long as none has, the fault may be with the way to the warehouse, and nothing
 
 An object that somebody has deleted from the lake is found like this too where nothing can be put aside: everything
 else is loaded, and then it is an error.
+
+Whoever merges objects tells the warehouse before the list names the new one. One that is in the list and not loaded
+was made while the warehouse was switched off, or since the copy that it was restored from: it is loaded in the place of
+what was loaded of the objects that it was made of.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -20,7 +24,8 @@ from typing import Protocol
 import structlog
 
 from streamproc.errors import DependencyError, Inconsistent, MissingObject
-from streamproc.model import CommittedObject
+from streamproc.model import CommittedObject, PlannedObject
+from streamproc.sinks.lake import made_of_others
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.warehouse import LoadReport, Quarantines, Warehouse
 
@@ -40,6 +45,9 @@ class CommittedObjects(Protocol):
         self, kind: str = ..., since: datetime | None = ...
     ) -> AsyncIterator[list[CommittedObject]]:
         """Pages of objects of ``kind`` committed at ``since`` or later, by commit time."""
+
+    async def unshared(self, plans: Sequence[PlannedObject]) -> set[str]:
+        """Keys of those ``events`` objects of whose positions and hour no other committed object has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +97,10 @@ class Loader:
         async for page in self._source.committed("events", since):
             missing = await self._warehouse.missing([committed.plan.key for committed in page])
             wanted = [committed for committed in page if committed.plan.key in missing]
+            made = [committed.plan for committed in wanted if made_of_others(committed.plan.key)]
+            instead = await self._source.unshared(made) if made else set()
             for batch in self._batches(wanted):
-                added = await self._load_apart(batch, left)
+                added = await self._load_apart(batch, instead, left)
                 _log.info("warehouse loaded", objects=added.objects, rows=added.rows)
                 report += added
         if left:
@@ -133,9 +143,11 @@ class Loader:
         if full:
             self._full_pass_due = began + self._limits.full_pass
 
-    async def _load_apart(self, batch: Sequence[CommittedObject], left: list[_Bad]) -> LoadReport:
+    async def _load_apart(
+        self, batch: Sequence[CommittedObject], instead: Collection[str], left: list[_Bad]
+    ) -> LoadReport:
         """Load what can be loaded and put the rest aside; what may not be put aside (yet) comes into ``left``."""
-        report, bad = await self._halve(batch)
+        report, bad = await self._halve(batch, instead)
         if not (report.objects and isinstance(self._warehouse, Quarantines)):
             left += [error for _, error in bad]
             return report
@@ -145,19 +157,19 @@ class Loader:
         return report
 
     async def _halve(
-        self, objects: Sequence[CommittedObject]
+        self, objects: Sequence[CommittedObject], instead: Collection[str]
     ) -> tuple[LoadReport, list[tuple[CommittedObject, _Bad]]]:
         """What was loaded, and the objects that alone could not be."""
         try:
-            return await self._warehouse.load(objects, self._store), []
+            return await self._warehouse.load(objects, self._store, instead), []
         except (Inconsistent, MissingObject) as error:
             if isinstance(error, Inconsistent) and not isinstance(self._warehouse, Quarantines):
                 raise
             if len(objects) == 1:
                 return LoadReport(), [(objects[0], error)]
         middle = len(objects) // 2
-        first, bad = await self._halve(objects[:middle])
-        second, worse = await self._halve(objects[middle:])
+        first, bad = await self._halve(objects[:middle], instead)
+        second, worse = await self._halve(objects[middle:], instead)
         return first + second, bad + worse
 
     def _batches(self, objects: Sequence[CommittedObject]) -> Iterator[list[CommittedObject]]:

@@ -39,21 +39,25 @@ def load_batch(
     iam_role: str,
     groups: Sequence[SchemaGroup],
     manifests: Sequence[str],
+    *,
     types: Mapping[str, str],
+    parts: Mapping[str, int],
 ) -> LoadBatch:
     """Lock, refuse, COPY each group by its manifest's URL and count, note the objects.
 
-    ``types``: those of the table's columns.
+    ``types``: those of the table's columns. ``parts``: of objects whose rows take the place of others, by key, how many
+    rows those are: they are deleted first.
     """
-    objects = [each for group in groups for each in group.objects]
-    refusing = list(sql.refuse(stream, [each.plan.key for each in objects]))
+    plans = [each.plan for group in groups for each in group.objects]
+    refusing = list(sql.refuse(stream, [plan.key for plan in plans]))
     statements = [sql.LOCK, *refusing]
+    statements += sql.delete_places(stream, [plan for plan in plans if plan.key in parts])
     loading: dict[int, SchemaGroup] = {}
     for group, url in zip(groups, manifests, strict=True):
         copying = _copying(stream, iam_role, group, url, types)
         loading |= {len(statements) + offset: group for offset in range(len(copying))}
         statements += copying
-    statements += sql.record(stream, objects)
+    statements += sql.record(stream, {plan.key: plan.rows - parts.get(plan.key, 0) for plan in plans})
     return LoadBatch(statements, range(1, 1 + len(refusing)), loading)
 
 

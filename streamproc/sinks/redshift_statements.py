@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 
-from streamproc.model import CommittedObject
+from streamproc.model import PlannedObject
 from streamproc.sinks.redshift_session import MOST_BYTES
 from streamproc.sinks.warehouse import Rows, TableLayout
+from streamproc.topology import HOUR, SECOND
 
 SCHEMA = "warehouse"
 LOADS = f"{SCHEMA}.loads"
@@ -169,6 +170,13 @@ def refuse(stream: str, keys: Sequence[str]) -> Iterator[str]:
         )
 
 
+def loads_with(stream: str, parts: Iterable[str]) -> Iterator[str]:
+    """SELECTs that give keys and rows of the loads whose keys have one of the parts in them."""
+    conditions = (f'STRPOS("key", {literal(each)}) > 0' for each in parts)
+    for part in _parts(conditions, " OR "):
+        yield f'SELECT "key", "rows" FROM {LOADS} WHERE stream = {literal(stream)} AND ({part})'
+
+
 def manifest(urls: Mapping[str, int]) -> bytes:
     """The manifest of objects, by URL with their bytes. COPY of Parquet wants ``content_length``.
 
@@ -218,9 +226,9 @@ def drop_stage(name: str) -> str:
     return f"DROP TABLE {identifier(name)}"
 
 
-def record(stream: str, objects: Sequence[CommittedObject]) -> Iterator[str]:
-    """Statements that note the objects as loaded."""
-    values = (f"({literal(stream)}, {literal(each.plan.key)}, {each.plan.rows:d})" for each in objects)
+def record(stream: str, rows: Mapping[str, int]) -> Iterator[str]:
+    """Statements that note objects as loaded, by key with their rows."""
+    values = (f"({literal(stream)}, {literal(key)}, {count:d})" for key, count in rows.items())
     for part in _parts(values):
         yield f'INSERT INTO {LOADS} (stream, "key", "rows") VALUES {part}'
 
@@ -286,6 +294,28 @@ def delete_rows(stream: str, rows: Sequence[Rows]) -> Iterator[str]:
     )
     for part in _parts(conditions, " OR "):
         yield f"DELETE FROM {table(stream)} WHERE {part}"
+
+
+def count_rows(stream: str, plan: PlannedObject) -> str:
+    """How many rows there are at the positions of the object, of events of its hour."""
+    return f"SELECT count(*) FROM {table(stream)} WHERE {_place(plan)}"
+
+
+def delete_places(stream: str, plans: Sequence[PlannedObject]) -> Iterator[str]:
+    """Deletes what :func:`count_rows` counts of each of the objects."""
+    for part in _parts(map(_place, plans), " OR "):
+        yield f"DELETE FROM {table(stream)} WHERE {part}"
+
+
+def _place(plan: PlannedObject) -> str:
+    assert plan.max_time_us is not None
+    hour = plan.max_time_us // HOUR * HOUR
+    moments = [f"TIMESTAMP 'epoch' + {us // SECOND:d} * INTERVAL '1 second'" for us in (hour, hour + HOUR)]
+    return (
+        f"(source_partition = {any_text(plan.partition.id)}"
+        f' AND "position" > {-1 if plan.after is None else plan.after:d} AND "position" <= {plan.through:d}'
+        f" AND event_time >= {moments[0]} AND event_time < {moments[1]})"
+    )
 
 
 def visitors_rows(stream: str, columns: Sequence[str], values: Sequence[str]) -> Iterator[str]:

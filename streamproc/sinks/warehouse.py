@@ -6,7 +6,7 @@ decides what is loaded: the ledger may be another database and is never asked.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -86,8 +86,14 @@ class Warehouse(Protocol):
     async def missing(self, keys: Sequence[str]) -> set[str]:
         """Those of ``keys`` that are not loaded."""
 
-    async def load(self, objects: Sequence[CommittedObject], store: ObjectStore) -> LoadReport:
+    async def load(
+        self, objects: Sequence[CommittedObject], store: ObjectStore, instead: Collection[str] = ()
+    ) -> LoadReport:
         """Load, in one transaction, those of the objects that are not loaded.
+
+        ``instead``: keys of objects that were made of others, and alone have rows of their positions. The rows that
+        were loaded with those others are deleted in the same transaction, and count as its own: what is noted and
+        reported of it is how many more it has. So it is not where the table has more rows there than came with them.
 
         It locks the loads table first, so that of two loaders with the same objects the second finds them
         loaded. Raises :class:`Inconsistent` when an object cannot be loaded or does not hold the rows the ledger

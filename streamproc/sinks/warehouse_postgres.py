@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, LiteralString
 
 import polars as pl
@@ -14,10 +14,11 @@ from streamproc.concurrency import each
 from streamproc.database import Database, patient
 from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
-from streamproc.model import CommittedObject
-from streamproc.sinks.lake import fits
+from streamproc.model import CommittedObject, PlannedObject
+from streamproc.sinks.lake import fits, rows_within, siblings
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.warehouse import LoadReport, Rows, WarehouseStatus
+from streamproc.topology import HOUR, SECOND
 
 #: As ``format_type`` writes them, so that they can be compared with what is there.
 _TYPES: Mapping[type[pl.DataType], LiteralString] = {
@@ -127,7 +128,9 @@ class PostgresWarehouse:
             )
             return {key for (key,) in await cursor.fetchall()}
 
-    async def load(self, objects: Sequence[CommittedObject], store: ObjectStore) -> LoadReport:
+    async def load(
+        self, objects: Sequence[CommittedObject], store: ObjectStore, instead: Collection[str] = ()
+    ) -> LoadReport:
         """One transaction: lock, COPY each object with the columns it has, note it."""
         # Before the transaction, so that the lock is not held while the store takes its time.
         bodies = await each(lambda committed: store.get(committed.plan.key), objects, at_once=_PARALLEL)
@@ -143,7 +146,9 @@ class PostgresWarehouse:
             report = LoadReport()
             for committed, body in zip(objects, bodies, strict=True):
                 if committed.plan.key not in loaded:
-                    report += await self._load_object(conn, committed, body)
+                    anew = committed.plan.key in instead
+                    had = await self._delete_parts(conn, committed.plan) if anew else 0
+                    report += await self._load_object(conn, committed, body, had)
             failpoint("load.copied")
         failpoint("load.committed")
         return report
@@ -239,9 +244,40 @@ class PostgresWarehouse:
                 async with patient(conn, _PATIENCE, name, problem):
                     await conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._table))
 
+    async def _delete_parts(self, conn: AsyncConnection[Any], plan: PlannedObject) -> int:
+        """Delete what was loaded of the objects that this one was made of; returns how many rows.
+
+        They are found by position and hour. Where there are more of them than came with those objects, somebody
+        else's are among them, and all stay.
+        """
+        mine = siblings(plan.key)
+        own, replays = f"lake/{self._stream}{mine}", f"lake/{self._stream}__replay_"
+        cursor = await conn.execute(
+            "SELECT key, rows FROM warehouse.loads WHERE stream = %s AND (key >= %s AND key < %s"
+            " OR key >= %s AND key < %s AND strpos(key, %s) > 0)",
+            # A dot follows a hyphen, a backtick an underscore.
+            [self._stream, own, own[:-1] + ".", replays, replays[:-1] + "`", mine],
+        )
+        known = rows_within(plan, await cursor.fetchall())
+        if known <= 0 or plan.max_time_us is None:
+            return 0
+        hour = plan.max_time_us // HOUR * HOUR
+        names: dict[str, object] = {"partition": plan.partition.id, "through": plan.through}
+        names["after"] = -1 if plan.after is None else plan.after
+        names |= {"from": hour // SECOND, "to": (hour + HOUR) // SECOND}
+        theirs = sql.SQL(
+            " FROM {} WHERE source_partition = %(partition)s AND position > %(after)s AND position <= %(through)s"
+            " AND event_time >= to_timestamp(%(from)s) AND event_time < to_timestamp(%(to)s)"
+        ).format(self._table)
+        row = await (await conn.execute(sql.SQL("SELECT count(*)") + theirs, names)).fetchone()
+        if row is None or row[0] > known:
+            return 0
+        return (await conn.execute(sql.SQL("DELETE") + theirs, names)).rowcount
+
     async def _load_object(
-        self, conn: AsyncConnection[Any], committed: CommittedObject, body: bytes
+        self, conn: AsyncConnection[Any], committed: CommittedObject, body: bytes, had: int
     ) -> LoadReport:
+        """``had``: how many rows the table had in the place of these; so many are noted with others."""
         key, rows = committed.plan.key, committed.plan.rows
         if len(body) != committed.size:
             raise Inconsistent(f"{key}: {len(body)} bytes in the store, {committed.size} in the ledger")
@@ -253,6 +289,7 @@ class PostgresWarehouse:
         copied = await self._copy(conn, frame)
         if copied != rows:
             raise Inconsistent(f"{key}: {copied} rows copied, {rows} in the ledger")
+        rows -= had
         await conn.execute(
             "INSERT INTO warehouse.loads (stream, key, rows, loaded_at)"
             " VALUES (%s, %s, %s, clock_timestamp())",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,10 +18,11 @@ import structlog
 
 from streamproc.errors import ConfigError, DependencyError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
-from streamproc.model import CommittedObject
+from streamproc.model import CommittedObject, PlannedObject
 from streamproc.quantities import Invalid
 from streamproc.settings.redshift import DataApi, parse_redshift
 from streamproc.sinks import redshift_statements as sql
+from streamproc.sinks.lake import rows_within, siblings
 from streamproc.sinks.object_store import ObjectStore
 from streamproc.sinks.redshift_load import load_batch
 from streamproc.sinks.redshift_objects import SchemaGroup, group_by_schema, manifest_keys
@@ -81,7 +82,9 @@ class RedshiftWarehouse:
                 loaded |= {str(key) for (key,) in rows}
         return set(keys) - loaded
 
-    async def load(self, objects: Sequence[CommittedObject], store: ObjectStore) -> LoadReport:
+    async def load(
+        self, objects: Sequence[CommittedObject], store: ObjectStore, instead: Collection[str] = ()
+    ) -> LoadReport:
         """One transaction per :data:`_GROUPS` schemas; see the module for what is in it.
 
         Most often none of the objects is loaded. So that is only asked when the transaction refused one.
@@ -89,7 +92,7 @@ class RedshiftWarehouse:
         groups = await group_by_schema(objects, store)
         report = LoadReport()
         for start in range(0, len(groups), _GROUPS):
-            report += await self._load_groups(groups[start : start + _GROUPS], store)
+            report += await self._load_groups(groups[start : start + _GROUPS], store, instead)
         return report
 
     async def status(self) -> WarehouseStatus:
@@ -174,24 +177,30 @@ class RedshiftWarehouse:
         if await self._columns("loads"):
             await self._do([sql.LOCK, *sql.remove(self._stream)])
 
-    async def _load_groups(self, groups: Sequence[SchemaGroup], store: ObjectStore) -> LoadReport:
+    async def _load_groups(
+        self, groups: Sequence[SchemaGroup], store: ObjectStore, instead: Collection[str]
+    ) -> LoadReport:
+        plans = [each.plan for group in groups for each in group.objects]
         types: dict[str, str] = {}
         for group in groups:
             types, mistakes = await self._extend(group.columns)
             if mistakes:
                 # Of this object's columns, not of the page's: those were compared when the table was opened.
                 raise Inconsistent(f"{group.objects[0].plan.key}: {mistakes[0]}")
+        parts = await self._parts([plan for plan in plans if plan.key in instead])
         manifests = dict(zip(manifest_keys(self._stream), groups, strict=False))
         for key, group in manifests.items():
             sizes = {store.url(each.plan.key): each.size for each in group.objects}
             await store.put(key, sql.manifest(sizes))
-        batch = load_batch(self._stream, self._iam_role, groups, [store.url(key) for key in manifests], types)
+        urls = [store.url(key) for key in manifests]
+        batch = load_batch(self._stream, self._iam_role, groups, urls, types=types, parts=parts)
         try:
             await self._change(batch.statements)
         except BatchFailed as error:
             await _delete(store, manifests)
             if batch.refuses(error):
-                return await self._load_rest([each for group in groups for each in group.objects], store)
+                rest = [each for group in groups for each in group.objects]
+                return await self._load_rest(rest, store, instead)
             if (blamed := batch.blames(error)) is not None:
                 problem = (
                     f"not the {blamed.rows} rows of the ledger" if error.divided_by_zero else error.message
@@ -202,14 +211,35 @@ class RedshiftWarehouse:
         # Not after an answer was lost: the transaction may be at work with them. A lifecycle rule takes what stays.
         await _delete(store, manifests)
         failpoint("load.committed")
-        return LoadReport(sum(len(group.objects) for group in groups), sum(group.rows for group in groups))
+        return LoadReport(len(plans), sum(plan.rows for plan in plans) - sum(parts.values()))
 
-    async def _load_rest(self, refused: Sequence[CommittedObject], store: ObjectStore) -> LoadReport:
+    async def _parts(self, plans: Sequence[PlannedObject]) -> dict[str, int]:
+        """How many rows were loaded of what the objects were made of, by their keys; of those where it is any.
+
+        They are found by position and hour. Where there are more of them than came with those objects, somebody
+        else's are among them, and all stay.
+        """
+        loads: dict[str, list[tuple[str, int]]] = {}
+        for batch in batches(sql.loads_with(self._stream, sorted({siblings(plan.key) for plan in plans}))):
+            for found in await self._ask(batch):
+                for key, rows in found:
+                    loads.setdefault(siblings(str(key)), []).append((str(key), _integer(rows)))
+        known = {plan.key: rows_within(plan, loads.get(siblings(plan.key), ())) for plan in plans}
+        made = [plan for plan in plans if known[plan.key] > 0 and plan.max_time_us is not None]
+        counts: list[int] = []
+        for batch in batches(sql.count_rows(self._stream, plan) for plan in made):
+            counts += [_integer(count) for [(count,)] in await self._ask(batch)]
+        there = zip(made, counts, strict=True)
+        return {plan.key: count for plan, count in there if 0 < count <= known[plan.key]}
+
+    async def _load_rest(
+        self, refused: Sequence[CommittedObject], store: ObjectStore, instead: Collection[str]
+    ) -> LoadReport:
         """Load those that another loader has not loaded meanwhile."""
         missing = await self.missing([each.plan.key for each in refused])
         if len(missing) == len(refused):
             raise DependencyError(f"warehouse {self._stream}", "refuses what it says it has not")
-        return await self.load([each for each in refused if each.plan.key in missing], store)
+        return await self.load([each for each in refused if each.plan.key in missing], store, instead)
 
     async def _extend(self, columns: Mapping[str, pl.DataType]) -> tuple[dict[str, str], list[Mistake]]:
         """Create the table or add the columns it lacks; the table's columns then, and what does not fit.

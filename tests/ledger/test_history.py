@@ -206,6 +206,25 @@ async def test_a_loader_on_a_machine_whose_clock_is_ahead_finds_what_was_committ
     assert newer in warehouse.asked
 
 
+async def test_objects_share_their_positions_and_hour_with_others_where_a_position_was_set_back(
+    ledger: Ledger,
+) -> None:
+    hour = 3_600_000_000
+    [first] = await commit(ledger, (0, 1))
+    [second, later] = await commit(ledger, (5, 6), (hour, hour + 6))  # of one commit, each of an hour
+    [apart] = await commit(ledger, (0, 1), partition="1")
+    await commit(ledger, (0, 1), partition="1", kind="rejects")
+    plans = [one.plan async for one in ledger.manifest()]
+    assert await ledger.unshared(plans) == {first, second, later, apart}
+    await ledger.set_position(NewPosition(P0, 0, accept_repeat=True))
+    [again] = await commit(ledger, (7, 8))
+    assert await ledger.unshared(plans) == {first, later, apart}
+    plans = [one.plan async for one in ledger.manifest()]
+    assert again in {plan.key for plan in plans}
+    assert await ledger.unshared(plans) == {first, later, apart}
+    assert await ledger.unshared([]) == set()
+
+
 async def test_recent_objects_are_the_partitions_own_in_order_from_a_clock_on(ledger: Ledger) -> None:
     for newest in (100, 200, 300):
         await commit(ledger, (0, newest))

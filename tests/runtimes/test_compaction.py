@@ -15,7 +15,10 @@ from streamproc.ledger import Ledger
 from streamproc.runtimes.compaction import Compactor
 from streamproc.runtimes.merging_process import CannotMerge, MergingProcess
 from streamproc.sinks.lake import Lake
+from streamproc.sinks.loader import Loader
 from streamproc.sinks.local import LocalStore
+from streamproc.sinks.warehouse import LoadReport
+from streamproc.sinks.warehouse_postgres import PostgresWarehouse
 from streamproc.topology import MINUTE, Sinks
 from tests.runtimes.test_replay_carry import COLUMNS, PAGE, commit
 from tests.tables.streams import event, frame
@@ -160,3 +163,24 @@ async def test_what_has_still_to_be_published_is_merged_when_it_is(
         db.execute("DELETE FROM streamproc.outbox WHERE kind = 'events'")
     await compactor(ledger, store).compact()
     assert await ranges(ledger) == [(-1, 4, 5), (4, 5, 1)]
+
+
+async def test_a_warehouse_that_was_switched_off_meanwhile_has_each_row_once(
+    ledger: Ledger, store: Store, postgres: str
+) -> None:
+    warehouse = PostgresWarehouse(postgres, "clicks")
+    await warehouse.open()
+    await warehouse.ensure(COLUMNS)
+    loader = Loader(ledger, warehouse, store)
+    for position, minute in enumerate((0, 1, 2, 3, 150)):
+        one = frame([event(minute * MINUTE, position=position)]).with_columns(source_partition=pl.lit("0"))
+        await commit(ledger, Lake(store, PAGE), one)
+        if position == 1:
+            assert await loader.run_once() == LoadReport(2, 2)
+    assert (await compactor(ledger, store).compact()).runs == 1
+    assert await loader.run_once() == LoadReport(2, 3)
+    assert (await warehouse.status()).rows == 5
+    await warehouse.close()
+    with psycopg.connect(postgres) as connection:
+        positions = connection.execute("SELECT position FROM warehouse.clicks ORDER BY 1").fetchall()
+    assert positions == [(0,), (1,), (2,), (3,), (4,)]

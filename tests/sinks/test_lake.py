@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.errors import ConfigError, DependencyError
-from streamproc.model import REJECT_SCHEMA, WrittenObject
-from streamproc.sinks.lake import Lake, LakeFile, encode, lake_schema
+from streamproc.model import REJECT_SCHEMA, Partition, WrittenObject
+from streamproc.sinks.lake import Lake, LakeFile, encode, lake_schema, made_of_others, object_name
 from streamproc.sinks.local import LocalStore
 from streamproc.sinks.object_store import ObjectStore, Stored
 from streamproc.topology import DAY, HOUR, MINUTE
@@ -275,6 +275,18 @@ async def test_a_number_that_is_whole_may_become_a_whole_number(lake: Lake, stor
     changed = Lake(store, topology({**COLUMNS, "value": pl.Int64()}))
     read = await changed.read([file.plan.key], ["value", "position"])
     assert read.rows() == [(1, 0), (None, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("written", "made"), [("17", False), ("merged", True), ("erased", True), ("replayed", False)]
+)
+def test_an_object_that_was_made_of_others_is_known_by_its_name(written: str, made: bool) -> None:
+    for partition in ("0", "3fa9c2d1.0", "2026-07-01/an-erased-merged-7.gz"):
+        for after in (None, 0, 2**63):
+            name = object_name(Partition("clicks", partition), after, 2**63 + 5, written)
+            key = f"lake/clicks/date=2026-07-01/hour=12/{name}-0123456789ab.parquet"
+            assert made_of_others(key) is made
+    assert not made_of_others("lake/clicks/merged.parquet")
 
 
 async def test_reading_leaves_nothing_behind(lake: Lake, store: ObjectStore) -> None:

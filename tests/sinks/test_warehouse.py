@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,7 +26,7 @@ from streamproc.sinks.warehouse import (
 )
 from streamproc.topology import HOUR
 from tests.sinks.topologies import COLUMNS, events
-from tests.sinks.warehouses import Backend, ListedObjects, opened_backend, put
+from tests.sinks.warehouses import Backend, ListedObjects, made_of, opened_backend, put
 
 NOON = int(datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
 
@@ -232,6 +233,127 @@ async def test_an_object_made_of_loaded_ones_counts_as_loaded_without_rows(
     assert backend.query("SELECT count(*) FROM warehouse.clicks") == [(2,)]
     query = "SELECT count(*), count(DISTINCT key) FROM warehouse.loads"
     assert backend.query(query) == [(3, 3)]
+
+
+async def counted(backend: Backend) -> dict[tuple[str, int], int]:
+    """How often the table has the row of each partition and position."""
+    query = "SELECT source_partition, position, count(*) FROM warehouse.clicks GROUP BY 1, 2 ORDER BY 1, 2"
+    return {(partition, position): count for partition, position, count in backend.query(query)}
+
+
+async def test_what_was_merged_while_the_warehouse_was_off_takes_the_place_of_its_parts(
+    backend: Backend, warehouse: Warehouse
+) -> None:
+    first, later = await put(backend.store, events(NOON, NOON, NOON + HOUR))  # of one commit
+    [second] = await put(backend.store, events(NOON, NOON, first=3))
+    [third] = await put(backend.store, events(NOON, first=5))
+    [behind] = await put(backend.store, events(NOON, first=6))
+    [apart] = await put(backend.store, events(NOON, NOON, partition="1"))
+    await warehouse.load([first, later, second, behind, apart], backend.store)
+    merged = await made_of(backend.store, first, second, third)
+    whole = await made_of(backend.store, apart)  # all of it is loaded
+    listed = [later, behind, merged, whole]
+    loader = Loader(ListedObjects(listed), warehouse, backend.store)
+    assert await loader.run_once() == LoadReport(2, 1)
+    assert await counted(backend) == {**{("0", n): 1 for n in range(7)}, ("1", 0): 1, ("1", 1): 1}
+    assert (await warehouse.status()).rows == 9
+    assert await warehouse.missing([each.plan.key for each in listed]) == set()
+    assert await loader.run_once() == LoadReport()
+    # So it is when it happens again.
+    again = await made_of(backend.store, merged, behind)
+    loader = Loader(ListedObjects([later, again, whole]), warehouse, backend.store)
+    assert await loader.run_once() == LoadReport(1, 0)
+    assert set((await counted(backend)).values()) == {1}
+    assert (await warehouse.status()).rows == 9
+
+
+async def test_so_does_what_was_merged_of_objects_that_a_replay_had_written(
+    backend: Backend, warehouse: Warehouse
+) -> None:
+    parts = [one for first in range(3) for one in await put(backend.store, events(NOON, first=first))]
+    promoted = []
+    for part in parts[:2]:
+        key = part.plan.key.replace("lake/clicks/", "lake/clicks__replay_r1/")
+        await backend.store.put(key, await backend.store.get(part.plan.key))
+        promoted.append(replace(part, plan=replace(part.plan, key=key)))
+    await warehouse.load([*promoted, parts[2]], backend.store)
+    merged = await made_of(backend.store, *parts)
+    assert await Loader(ListedObjects([merged]), warehouse, backend.store).run_once() == LoadReport(1, 0)
+    assert await counted(backend) == {("0", 0): 1, ("0", 1): 1, ("0", 2): 1}
+    assert (await warehouse.status()).rows == 3
+
+
+async def test_rows_of_who_was_erased_while_the_warehouse_was_off_go_with_the_object_they_came_with(
+    backend: Backend, warehouse: Warehouse
+) -> None:
+    [first] = await put(backend.store, events(NOON, NOON, NOON))
+    [second] = await put(backend.store, events(NOON, NOON, first=3))
+    await warehouse.load([first], backend.store)
+    anew = [await made_of(backend.store, each, how="erased", without=[1, 3]) for each in (first, second)]
+    assert await Loader(ListedObjects(anew), warehouse, backend.store).run_once() == LoadReport(2, 0)
+    assert await counted(backend) == {("0", 0): 1, ("0", 2): 1, ("0", 4): 1}
+    assert (await warehouse.status()).rows == 3
+
+
+async def test_a_merged_object_of_which_nothing_is_loaded_is_loaded_as_any_other(
+    backend: Backend, warehouse: Warehouse
+) -> None:
+    parts = [one for first in range(3) for one in await put(backend.store, events(NOON, first=first))]
+    [other] = await put(backend.store, events(NOON, partition="00"))
+    await warehouse.load([other], backend.store)
+    merged = await made_of(backend.store, *parts)
+    listed = ListedObjects([merged, other])
+    assert await Loader(listed, warehouse, backend.store).run_once() == LoadReport(1, 3)
+    assert await counted(backend) == {("0", 0): 1, ("0", 1): 1, ("0", 2): 1, ("00", 0): 1}
+    if backend.engine is not None:
+        assert not [each for each in backend.engine.ran if each.startswith("DELETE")]
+
+
+async def test_rows_of_other_records_at_the_same_positions_stay(
+    backend: Backend, warehouse: Warehouse
+) -> None:
+    """A position was set back, so that records stand twice: nothing tells the rows of the one from the other's."""
+    [part] = await put(backend.store, events(NOON, NOON))
+    [twin] = await put(backend.store, events(NOON, NOON))
+    anew = await made_of(backend.store, part, how="erased", without=[0])
+    # The part was never loaded, and the twin is a part to all appearances; the list has it.
+    await warehouse.load([twin], backend.store)
+    await Loader(ListedObjects([twin, anew]), warehouse, backend.store).run_once()
+    assert await counted(backend) == {("0", 0): 1, ("0", 1): 2}
+
+
+async def test_where_the_table_has_more_rows_than_came_with_the_parts_all_of_them_stay(
+    backend: Backend, warehouse: Warehouse
+) -> None:
+    [part] = await put(backend.store, events(NOON, NOON))
+    [longer] = await put(backend.store, events(NOON, NOON, NOON))  # no list has it any more
+    await warehouse.load([part, longer], backend.store)
+    merged = await made_of(backend.store, part)
+    assert await warehouse.load([merged], backend.store, {merged.plan.key}) == LoadReport(1, 2)
+    assert await counted(backend) == {("0", 0): 3, ("0", 1): 3, ("0", 2): 1}
+
+
+async def test_of_several_objects_that_a_commit_wrote_for_an_hour_none_is_taken_for_the_other(
+    backend: Backend, warehouse: Warehouse
+) -> None:
+    [both] = await put(backend.store, events(NOON, NOON, NOON, NOON))
+    one, other = [await made_of(backend.store, both, how="1", without=gone) for gone in ([2, 3], [0, 1])]
+    await warehouse.load([one, other], backend.store)
+    anew = await made_of(backend.store, one, how="erased", without=[0])  # the lake has let go of the other
+    await Loader(ListedObjects([anew]), warehouse, backend.store).run_once()
+    assert await counted(backend) == {("0", 0): 1, ("0", 1): 2, ("0", 2): 1, ("0", 3): 1}
+
+
+async def test_of_loaders_at_once_only_one_puts_a_merged_object_in_the_place_of_its_parts(
+    backend: Backend, warehouse: Warehouse
+) -> None:
+    parts = [one for first in range(4) for one in await put(backend.store, events(NOON, first=first))]
+    await warehouse.load(parts[:2], backend.store)
+    merged = await made_of(backend.store, *parts)
+    warehouses = [warehouse, *[await backend.warehouse() for _ in range(3)]]
+    loads = (each.load([merged], backend.store, {merged.plan.key}) for each in warehouses)
+    assert sorted([report.rows for report in await asyncio.gather(*loads)]) == [0, 0, 0, 2]
+    assert await counted(backend) == {("0", n): 1 for n in range(4)}
 
 
 async def test_visitors_rows_are_erased_and_nobody_elses(backend: Backend, warehouse: Warehouse) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,9 @@ async def test_batches_keep_to_the_limits(warehouse: PostgresWarehouse, store: O
     loaded: list[list[int]] = []
 
     class Counting(PostgresWarehouse):
-        async def load(self, objects: Sequence[CommittedObject], store: ObjectStore) -> LoadReport:
+        async def load(
+            self, objects: Sequence[CommittedObject], store: ObjectStore, instead: Collection[str] = ()
+        ) -> LoadReport:
             loaded.append([one.plan.rows for one in objects])
             return LoadReport()
 

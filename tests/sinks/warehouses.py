@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +16,7 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
-from streamproc.model import CommittedObject
+from streamproc.model import CommittedObject, PlannedObject
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.local import LocalStore
 from streamproc.sinks.object_store import ObjectStore, open_store
@@ -112,6 +114,30 @@ async def put(store: ObjectStore, rows: pl.DataFrame) -> list[CommittedObject]:
     return [CommittedObject(one.plan, one.size, one.checksum, datetime.now(UTC)) for one in done]
 
 
+async def made_of(
+    store: ObjectStore, *parts: CommittedObject, how: str = "merged", without: Sequence[int] = ()
+) -> CommittedObject:
+    """What a compaction makes of objects of one partition and hour; an erasure (``erased``), or a commit of several
+    objects (``1``), without the rows at some positions.
+    """
+    frames = [pl.read_parquet(io.BytesIO(await store.get(part.plan.key))) for part in parts]
+    rows = pl.concat(frames)
+    rows = rows.filter(pl.Series([position not in without for position in rows["position"]]))
+    first, through = parts[0].plan, parts[-1].plan.through
+    folder, _, name = first.key.rpartition("/")
+    partition, after, *_ = name.split("-")
+    plan = replace(
+        first,
+        key=f"{folder}/{partition}-{after}-{through}-{how}-{secrets.token_hex(6)}.parquet",
+        through=through,
+        rows=rows.height,
+    )
+    body = io.BytesIO()
+    rows.write_parquet(body)
+    stored = await store.put(plan.key, body.getvalue())
+    return CommittedObject(plan, stored.size, stored.checksum, datetime.now(UTC))
+
+
 class ListedObjects:
     """A ledger's list of committed objects, in memory."""
 
@@ -126,3 +152,15 @@ class ListedObjects:
         self.asked.append(since)
         for start in range(0, len(self.objects), 7):
             yield self.objects[start : start + 7]
+
+    async def unshared(self, plans: Sequence[PlannedObject]) -> set[str]:
+        def place(plan: PlannedObject) -> tuple[str, str, set[int]]:
+            positions = range(0 if plan.after is None else plan.after + 1, plan.through + 1)
+            return plan.partition.id, plan.key.rpartition("/")[0], set(positions)
+
+        def share(one: PlannedObject, other: PlannedObject) -> bool:
+            (*mine, positions), (*theirs, others) = place(one), place(other)
+            return one.key != other.key and mine == theirs and not positions.isdisjoint(others)
+
+        listed = [each.plan for each in self.objects]
+        return {plan.key for plan in plans if not any(share(plan, other) for other in listed)}
