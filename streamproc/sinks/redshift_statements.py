@@ -22,6 +22,9 @@ SCHEMA = "warehouse"
 LOADS = f"{SCHEMA}.loads"
 SUPERSEDED = f"{SCHEMA}.superseded"
 
+#: Stands among a replay's loads for all of them from when its rows are the stream's until its own table is dropped.
+ADOPTED = "adopted"
+
 #: The longest text of a column, in bytes: https://docs.aws.amazon.com/redshift/latest/dg/r_Character_types.html
 LONGEST_TEXT = 65_535
 
@@ -327,7 +330,10 @@ def visitors_rows(stream: str, columns: Sequence[str], values: Sequence[str]) ->
 
 
 def adopt(stream: str, replay: str, columns: Sequence[str]) -> list[str]:
-    """Take over a replay's rows and loads; the objects on its list count as loaded, without rows."""
+    """Take over a replay's rows and loads; the objects on its list count as loaded, without rows.
+
+    Its table stays: a DROP would wait for who reads it, and with it everybody who loads.
+    """
     live, other = literal(stream), literal(replay)
     names = ", ".join(map(identifier, columns))
     return [
@@ -338,15 +344,16 @@ def adopt(stream: str, replay: str, columns: Sequence[str]) -> list[str]:
         f' SELECT {live}, "key", 0 FROM {SUPERSEDED} WHERE stream = {other}',
         f"UPDATE {LOADS} SET stream = {live} WHERE stream = {other}",
         forget_superseded(replay),
-        f"DROP TABLE {table(replay)}",
+        f'INSERT INTO {LOADS} (stream, "key", "rows") VALUES ({other}, {literal(ADOPTED)}, 0)',
     ]
 
 
 def remove(stream: str) -> list[str]:
-    """Drop the stream's table and its loads."""
+    """Drop the stream's table and its loads. The table first: for who reads it nobody else is to wait."""
     return [
-        f"DELETE FROM {LOADS} WHERE stream = {literal(stream)}",
         f"DROP TABLE IF EXISTS {table(stream)}",
+        LOCK,
+        f"DELETE FROM {LOADS} WHERE stream = {literal(stream)}",
     ]
 
 

@@ -135,20 +135,21 @@ class RedshiftWarehouse:
         The keys, which may be too many for one transaction's statements, are listed in a table beforehand.
         """
         columns = await self._columns(replay)
-        if not columns:
+        if not columns or any(await self._ask(list(sql.keys_among(replay, [sql.ADOPTED])))):
             return False
         await self._do([sql.CREATE_SUPERSEDED, sql.forget_superseded(replay)])
         for batch in batches(sql.supersede(replay, superseded)):
             await self._do(batch)
         statements = [
             sql.LOCK,
+            *sql.refuse(replay, [sql.ADOPTED]),
             *sql.delete_rows(self._stream, rows),
             *sql.adopt(self._stream, replay, list(columns)),
         ]
         try:
             await self._change(statements)
         except BatchFailed as error:
-            if not await self._columns(replay):
+            if (error.index == 1 and error.divided_by_zero) or not await self._columns(replay):
                 return False
             raise self._unexpected(error, statements) from error
         return True
@@ -175,7 +176,7 @@ class RedshiftWarehouse:
     async def remove(self) -> None:
         """See :meth:`streamproc.sinks.warehouse.Swaps.remove`."""
         if await self._columns("loads"):
-            await self._do([sql.LOCK, *sql.remove(self._stream)])
+            await self._do(sql.remove(self._stream))
 
     async def _load_groups(
         self, groups: Sequence[SchemaGroup], store: ObjectStore, instead: Collection[str]

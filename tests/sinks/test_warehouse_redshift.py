@@ -21,6 +21,7 @@ from streamproc.errors import DependencyError, Inconsistent
 from streamproc.model import CommittedObject
 from streamproc.settings.redshift import Direct, parse_redshift
 from streamproc.sinks import redshift_data_api, redshift_direct, redshift_session, warehouse_redshift
+from streamproc.sinks import redshift_statements as sql
 from streamproc.sinks.loader import Loader
 from streamproc.sinks.redshift_data_api import DataApiSession
 from streamproc.sinks.redshift_direct import DirectSession
@@ -421,6 +422,38 @@ async def test_a_promotion_takes_more_keys_than_a_transaction_takes_statements(
     assert count(data_api) == 1
     assert data_api.data_api is not None
     assert data_api.data_api.problems == []
+
+
+async def test_neither_a_promotion_nor_loaders_wait_for_who_reads_the_replays_own_table(
+    backend: Backend,
+) -> None:
+    warehouse, replay = await opened(backend), await opened(backend, "clicks_r1")
+    await replay.load(await put(backend.store, events(NOON)), backend.store)
+    later = await put(backend.store, events(NOON, first=1))
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    async with asyncio.timeout(30):
+        with psycopg.connect(backend.conninfo) as analyst:  # in a transaction from here on
+            analyst.execute("SELECT count(*) FROM warehouse.clicks_r1")
+            assert await warehouse.adopt("clicks_r1", [Rows("0", -1, 0)], []) is True
+            removing = asyncio.create_task(replay.remove())
+            await until(lambda: backend.query(waiting) == [(1,)])
+            assert await warehouse.load(later, backend.store) == LoadReport(1, 1)
+        await removing
+    assert await warehouse.adopt("clicks_r1", [Rows("0", -1, 0)], []) is False
+    assert count(backend) == 2
+    assert backend.query("SELECT to_regclass('warehouse.clicks_r1') IS NULL") == [(True,)]
+    assert backend.query("SELECT DISTINCT stream FROM warehouse.loads") == [("clicks",)]
+
+
+async def test_a_promotion_that_has_happened_since_it_was_looked_for_is_not_made_again(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse, replay = await opened(backend), await opened(backend, "clicks_r1")
+    await replay.load(await put(backend.store, events(NOON)), backend.store)
+    assert await warehouse.adopt("clicks_r1", [Rows("0", -1, 0)], []) is True
+    monkeypatch.setattr(sql, "keys_among", lambda *_: ["SELECT 1 FROM warehouse.loads WHERE 1 = 0"])
+    assert await warehouse.adopt("clicks_r1", [], []) is False
+    assert count(backend) == 1
 
 
 @pytest.mark.filterwarnings("ignore:ssl:DeprecationWarning")  # the driver's own
