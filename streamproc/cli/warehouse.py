@@ -115,7 +115,7 @@ async def _init(settings: Settings, topic: str | None) -> list[str]:
 
 
 async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tuple[str, LoadReport]]:
-    """Of every stream what can be loaded; then raises what was wrong with the objects of one."""
+    """Of every stream what can be loaded; then raises what was wrong with the page or the objects of one."""
     loaded: list[tuple[str, LoadReport]] = []
     failed: StreamprocError | None = None
     async with opened_store(settings) as store, _opened(settings, topic) as opened:
@@ -124,7 +124,11 @@ async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tupl
                 if not alone:
                     _log.warning("another_loader", stream=stream.page.name)
                     continue
-                await warehouse.ensure(stream.page.columns)
+                try:
+                    await warehouse.ensure(stream.page.columns)
+                except ConfigError as error:
+                    failed = failed or error
+                    continue
                 if retry and isinstance(warehouse, Quarantines):
                     await warehouse.release()
                 try:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 
 import psycopg
 
+from streamproc.ledger import Ledger
 from tests.cli.shop import Reject, Shop
 from tests.deploy.stacks import Stack, deployed
 
@@ -100,6 +102,26 @@ def test_a_stream_that_another_run_is_loading_is_left_to_that_one(shop: Shop) ->
         assert json.loads(left.stdout) == {"loaded": []}
         assert "another_loader" in left.stderr
     assert shop.json("warehouse", "load") == {"loaded": [{"stream": "shop", "objects": 1, "rows": 3}]}
+
+
+def test_a_page_that_contradicts_its_table_keeps_no_other_stream_from_being_loaded(shop: Shop) -> None:
+    page = (shop.pages / "shop.toml").read_text()
+    for name in ("shop", shop.topic):
+        page = page.replace(f'name = "{name}"', 'name = "bazaar"')
+    (shop.pages / "bazaar.toml").write_text(page)
+    shop.commit(0, [0, 1, 2])
+
+    async def begin() -> None:
+        async with Ledger(shop.ledger, "bazaar", "w1") as ledger:
+            await ledger.claim([shop.partition(0)])
+
+    asyncio.run(begin())
+    with psycopg.connect(shop.ledger, autocommit=True) as owner:
+        owner.execute("CREATE SCHEMA warehouse")
+        owner.execute("CREATE TABLE warehouse.bazaar (kind bigint)")
+    assert "column kind: is bigint" in shop.call("warehouse", "load", code=2).stderr
+    with psycopg.connect(shop.ledger) as connection:
+        assert connection.execute("SELECT count(*) FROM warehouse.shop").fetchone() == (3,)
 
 
 def test_without_a_warehouse_it_says_so(shop: Shop) -> None:
