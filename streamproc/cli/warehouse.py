@@ -57,18 +57,22 @@ def init_command(settings: Settings, topic: str | None) -> None:
 
 @warehouse_command.command(name="load")
 @click.option("--retry-quarantined", is_flag=True, help="Try what was put aside once more.")
+@click.option("--all", "everything", is_flag=True, help="Compare all that was ever committed.")
 @topic_argument
 @partial(set_up_options, level="warning")
 @json_option
-def load_command(settings: Settings, topic: str | None, retry_quarantined: bool, as_json: bool) -> None:
+def load_command(
+    settings: Settings, topic: str | None, retry_quarantined: bool, everything: bool, as_json: bool
+) -> None:
     """Load every committed object that is not loaded yet.
 
     The workers do the same every few seconds; this is for a warehouse that was switched on or restored
     later, and for one that the workers do not know. Any number of workers may load beside it: each object is loaded
     once. A stream that another run of this command is loading is left to that one.
+    It looks back from the newest object: at 50,000 of them, and a day behind the oldest that is missing.
     Then objects go that the page keeps no longer ([retention] events), and that are loaded.
     """
-    loaded = asyncio.run(_load(settings, topic, retry_quarantined))
+    loaded = asyncio.run(_load(settings, topic, retry_quarantined, everything))
     if as_json:
         answer = [{"stream": name, "objects": each.objects, "rows": each.rows} for name, each in loaded]
         click.echo(json.dumps({"loaded": answer}, indent=2))
@@ -114,7 +118,9 @@ async def _init(settings: Settings, topic: str | None) -> list[str]:
         return [stream.page.name for stream, _ in opened]
 
 
-async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tuple[str, LoadReport]]:
+async def _load(
+    settings: Settings, topic: str | None, retry: bool, everything: bool
+) -> list[tuple[str, LoadReport]]:
     """Of every stream what can be loaded; then raises what was wrong with the page or the objects of one."""
     loaded: list[tuple[str, LoadReport]] = []
     failed: StreamprocError | None = None
@@ -131,8 +137,10 @@ async def _load(settings: Settings, topic: str | None, retry: bool) -> list[tupl
                     continue
                 if retry and isinstance(warehouse, Quarantines):
                     await warehouse.release()
+                loader = Loader(stream.ledger, warehouse, store)
                 try:
-                    report = await Loader(stream.ledger, warehouse, store).run_once()
+                    # What was put aside may have been committed at any time.
+                    report = await (loader.run_once() if everything or retry else loader.load_rest())
                 except (Inconsistent, MissingObject) as error:
                     failed = failed or error
                 else:

@@ -16,7 +16,7 @@ the worker.
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -293,6 +293,10 @@ class Ledger:
     async def unshared(self, plans: Sequence[PlannedObject]) -> set[str]:
         """Keys of those ``events`` objects of whose positions and hour no other committed object has any."""
         return await objects.unshared(self.database, self.stream, plans)
+
+    def newest_first(self, kind: str = "events") -> AsyncGenerator[list[CommittedObject]]:
+        """Pages of committed objects by commit time, the newest first."""
+        return objects.newest_first(self.database, self.stream, kind)
 
     async def recent_objects(self, partition: Partition, since_clock_us: int) -> list[CommittedObject]:
         """The partition's ``events`` objects whose clock reached ``since_clock_us``, in position order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -12,6 +12,10 @@ from streamproc.topology import HOUR
 
 #: Objects read at once. Paging is by key, not by an open cursor: a reader may take as long as it likes.
 PAGE = 1000
+
+#: And where the newest come first. More, because each page is compared with a warehouse, which may take seconds to
+#: answer.
+NEWEST_PAGE = 5000
 
 _COLUMNS = """
     SELECT key, kind, source, partition, after, through, rows, min_time_us, max_time_us, clock_us,
@@ -34,6 +38,14 @@ _BY_COMMIT = (
     + """
       AND (committed_at, key) > (%(last)s, %(last_key)s)
     ORDER BY committed_at, key LIMIT %(page)s
+"""
+)
+
+_NEWEST_FIRST = (
+    _COLUMNS
+    + """
+      AND (committed_at, key) < (%(last)s, %(last_key)s)
+    ORDER BY committed_at DESC, key DESC LIMIT %(page)s
 """
 )
 
@@ -98,6 +110,19 @@ async def by_commit(
         if page:
             yield page
         if len(page) < PAGE:
+            return
+        last, last_key = page[-1].committed_at, page[-1].plan.key
+
+
+async def newest_first(database: Database, stream: str, kind: str) -> AsyncGenerator[list[CommittedObject]]:
+    """Pages of objects by commit time, the other way round."""
+    last, last_key = datetime.max.replace(tzinfo=UTC), ""
+    while True:
+        names = {"stream": stream, "kind": kind, "last": last, "last_key": last_key}
+        page = await _fetch(database, _NEWEST_FIRST, {**names, "page": NEWEST_PAGE})
+        if page:
+            yield page
+        if len(page) < NEWEST_PAGE:
             return
         last, last_key = page[-1].committed_at, page[-1].plan.key
 

@@ -16,7 +16,8 @@ what was loaded of the objects that it was made of.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -49,6 +50,9 @@ class CommittedObjects(Protocol):
     async def unshared(self, plans: Sequence[PlannedObject]) -> set[str]:
         """Keys of those ``events`` objects of whose positions and hour no other committed object has any."""
 
+    def newest_first(self, kind: str = ...) -> AsyncGenerator[list[CommittedObject]]:
+        """Pages of objects of ``kind`` by commit time, the newest first."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadLimits:
@@ -56,12 +60,15 @@ class LoadLimits:
 
     :meth:`Loader.load_new` looks back ``overlap`` before the last pass began, because an object's commit
     time is older than its appearance in the list, and every ``full_pass`` at everything.
+    :meth:`Loader.load_rest` looks at ``look_at`` objects at least, and ``look_back`` behind the oldest that is missing.
     """
 
     objects: int = 200
     rows: int = 500_000
     overlap: timedelta = timedelta(minutes=15)
     full_pass: timedelta = timedelta(hours=6)
+    look_at: int = 50_000
+    look_back: timedelta = timedelta(days=1)
 
 
 class Loader:
@@ -106,6 +113,36 @@ class Loader:
         if left:
             raise _summed_up(left)
         return report
+
+    async def load_rest(self) -> LoadReport:
+        """As :meth:`run_once`, but from the first missing object on; for a process that remembers no pass before.
+
+        Objects are loaded in the order of their commits. So the missing ones are the newest, those since the last run
+        or since the copy that a warehouse was restored from, but for one here and there that could not be loaded. To
+        compare the whole list takes longer with each day that a stream is old, and of Redshift a second or two for each
+        page of it.
+        """
+        return await self.run_once(await self._first_missing())
+
+    async def _first_missing(self) -> datetime | None:
+        """When the oldest missing object was committed, as far as one looks back; the newest one where none is missing,
+        ``None`` where there are no objects.
+        """
+        first: datetime | None = None
+        looked_at = 0
+        async with aclosing(self._source.newest_first("events")) as pages:
+            async for page in pages:
+                missing = await self._warehouse.missing([committed.plan.key for committed in page])
+                for committed in page:
+                    looked_at += 1
+                    if first is None or committed.plan.key in missing:
+                        first = committed.committed_at
+                    elif (
+                        looked_at > self._limits.look_at
+                        and first - committed.committed_at > self._limits.look_back
+                    ):
+                        return first
+        return first
 
     async def load_new(self) -> LoadReport:
         """As :meth:`run_once`, but looking only at what was committed lately; for calling again and again.

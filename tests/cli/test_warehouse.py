@@ -3,10 +3,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from functools import partial
 
 import psycopg
+import pytest
 
 from streamproc.ledger import Ledger
+from streamproc.sinks.loader import Loader, LoadLimits
 from tests.cli.shop import Reject, Shop
 from tests.deploy.stacks import Stack, deployed
 
@@ -20,6 +23,28 @@ def test_what_is_committed_is_loaded_once_however_often_it_is_asked_for(shop: Sh
     with psycopg.connect(shop.ledger) as connection:
         rows = connection.execute("SELECT source_partition, position FROM warehouse.shop ORDER BY 1, 2")
         assert rows.fetchall() == [("0", 0), ("0", 1), ("0", 2), ("1", 0)]
+
+
+def test_what_lies_far_back_is_compared_when_that_is_asked_for(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamproc.cli.warehouse.Loader", partial(Loader, limits=LoadLimits(look_at=0)))
+    shop.commit(0, [0])
+    shop.commit(0, [1])
+    shop.call("warehouse", "load")
+    with psycopg.connect(shop.ledger) as connection:
+        connection.execute(
+            "UPDATE streamproc.objects SET committed_at = committed_at - make_interval(days => 5 - through::int)"
+        )
+        connection.execute(
+            "DELETE FROM warehouse.loads USING streamproc.objects AS o WHERE o.key = loads.key AND o.through = 0"
+        )
+        connection.execute("DELETE FROM warehouse.shop WHERE position = 0")
+    shop.commit(0, [2])
+    assert shop.json("warehouse", "load")["loaded"] == [{"stream": "shop", "objects": 1, "rows": 1}]
+    assert shop.json("warehouse", "load", "--all")["loaded"] == [{"stream": "shop", "objects": 1, "rows": 1}]
+    (status,) = shop.json("warehouse", "status")["streams"]
+    assert (status["rows"], status["rows_behind_lake"]) == (3, 0)
 
 
 def test_status_says_how_far_it_is_behind_the_lake(shop: Shop) -> None:

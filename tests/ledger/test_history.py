@@ -159,6 +159,7 @@ async def test_lists_go_past_a_page_without_losing_or_repeating_any(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(object_list, "PAGE", 3)
+    monkeypatch.setattr(object_list, "NEWEST_PAGE", 4)
     times = [(number // 4, number // 4) for number in range(21)]
     written_keys = await commit(ledger, *times)
     listed = await keys(ledger)
@@ -166,6 +167,11 @@ async def test_lists_go_past_a_page_without_losing_or_repeating_any(
     pages = [page async for page in ledger.committed()]
     assert sorted(one.plan.key for page in pages for one in page) == sorted(written_keys)
     assert max(map(len, pages)) == 3
+    backwards = [page async for page in ledger.newest_first()]
+    assert [one for page in reversed(backwards) for one in reversed(page)] == [
+        one for page in pages for one in page
+    ]
+    assert max(map(len, backwards)) == 4
     by_time = {one.plan.key: one.plan.max_time_us async for one in ledger.manifest()}
     assert list(by_time.values()) == sorted(by_time.values(), key=lambda time: time or 0)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Collection, Sequence
-from datetime import UTC, date, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,39 @@ async def test_objects_that_somebody_has_deleted_keep_no_others_from_being_loade
         await store.put(key, body)
     assert await loader.run_once() == LoadReport(3, 3)
     assert query(postgres, "SELECT count(*), count(DISTINCT position) FROM warehouse.clicks") == [(8, 8)]
+
+
+@pytest.mark.parametrize(("look_at", "overlooked"), [(0, 1), (4, 1), (5, 0)])
+async def test_who_remembers_no_pass_before_looks_back_from_the_newest_object(
+    postgres: str,
+    warehouse: PostgresWarehouse,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    look_at: int,
+    overlooked: int,
+) -> None:
+    """A day behind the oldest one that it misses, and at so many objects at least."""
+    now = datetime.now(UTC)
+    hours = [90, 80, 50, 23, 2, 1, 0]  # since each was committed
+    listed = []
+    for place, ago in enumerate(hours):
+        [one] = await put(store, events(NOON, first=place))
+        listed.append(replace(one, committed_at=now - timedelta(hours=ago)))
+    await warehouse.load([listed[place] for place in (0, 2, 4)], store)
+    asked: set[str] = set()
+    missing = PostgresWarehouse.missing
+
+    async def noted(self: PostgresWarehouse, keys: Sequence[str]) -> set[str]:
+        asked.update(keys)
+        return await missing(self, keys)
+
+    monkeypatch.setattr(PostgresWarehouse, "missing", noted)
+    loader = Loader(ListedObjects(listed), warehouse, store, LoadLimits(look_at=look_at))
+    assert await loader.load_rest() == LoadReport(4 - overlooked, 4 - overlooked)
+    assert (listed[0].plan.key in asked) == (not overlooked)
+    assert await loader.load_rest() == LoadReport(0, 0)
+    assert await loader.run_once() == LoadReport(overlooked, overlooked)
+    assert query(postgres, "SELECT count(*), count(DISTINCT position) FROM warehouse.clicks") == [(7, 7)]
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

@@ -150,8 +150,13 @@ class ListedObjects:
 
     async def committed(self, kind: str = "events", since: datetime | None = None) -> Any:
         self.asked.append(since)
-        for start in range(0, len(self.objects), 7):
-            yield self.objects[start : start + 7]
+        objects = [one for one in self.objects if since is None or one.committed_at >= since]
+        for start in range(0, len(objects), 7):
+            yield objects[start : start + 7]
+
+    async def newest_first(self, kind: str = "events") -> Any:
+        for one in sorted(self.objects, key=lambda one: one.committed_at, reverse=True):
+            yield [one]
 
     async def unshared(self, plans: Sequence[PlannedObject]) -> set[str]:
         def place(plan: PlannedObject) -> tuple[str, str, set[int]]:
