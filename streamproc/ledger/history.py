@@ -58,10 +58,11 @@ _LATE = """
 """
 
 #: One statement, so an epoch is counted in ``late_totals`` exactly when it is gone from ``epochs``. The promotion of an
-#: open replay takes back what the commits of its range have counted: it needs to find them.
+#: open replay takes back what the commits of its range have counted: it needs to find them. By now(), not
+#: clock_timestamp(): an index can be asked for what stays the same during a statement only.
 _FORGET_EPOCHS = """
     WITH gone AS (
-        DELETE FROM streamproc.epochs WHERE stream = %(stream)s AND committed_at < clock_timestamp() - %(age)s
+        DELETE FROM streamproc.epochs WHERE stream = %(stream)s AND committed_at < now() - %(age)s
         AND NOT EXISTS (SELECT FROM streamproc.replays WHERE stream = %(stream)s AND state <> 'promoted')
         RETURNING late
     ), counted AS (
@@ -75,7 +76,7 @@ _FORGET_EPOCHS = """
 
 _FORGET_SWEPT = """
     DELETE FROM streamproc.objects
-    WHERE stream = %(stream)s AND state = 'swept' AND swept_at < clock_timestamp() - %(age)s
+    WHERE stream = %(stream)s AND state = 'swept' AND swept_at < now() - %(age)s
 """
 
 

@@ -44,10 +44,11 @@ _FORGET_NOTES = """
         FOR UPDATE SKIP LOCKED)
 """
 
-#: Rows of objects that are gone are of no use; a week of them shows what was swept lately.
+#: Rows of objects that are gone are of no use; a week of them shows what was swept lately. now() can be looked up in an
+#: index, clock_timestamp() cannot.
 _FORGET_SWEPT = """
     DELETE FROM streamproc.objects
-    WHERE stream = %(stream)s AND state = 'swept' AND swept_at < clock_timestamp() - %(age)s
+    WHERE stream = %(stream)s AND state = 'swept' AND swept_at < now() - %(age)s
 """
 
 #: A replay tells by them which records were sent again, as long as the topic has those, and so does its promotion;

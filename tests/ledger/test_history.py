@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from streamproc.errors import Fenced, LedgerError
-from streamproc.ledger import Ledger, NewPosition, history
+from streamproc.ledger import Ledger, NewPosition, history, retention
 from streamproc.ledger import objects as object_list
 from streamproc.ledger.replay_spans import Span
 from streamproc.ledger.replays import Replays
@@ -118,6 +118,47 @@ async def test_late_events_are_counted_without_looking_at_epochs_that_had_none(l
             visited.append(plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0))
     assert visited == [5]
     assert await ledger.late() == {"a": 10}
+
+
+@pytest.mark.parametrize(
+    ("table", "query"),
+    [
+        ("epochs", history._FORGET_EPOCHS),
+        ("objects", history._FORGET_SWEPT),
+        ("objects", retention._FORGET_SWEPT),
+    ],
+)
+async def test_what_goes_is_found_without_looking_at_what_stays(
+    ledger: Ledger, table: str, query: str
+) -> None:
+    """Workers look for it every ten minutes, and there may be millions of what stays."""
+    async with ledger.database.connection("make history") as conn:
+        await conn.execute(
+            """INSERT INTO streamproc.epochs SELECT gen_random_uuid(), 'clicks', 'w1', now(),
+               now() - make_interval(days => CASE WHEN n % 1000 = 0 THEN 9 ELSE 1 END, secs => n), '{}', '{}'
+               FROM generate_series(1, 5000) AS n"""
+        )
+        await conn.execute(
+            """INSERT INTO streamproc.objects (key, stream, kind, source, partition, through, rows, epoch, fence, state,
+                   intended_at, swept_at)
+               SELECT n, 'clicks', 'events', 'clicks', '0', n, 1, gen_random_uuid(), 1,
+                   CASE WHEN n % 10 = 0 THEN 'swept' ELSE 'abandoned' END, now(),
+                   now() - make_interval(days => CASE WHEN n % 1000 = 0 THEN 9 ELSE 1 END, secs => n)
+               FROM generate_series(1, 5000) AS n"""
+        )
+        await conn.execute("ANALYZE streamproc.epochs, streamproc.objects")
+        analyzed = "EXPLAIN (ANALYZE, FORMAT JSON) " + query
+        answer = await (
+            await conn.execute(analyzed.encode(), {"stream": "clicks", "age": timedelta(days=7)})
+        ).fetchone()
+        left = await (await conn.execute(f"SELECT count(*) FROM streamproc.{table}".encode())).fetchone()
+    plans, visited = [answer[0][0]["Plan"]], []
+    while plans:
+        plan = plans.pop()
+        plans += plan.get("Plans", [])
+        if plan.get("Relation Name") == table and plan["Node Type"] != "ModifyTable":
+            visited.append(plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0))
+    assert (visited, left) == ([5], (4995,))
 
 
 async def test_no_epoch_is_forgotten_while_a_replay_is_open(ledger: Ledger) -> None:
