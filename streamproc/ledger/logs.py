@@ -12,12 +12,18 @@ from streamproc.log_objects import PACKED, LogEnd, LogEntry, LogTotals, Period, 
 #: The partition that stands for all that are compacted.
 FINISHED = "finished"
 
-#: A log that was there keeps its row: only size, time and place of a file may change.
+#: A log that was there keeps its row: only size, time and place of a file may change. Those that are as they were are
+#: looked up first, one by one: ON CONFLICT locks the row that it finds, changed or not, which writes it, and every
+#: listing has all logs that there ever were.
 _FOUND = """
     INSERT INTO streamproc.logs AS l (stream, source, partition, place, version, size, modified_ms, found_at)
     SELECT %(stream)s, %(source)s, partition, place, version, size, modified, clock_timestamp()
     FROM unnest(%(ids)s::text[], %(places)s::text[], %(versions)s::text[], %(sizes)s::bigint[],
                 %(modified)s::bigint[]) AS seen (partition, place, version, size, modified)
+    WHERE NOT EXISTS (
+        SELECT FROM streamproc.logs AS k
+        WHERE k.stream = %(stream)s AND k.source = %(source)s AND k.partition = seen.partition
+          AND (k.place, k.version, k.size) = (seen.place, seen.version, seen.size) OFFSET 0)
     ORDER BY partition COLLATE "C"
     ON CONFLICT (stream, source, partition) DO UPDATE
         SET place = excluded.place, version = excluded.version, size = excluded.size,

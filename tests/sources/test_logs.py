@@ -617,6 +617,28 @@ async def test_what_one_worker_has_taken_another_does_not_get(postgres: str) -> 
         assert {each.entry.id for each in again} == {each.entry.id for each in taken[0] + taken[2]}
 
 
+async def test_a_log_that_is_listed_again_is_written_only_when_it_has_changed(postgres: str) -> None:
+    """Listings have all logs that there ever were, again and again."""
+
+    def untouched() -> list[bool]:
+        with psycopg.connect(postgres) as db:
+            return [row[0] for row in db.execute("SELECT xmax = 0 FROM streamproc.logs ORDER BY partition")]
+
+    async with Ledger(postgres, "logs", "w") as ledger:
+        await ledger.migrate()
+        logs = Logs(ledger.database, "logs", "s3://b", "w", 30)
+        entries = [LogEntry(f"{number}", "place", "version", 1, number) for number in range(3)]
+        assert await logs.found(entries) == 3
+        assert await logs.found(entries) == 0
+        assert untouched() == [True, True, True]
+        changed = [entries[0], entries[1]._replace(place="elsewhere"), entries[2]._replace(size=2)]
+        taken = await logs.take(3, Period())
+        assert len(taken) == 3
+        await logs.finish({entry.id: LogEnd(1, 0, 1) for entry in entries})
+        assert await logs.found(changed) == 1, "it has grown; the other was renamed"
+        assert [one.entry for one in await logs.take(3, Period())] == [changed[2]]
+
+
 # -- notifications -----------------------------------------------------------------------------------
 
 
