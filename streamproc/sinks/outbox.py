@@ -152,7 +152,7 @@ class Outbox:
                     return False
                 note, _, table, payload = row
                 if kind == "events":
-                    await self._publish_events(payload.decode())
+                    await self._publish_events(conn, payload.decode())
                 else:
                     await self._publish_rows(note, table, payload)
                 await conn.execute("DELETE FROM streamproc.outbox WHERE id = %s", [note])
@@ -165,7 +165,7 @@ class Outbox:
             row = await (await conn.execute(_BACKLOG, self._mine)).fetchone()
         return Backlog(*row) if row is not None else Backlog(0, 0.0)
 
-    async def _publish_events(self, key: str) -> None:
+    async def _publish_events(self, conn: AsyncConnection[Any], key: str) -> None:
         topic = self._topology.sinks.publish_events
         assert topic is not None and self._lake is not None, "others are not asked for"
         try:
@@ -177,6 +177,9 @@ class Outbox:
         for part in rows.iter_slices(_SLICE):
             values, keys = await asyncio.to_thread(_events, part, self._topology.contract.key)
             await self._publish(topic, values, keys)
+            # The server ends a transaction in which nobody says a word for a minute (streamproc.database). The events
+            # of a large object take longer where a broker is slow, and all would be published again and again.
+            await conn.execute("SELECT 1")
 
     async def _publish_rows(self, version: int, table: str, payload: bytes) -> None:
         topic = self._topology.sinks.publish_tables

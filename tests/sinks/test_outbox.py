@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import polars as pl
+import psycopg
 import pytest
 from structlog.testing import capture_logs
 
@@ -96,6 +97,46 @@ async def test_rows_of_a_table_that_has_another_key_by_now_hold_up_nothing(ledge
     assert (await publication.backlog()).notes == 0
     said = [(entry["what"], entry["why"]) for entry in logs if entry["event"] == "not_published"]
     assert said == [(table.name, f"its rows had no {table.by[0]} when they changed")]
+
+
+async def test_while_the_events_of_an_object_are_published_its_transaction_does_not_fall_silent(
+    ledger: Ledger, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends one that is silent for a minute, and there may be half a million events in an object."""
+    heard: list[Any] = []
+
+    class Listening(Broker):
+        async def publish(
+            self, topic: str, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None = None
+        ) -> None:
+            await super().publish(topic, values, keys)
+            with psycopg.connect(postgres) as db:
+                heard.extend(
+                    db.execute(
+                        "SELECT state_change FROM pg_stat_activity"
+                        " WHERE application_name = 'streamproc w1' AND state = 'idle in transaction'"
+                    )
+                )
+
+    class Large:
+        async def read(self, keys: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+            return pl.DataFrame({"visitor_id": ["a", "b", "c", "d", "e"]})
+
+    monkeypatch.setattr(outbox, "_SLICE", 2)
+    page = load_page(REPOSITORY / "topics" / "clickstream.toml")
+    lake: Any = Large()
+    broker = Listening()
+    sinks = replace(page.sinks, publish_events="enriched", publish_tables=None)
+    publication = Outbox(replace(page, sinks=sinks), ledger.database, lake, broker)
+    async with ledger.database.connection("note") as conn:
+        await conn.execute(
+            "INSERT INTO streamproc.outbox (stream, epoch, kind, payload)"
+            " VALUES (%s, gen_random_uuid(), 'events', 'an object')",
+            [page.name],
+        )
+    assert not await publication.deliver("events")
+    assert len(broker.values) == 5
+    assert len(set(heard)) == 3, "something was said between any two parts"
 
 
 async def test_what_only_another_page_publishes_is_left_to_the_workers_that_have_it(ledger: Ledger) -> None:
