@@ -33,6 +33,10 @@ log = structlog.get_logger(__name__)
 #: Seconds between two looks at the list of shards while nothing tells of a change.
 _LIST_EVERY = 30.0
 
+#: Seconds between two times that marks are thinned out. That looks at all there are, one a minute and shard for as long
+#: as the stream keeps records: a week of two hundred shards is two million.
+_THIN_EVERY = 600.0
+
 #: Heartbeats within the time for which a lease holds.
 _BEATS = 3
 
@@ -83,6 +87,7 @@ class Sharing:
         self._coordinating: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
         self._thinning: asyncio.Task[None] | None = None
+        self._thin_at = 0.0
         self._consumer: Consumer | None = None
 
     async def begin(self) -> None:
@@ -172,8 +177,10 @@ class Sharing:
             self._hurry.clear()
 
     def _begin_thinning(self) -> None:
-        """Forget old marks, beside the heartbeats: there may be many."""
-        if self._thinning is None or self._thinning.done():
+        """Forget old marks, now and then, and beside the heartbeats: there may be many."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._thin_at and (self._thinning is None or self._thinning.done()):
+            self._thin_at = now + _THIN_EVERY
             self._thinning = asyncio.create_task(self._thin(), name="thin out the marks")
 
     async def _thin(self) -> None:

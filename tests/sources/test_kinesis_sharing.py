@@ -65,9 +65,12 @@ class Store:
 
 
 @asynccontextmanager
-async def sharing(store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sharing]:
-    """It lists, and thins, with each heartbeat."""
+async def sharing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, thin_every: float = -1.0
+) -> AsyncIterator[Sharing]:
+    """It lists, and may thin, with each heartbeat."""
     monkeypatch.setattr(kinesis_sharing, "_LIST_EVERY", -1.0)
+    monkeypatch.setattr(kinesis_sharing, "_THIN_EVERY", thin_every)
     one = Sharing(Client(), "s", None, store, start=Start(), pace=Pace(), room=lambda: True)  # type: ignore[arg-type]  # as much of them as is called
     await one.begin()
     yield one
@@ -94,3 +97,10 @@ async def test_marks_that_cannot_be_thinned_out_are_tried_again_unless_waiting_d
         await store.until(beats=5)
         assert store.thinned > 1
         assert (one.failure is error) == raised
+
+
+async def test_marks_are_thinned_out_now_and_then_and_not_whenever_shards_are_listed(monkeypatch):
+    store = Store(DependencyError("PostgreSQL", "is away"))
+    async with sharing(store, monkeypatch, thin_every=600.0):
+        await store.until(beats=5)
+        assert store.thinned == 1
