@@ -1,7 +1,8 @@
 """Which shards of a stream are ours: heartbeats, the board of leases, and the moves that follow from it.
 
 Heartbeats go on whatever a claim or a drain waits for: those are moves, and a move runs in a task of its own,
-one at a time.
+one at a time. Nor do they wait for Kinesis: the stream is listed in a task of its own as well, and what wants a newer
+list waits for it while the leases are renewed.
 """
 
 from __future__ import annotations
@@ -81,9 +82,13 @@ class Sharing:
         self._pace = pace
         self._room = room
         self._shards: dict[str, Shard] = {}
+        #: Shards that wait for a newer list, and whether one has come that was begun since.
+        self._listed: dict[str, bool] = {}
         self._committed: dict[str, int] = {}
         self._kept = 0.0
         self._hurry = asyncio.Event()
+        self._look = asyncio.Event()
+        self._listing: asyncio.Task[None] | None = None
         self._coordinating: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
         self._thinning: asyncio.Task[None] | None = None
@@ -93,15 +98,16 @@ class Sharing:
     async def begin(self) -> None:
         """Look at the shards, as long as it takes to see them, then share them from now on."""
         await persistently(self._list, self._pace)
+        self._listing = asyncio.create_task(self._follow(), name="list the shards")
         self._coordinating = asyncio.create_task(self._coordinate(), name="share the shards")
 
     async def end(self) -> None:
         """Give up the leases. Nobody is asked to let go: drain first."""
-        for task in (self._coordinating, self._moving, self._thinning):
+        for task in (self._listing, self._coordinating, self._moving, self._thinning):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
-        self._coordinating = self._moving = self._thinning = None
+        self._listing = self._coordinating = self._moving = self._thinning = None
         try:
             await self._tell()
             await self._store.leave(self.leases)
@@ -136,28 +142,41 @@ class Sharing:
 
     async def _list(self) -> None:
         """Learn of new shards."""
+        wanted = list(self._listed)
         summary = await self._client.summary(self._stream)
         self._kept = float(summary.kept)
         self._shards = await self._client.shards(self._stream)
         listed = [shard.info for shard in self._shards.values()]
         if await self._store.found(listed, self._start.at, self._start.since_ms):
             log.info("shards_found", stream=self._stream, shards=len(listed))
+        self._listed |= {shard: True for shard in wanted if shard in self._listed}
+
+    async def _follow(self) -> None:
+        """List the stream, now and then and when shards wait for it. A failure is raised by :meth:`next`."""
+        while True:
+            try:
+                async with asyncio.timeout(_LIST_EVERY):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+            self._look.clear()
+            try:
+                await persistently(self._list, self._pace)
+            except Exception as error:  # raised by next(): nothing else waits for this task
+                self._fail(error)
+                return
+            end_if_cancelled()
+            self._begin_thinning()
+            if self._listed:
+                self._hurry.set()
 
     async def _coordinate(self) -> None:
         """Heartbeat, look at the board, move; again and again. A failure is raised by :meth:`next`."""
-        loop = asyncio.get_running_loop()
-        listed = loop.time()
         outage = Outage()
         while True:
             end_if_cancelled()
             try:
-                board = await self._tell()
-                changed = any(shard.finished and shard.id in self.leases for shard in board.shards)
-                if changed or loop.time() - listed > _LIST_EVERY:
-                    await self._list()
-                    self._begin_thinning()
-                    listed = loop.time()
-                again = await self._decide(board)
+                again = await self._decide(await self._tell())
                 outage.over()
                 if again:
                     continue
@@ -206,23 +225,25 @@ class Sharing:
 
     async def _decide(self, board: Board) -> bool:
         """One step towards what the board should look like; whether to look again at once."""
-        if self._moving is not None and not self._moving.done():
-            return False
         held = board.held_by(self._store.worker)
         rows = {shard.id: shard for shard in board.shards}
-        finished = [shard for shard in self.leases if shard in held and rows[shard].finished]
-        if finished:
+        ended = [shard for shard in self.leases if shard in held and rows[shard].finished]
+        new = [shard for shard in held if shard not in self.leases]
+        self._await_list([*ended, *(shard for shard in new if shard not in self._shards)])
+        if self._moving is not None and not self._moving.done():
+            return False
+        # Not before the shards that were made from them are in the ledger.
+        if finished := [shard for shard in ended if self._listed[shard]]:
             await self._finish(finished)
             return True
         lost = [shard for shard, lease in self.leases.items() if held.get(shard) != lease]
         asked = [shard for shard in self.leases if shard not in lost and rows[shard].wanted_by is not None]
         if lost or asked:
             self._begin_move(self._give_up(lost, asked))
-        elif new := [shard for shard in held if shard not in self.leases]:
-            if not self._shards.keys() >= set(new):
-                await self._list()
-            self.leases |= {shard: held[shard] for shard in new}
-            self._begin_move(self._open(new))
+        # One whose keys are not known yet is not begun, nor is its lease renewed: who knows them may have it.
+        elif known := [shard for shard in new if self._listed.get(shard, True)]:
+            self.leases |= {shard: held[shard] for shard in known}
+            self._begin_move(self._open(known))
         else:
             move = balance(board, self._store.worker)
             if move.take:
@@ -231,6 +252,13 @@ class Sharing:
             if move.ask:
                 await self._store.ask(move.ask)
         return False
+
+    def _await_list(self, shards: Collection[str]) -> None:
+        """Have the stream listed for these, and forget whoever waited for it before and does not any more."""
+        listed = {shard: self._listed.get(shard, False) for shard in shards}
+        if not listed.keys() <= self._listed.keys():
+            self._look.set()
+        self._listed = listed
 
     async def _finish(self, shards: Collection[str]) -> None:
         """Let go of shards that are committed to their ends."""
