@@ -37,14 +37,14 @@ class Surroundings:
 
     ``room``: whether more may be fetched. ``arrived`` is set whenever there is something to hand out or to
     raise; ``news`` when there is something that the ledger is to hear before the next heartbeat is due.
-    ``kept``: seconds for which the stream keeps records.
+    ``kept`` says for how many seconds the stream keeps records, which can change while they are read.
     """
 
     store: LeaseStore
     room: Callable[[], bool]
     arrived: asyncio.Event
     news: asyncio.Event
-    kept: float
+    kept: Callable[[], float]
 
 
 class ShardReader:
@@ -198,13 +198,13 @@ class ShardReader:
         ``everything``: so is all that was behind it. Raises :class:`UnexpectedPosition` when the record is too
         young to be gone.
         """
-        now = asyncio.get_running_loop().time()
-        if self._arrived_at is not None and now - self._arrived_at + _MARGIN < self._around.kept:
+        now, kept = asyncio.get_running_loop().time(), self._around.kept()
+        if self._arrived_at is not None and now - self._arrived_at + _MARGIN < kept:
             raise UnexpectedPosition(
                 f"{self.partition}: everything through position {self.fetched} is read; {how}, though it is kept "
-                f"for {self._around.kept / 3600:.0f} hours: the stream was made anew"
+                f"for {kept / 3600:.0f} hours: the stream was made anew"
             )
-        complete = self._complete_at is not None and now - self._complete_at + _MARGIN < self._around.kept
+        complete = self._complete_at is not None and now - self._complete_at + _MARGIN < kept
         if complete and (everything or not self._skip):
             self._skip = 0
             return

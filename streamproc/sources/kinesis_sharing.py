@@ -309,7 +309,7 @@ class Sharing:
         self.rebalances += 1
         partitions = {shard: Partition(self._stream, shard) for shard in sorted(shards)}
         positions = await self._listener.assigned(list(partitions.values()))
-        around = Surroundings(self._store, self._room, self.arrived, self._hurry, self._kept)
+        around = Surroundings(self._store, self._room, self.arrived, self._hurry, lambda: self._kept)
         for shard, partition in partitions.items():
             position = positions[partition]
             try:

@@ -13,7 +13,9 @@ from streamproc.ledger import Ledger, NewPosition
 from streamproc.ledger.shards import Shards
 from streamproc.model import Partition
 from streamproc.ops.shard_positions import place
+from streamproc.sources import kinesis_sharing
 from streamproc.sources.kinesis_connection import KinesisConnection
+from tests.sources.consuming import until
 from tests.sources.kinesis_consuming import REGION, Member, assert_seamless, member, read_until, records
 from tests.support.kinesis_stub import CHILD, SHARD, KinesisStub
 
@@ -189,6 +191,29 @@ async def test_a_worker_that_reads_notices_as_well_that_the_stream_is_another(st
         await read_until(lambda: one.source.stopped, one)
         assert isinstance(one.source.stopped[PARTITION], UnexpectedPosition)
         assert len(records(one.batches)) == 10
+
+
+async def test_a_retention_that_was_shortened_while_a_worker_reads_makes_no_other_stream_of_it(
+    stub, postgres, monkeypatch
+):
+    monkeypatch.setattr(kinesis_sharing, "_LIST_EVERY", 0.05)
+    stub.retention_hours = 168
+
+    def lists() -> int:
+        return sum(operation == "ListShards" for operation, _ in stub.requests)
+
+    async with member(postgres, stub.url, "s") as one:
+        stub.put(*numbered(10), arrived=time.time() - 30 * HOUR)
+        await read_until(lambda: len(records(one.batches)) >= 10, one, committing=True)
+        await read_until(lambda: one.source.behind == {PARTITION: 0.0}, one)
+        stub.retention_hours, before = 24, lists()
+        await until(lambda: lists() >= before + 3)
+        stub.trimmed = 10
+        stub.put(b"later")
+        stub.errors.append("ExpiredIteratorException")
+        await read_until(lambda: len(records(one.batches)) > 10 or one.source.stopped, one)
+        assert one.source.stopped == {}
+        assert_seamless(one.batches)
 
 
 async def test_a_worker_that_reads_goes_on_when_the_last_record_of_an_idle_shard_ran_out(stub, postgres):
