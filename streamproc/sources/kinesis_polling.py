@@ -80,6 +80,8 @@ class Polling:
         self._stream = stream
         self._shard = shard
         self._limit = limit
+        #: Not to be read again before, on the loop's clock: also by whoever begins anew.
+        self._due = 0.0
         self.pace = pace
 
     async def pages(self, where: Mark) -> AsyncGenerator[Page, None]:
@@ -88,6 +90,7 @@ class Polling:
         iterator: str | None = await self._iterator(where)
         read = False  # a page by an iterator of this call
         while iterator is not None:
+            await asyncio.sleep(max(0.0, self._due - loop.time()))
             begin = loop.time()
             try:
                 ask = partial(self._client.page, iterator, self._limit)
@@ -103,12 +106,10 @@ class Polling:
                 log.debug("iterator_expired", shard=self._shard, why=error.problem)
                 return
             read = True
+            least = FASTEST if len(page) or page.behind_ms else self.pace.idle
+            self._due = begin + max(least, page.size / BYTES_A_SECOND)
             yield page
             iterator = page.iterator
-            if iterator is not None:
-                least = FASTEST if len(page) or page.behind_ms else self.pace.idle
-                due = begin + max(least, page.size / BYTES_A_SECOND)
-                await asyncio.sleep(max(0.0, due - loop.time()))
 
     async def _iterator(self, where: Mark) -> str:
         def ask(place: Mark) -> Awaitable[str]:

@@ -2,7 +2,8 @@
 
 Sequence numbers grow within a shard but say nothing of what lies between two of them, so nobody can see from
 them that a record is missing. Two things are checked instead: reading begins with the very record that was
-read last, and where that is gone, what followed it must have been committed before it could go as well.
+read last, and where that is gone, what followed it must have been committed before it could go as well. A reader that
+has fallen behind for about as long as records are kept begins anew behind every page, for the same reason.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class ShardReader:
         self._around = around
         self._where = found.mark
         self._skip = self.fetched - found.mark.position
+        #: Whether it has been further than at the oldest records there are, where a first reader may begin.
+        self._ahead = not found.mark.inclusive or self._skip > 0
         #: When the record to begin with arrived, on the loop's clock, as far as that is known.
         self._arrived_at: float | None = None
         if found.age is not None:
@@ -163,6 +166,8 @@ class ShardReader:
                         self._take(fresh)
                         self._note(page, asked, begun=begun)
                         await self._until_room()
+                        if len(fresh) and page.behind_ms and self._falls_off():
+                            break  # what follows could go unnoticed: it has to come behind this record
             except KinesisError as error:  # of those that waiting does not cure
                 self._lost(f"the stream does not have this shard any more ({error.problem})")
                 hint = "if the stream has forgotten it: streamproc offsets set --accept-gap to latest ends it"
@@ -173,6 +178,18 @@ class ShardReader:
         while self.paused or not self._around.room():
             self._go.clear()
             await self._go.wait()
+
+    def _falls_off(self) -> bool:
+        """Whether the record read last may be gone before the next page comes, which would not say so.
+
+        An iterator, and a subscription, lasts five minutes: what comes by it follows a record that is kept for longer.
+        Not where the shard is begun at its oldest record, until it has got away from there.
+        """
+        assert self._arrived_at is not None, "of the record read last"
+        age = asyncio.get_running_loop().time() - self._arrived_at
+        kept = age + _MARGIN <= self._around.kept()
+        self._ahead = self._ahead or kept
+        return self._ahead and not kept
 
     async def _begin(self, page: Page) -> tuple[Page, bool]:
         """The page without what was read before, and whether that has been decided."""

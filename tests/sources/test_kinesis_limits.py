@@ -193,6 +193,49 @@ async def test_a_worker_that_reads_notices_as_well_that_the_stream_is_another(st
         assert len(records(one.batches)) == 10
 
 
+async def nearly_a_day_behind(postgres: str, stub: KinesisStub) -> None:
+    """Of twenty records five are committed, and all of them run out in a hundred seconds."""
+    stub.put(*numbered(5))
+    await committed(postgres, stub, 5)
+    await forget_completeness(postgres)
+    old = time.time() - 24 * HOUR + 100
+    stub.records = [(value, old) for value in numbered(20)]
+    stub.limit, stub.behind_ms = 5, 86_300_000
+
+
+async def test_records_that_run_out_before_a_slow_worker_gets_to_them_are_a_gap(stub, postgres):
+    await nearly_a_day_behind(postgres, stub)
+    async with member(postgres, stub.url, "s", prefetch=1) as one:
+        await until(lambda: one.source.buffered_bytes == 4)  # those after the one that was read before
+        stub.trimmed = 12
+        await read_until(lambda: one.source.stopped, one, seconds=30)
+        error = one.source.stopped[PARTITION]
+        assert isinstance(error, Gap) and "position 8" in str(error)
+        assert [value for _, _, value in records(one.batches)] == numbered(9)[5:]
+
+
+async def test_records_that_are_about_to_run_out_are_read_once_each(stub, postgres):
+    await nearly_a_day_behind(postgres, stub)
+    async with member(postgres, stub.url, "s") as one:
+        await read_until(lambda: len(records(one.batches)) >= 15, one)
+        stub.behind_ms = 0
+        await read_until(lambda: one.source.behind == {PARTITION: 0.0}, one)
+        assert [value for _, _, value in records(one.batches)] == numbered(20)[5:]
+        assert_seamless(one.batches, begin=4)
+        assert one.source.stopped == {}
+
+
+async def test_a_stream_that_is_begun_at_its_oldest_records_is_read_on_while_they_run_out(stub, postgres):
+    """Which of them are still there is chance; none is missed behind one that was committed."""
+    stub.limit, stub.behind_ms = 5, 86_300_000
+    stub.put(*numbered(20), arrived=time.time() - 24 * HOUR + 100)
+    async with member(postgres, stub.url, "s", prefetch=1) as one:
+        await until(lambda: one.source.buffered_bytes == 5)
+        stub.trimmed = 12
+        await read_until(lambda: len(records(one.batches)) >= 13, one)
+        assert [value for _, _, value in records(one.batches)] == numbered(5) + numbered(20)[12:]
+
+
 async def test_a_retention_that_was_shortened_while_a_worker_reads_makes_no_other_stream_of_it(
     stub, postgres, monkeypatch
 ):

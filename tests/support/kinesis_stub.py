@@ -110,6 +110,7 @@ class KinesisStub:
 
     def _GetRecords(self, asked: dict[str, Any]) -> dict[str, Any]:
         place, made = map(int, asked["ShardIterator"].split("/"))
+        place = max(place, self.trimmed)  # without a word, as Amazon does
         self.reads += 1
         if self.errors:
             raise LookupError(self.errors.popleft())
