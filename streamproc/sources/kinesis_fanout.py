@@ -31,6 +31,9 @@ POLLED_FOR = 30.0
 #: Seconds between two subscriptions to a shard: the service takes one call a second.
 _BETWEEN = 1.0
 
+#: Seconds for which a shard waits for the consumer to be registered, and for whoever is about it.
+_REGISTERED_WITHIN = 15.0
+
 #: Events without the record that a subscription was to begin with, until polling has to find it, or why not.
 _VAIN = 3
 
@@ -55,11 +58,15 @@ class Consumer:
         self._trust = trusting(client.certificates)
 
     async def arn(self) -> str:
-        """Of the active consumer. Raises :class:`KinesisError`."""
-        async with self._registering:
-            if self._arn is None:
-                self._arn = await self._register()
-        return self._arn
+        """Of the active consumer. Raises :class:`KinesisError`, also when it is not active soon."""
+        try:
+            async with asyncio.timeout(_REGISTERED_WITHIN), self._registering:
+                if self._arn is None:
+                    self._arn = await self._register()
+                return self._arn
+        except TimeoutError as error:
+            problem = f"the consumer {self._name} was not active within {_REGISTERED_WITHIN:g} s"
+            raise KinesisError("TimeoutError", str(self._client.connection), problem) from error
 
     async def _register(self) -> str:
         named = {
@@ -136,6 +143,7 @@ class Subscribing:
                 log.warning("polling_instead", shard=self._shard, why=error.problem)
             else:
                 vain = 0 if where.sequence is not None else None
+                pushed = False
                 async for page in pages:
                     if vain is not None and not len(page):
                         # An event may be empty though there are records: it does not say that one is gone.
@@ -143,10 +151,12 @@ class Subscribing:
                         if vain == _VAIN or page.iterator is None:
                             break
                         continue
-                    vain = None
+                    vain, pushed = None, True
                     yield page
-                if not vain:
+                if pushed:
                     return
+                if not vain:  # refused after all: an error came in the place of the first event
+                    log.warning("polling_instead", shard=self._shard, why="the subscription gave no event")
         end = loop.time() + POLLED_FOR
         async with aclosing(self._polling.pages(where)) as polled:
             async for page in polled:

@@ -116,6 +116,25 @@ async def test_what_cannot_be_subscribed_to_is_polled_for_a_while(stub, postgres
         assert_seamless(one.batches)
 
 
+async def test_a_subscription_that_fails_before_its_first_event_is_no_reason_to_stand_still(stub, postgres):
+    stub.fates.extend(["fails"] * 100)
+    stub.put(*numbered(30))
+    async with member(postgres, stub.url, "s", fan_out="readers") as one:
+        await read_until(lambda: len(records(one.batches)) >= 30, one)
+        assert_seamless(one.batches)
+    assert stub.reads > 0
+
+
+async def test_while_a_consumer_does_not_become_active_shards_are_polled(stub, postgres, monkeypatch):
+    monkeypatch.setattr(kinesis_fanout, "_REGISTERED_WITHIN", 0.5)
+    creating = {"ConsumerDescription": stub._consumer("readers", "CREATING")}
+    stub._DescribeStreamConsumer = lambda asked: creating
+    stub.put(*numbered(30))
+    async with member(postgres, stub.url, "s", fan_out="readers") as one:
+        await read_until(lambda: len(records(one.batches)) >= 30, one, seconds=30)
+    assert stub.subscriptions == [] and stub.reads > 0
+
+
 async def test_without_the_right_to_register_a_consumer_shards_are_polled(stub, postgres):
     stub._RegisterStreamConsumer = lambda asked: (_ for _ in ()).throw(LookupError("AccessDeniedException"))
     stub.put(*numbered(30))

@@ -37,7 +37,8 @@ class PushingStub(KinesisStub):
 
     pushed: int = 10
     secret: str = "test"
-    #: What becomes of the next subscriptions: a refusal's code, or "ends", "breaks", "throws" after an event.
+    #: What becomes of the next subscriptions: a refusal's code, or "ends", "breaks", "throws" after an event,
+    #: "fails" before it.
     fates: deque[str] = field(default_factory=deque)
     #: Empty events before the first with records.
     empty: int = 0
@@ -154,6 +155,11 @@ class PushingStub(KinesisStub):
         kind = ("content-type", "application/vnd.amazon.eventstream")
         connection.send_headers(stream, [(":status", "200"), kind])
         await self._send(connection, stream, frame("initial-response", b"{}"), writer)
+        if fate == "fails":
+            await self._send(connection, stream, frame("KMSDisabledException", b"{}", "exception"), writer)
+            connection.end_stream(stream)
+            writer.write(connection.data_to_send())
+            return
         for event in self._events(asked["StartingPosition"]):
             await self._send(connection, stream, frame("SubscribeToShardEvent", event), writer)
             if b"NextShard" not in event and json.loads(event)["ContinuationSequenceNumber"] is None:
