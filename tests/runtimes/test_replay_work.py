@@ -1,19 +1,24 @@
-"""A replay's worker that has stood still while its replay went away: a real ledger, and no broker."""
+"""A replay's worker while its replay, its database or its records go away: a real ledger, and no broker."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from streamproc.errors import LedgerError
+from streamproc.errors import DependencyError, LedgerError, SourceError
 from streamproc.ledger import Ledger, promotion
 from streamproc.ledger.replay_spans import Span
 from streamproc.ledger.replays import Replay, Replays
+from streamproc.model import Partition, RecordBatch
 from streamproc.runtimes.endpoints import Endpoints
+from streamproc.runtimes.replay import work as module
 from streamproc.runtimes.replay.work import ReplayWorker
 from streamproc.settings import read_settings
 from streamproc.sources.kafka_client import KafkaConnection
@@ -32,12 +37,16 @@ async def replay(ledger: Ledger) -> Replay:
     return await Replays(ledger.database, "clicks").create("fix", "f", "asked", "me", {P0: Span(-1, 9)})
 
 
-@asynccontextmanager
-async def worker(replay: Replay, conninfo: str, folder: Path) -> AsyncIterator[ReplayWorker]:
-    settings = read_settings(environ={"STREAMPROC_DATA_DIR": str(folder)})
+def made(replay: Replay, conninfo: str, folder: Path, **changed: Any) -> ReplayWorker:
+    settings = replace(read_settings(environ={"STREAMPROC_DATA_DIR": str(folder)}), **changed)
     page = replace(load_page(PAGES / "clickstream.toml"), name="clicks")
     endpoints = Endpoints(settings, ledger=conninfo, broker=KafkaConnection("127.0.0.1:9", embedded=False))
-    worker = ReplayWorker(settings, page, replay, endpoints, pages=PAGES, worker="w2")
+    return ReplayWorker(settings, page, replay, endpoints, pages=PAGES, worker="w2")
+
+
+@asynccontextmanager
+async def worker(replay: Replay, conninfo: str, folder: Path) -> AsyncIterator[ReplayWorker]:
+    worker = made(replay, conninfo, folder)
     await worker._ledger.open()
     try:
         yield worker
@@ -79,3 +88,80 @@ async def test_a_worker_of_a_promoted_replay_does_not_begin_with_the_topics_firs
         with pytest.raises(LedgerError, match="replay fix was promoted meanwhile"):
             await mine.pipeline.assigned([P0])
         assert mine.pipeline.partitions == []
+
+
+class Source:
+    """The first member of the group, which is given a partition, and so many records of it, one by one."""
+
+    records = 0
+    stopped: Mapping[Partition, SourceError] = {}
+
+    def __init__(self, broker: object, topic: str, options: object, listener: Any) -> None:
+        self._listener = listener
+        self._given = 0
+
+    async def start(self) -> None:
+        await self._listener.assigned([P0])
+
+    async def next(self, max_records: int, max_wait: float) -> list[RecordBatch]:
+        await asyncio.sleep(0)
+        if self._given == self.records:
+            return []
+        self._given += 1
+        position = self._given - 1
+        return [RecordBatch(P0, position - 1, position, [b"{}"], [position], 0, 2)]
+
+    def pause(self, partitions: Sequence[Partition]) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+async def owner_of(conninfo: str, replay: Replay) -> str | None:
+    async with Ledger(conninfo, replay.namespace, "me") as own:
+        (status,) = await own.status()
+    return status.owner
+
+
+async def test_a_worker_that_is_told_to_end_does_so_while_its_commit_waits_for_the_database(
+    replay: Replay, postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has taken all that it may meanwhile, and waits for the commit too."""
+    waits, ending = asyncio.Event(), asyncio.Event()
+
+    async def intend(*_: object) -> None:
+        waits.set()
+        raise DependencyError("PostgreSQL", "is away")
+
+    monkeypatch.setattr(module, "KafkaSource", Source)
+    monkeypatch.setattr(Source, "records", 2)
+    mine = made(replay, postgres, tmp_path, drain_deadline=0.01, max_epoch_records=1)
+    monkeypatch.setattr(mine._ledger, "intend", intend)
+    async with asyncio.timeout(60):
+        running = asyncio.create_task(mine.run(ending))
+        await waits.wait()
+        assert await owner_of(postgres, replay) == "w2"
+        ending.set()
+        assert await running is False
+    assert await owner_of(postgres, replay) is None
+
+
+async def test_a_database_that_is_away_for_a_while_does_not_end_a_worker(
+    replay: Replay, postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commits wait for it too."""
+    answers: list[Any] = [replay, DependencyError("PostgreSQL", "is away"), SimpleNamespace(processed=True)]
+
+    async def still_open(*_: object) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, DependencyError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(module, "KafkaSource", Source)
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(module, "still_open", still_open)
+    async with asyncio.timeout(60):
+        assert await made(replay, postgres, tmp_path).run(asyncio.Event()) is True
+    assert answers == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from multiprocessing.context import SpawnProcess
 
 import structlog
 
+from streamproc.concurrency import done_before, end_if_cancelled
 from streamproc.errors import DependencyError, LedgerError, StreamprocError
 from streamproc.ledger import Ledger
 from streamproc.ledger.replays import Replay, Replays
@@ -86,43 +88,46 @@ async def process(
     ``tell`` is called now and then. SIGTERM and SIGINT end the workers, which commit what they have.
     Raises :class:`LedgerError` when it was ended before it was done, and what ended a worker.
     """
-    rate = Rate()
     ending = asyncio.Event()
     crew = _Crew(settings, replay)
     try:
         with signals(ending):
-            while not replay.processed:
-                crew.fill(workers)
-                tell(rate.report(replay))
-                await _pause(ending, _LOOK_EVERY)
-                replay = await _look(replays, replay)
-                if ending.is_set() and not replay.processed:
-                    raise LedgerError(f"ended with {replay.left} positions left; {_goes_on(replay)}")
-            tell(rate.report(replay))
+            if not await done_before(crew.work(replays, workers, tell), ending):
+                raise LedgerError(f"ended with {crew.replay.left} positions left; {_goes_on(crew.replay)}")
     finally:
         await asyncio.to_thread(crew.end)
-    return replay
+    return crew.replay
 
 
 class _Crew:
-    """The worker processes."""
+    """The worker processes. ``replay``: as it was when it was looked at last."""
 
     def __init__(self, settings: Settings, replay: Replay) -> None:
+        self.replay = replay
         self._settings = settings
-        self._replay = replay
         self._processes: list[SpawnProcess] = []
         self._started = 0
+
+    async def work(self, replays: Replays, workers: int, tell: Callable[[ProgressReport], None]) -> None:
+        """Until the range is processed. A ledger that is away is waited for."""
+        rate = Rate()
+        while not self.replay.processed:
+            self.fill(workers)
+            tell(rate.report(self.replay))
+            await asyncio.sleep(_LOOK_EVERY)
+            self.replay = await _look(replays, self.replay)
+        tell(rate.report(self.replay))
 
     def fill(self, workers: int) -> None:
         """Start what is missing. One that was killed is replaced; what made one fail would stop all."""
         for process_ in self._processes:
             if process_.exitcode is not None and (process_.exitcode > 0 or self._started > workers + _LOSSES):
-                raise LedgerError(f"{process_.name} ended with {process_.exitcode}; {_goes_on(self._replay)}")
+                raise LedgerError(f"{process_.name} ended with {process_.exitcode}; {_goes_on(self.replay)}")
         self._processes = [process_ for process_ in self._processes if process_.exitcode is None]
         context = multiprocessing.get_context("spawn")
         while len(self._processes) < workers:
             self._started += 1
-            replay, settings = self._replay, self._settings
+            replay, settings = self.replay, self._settings
             worker = f"{settings.worker}-replay-{self._started}"
             process_ = context.Process(
                 target=worker_process, args=(settings, replay.stream, replay.name, worker), name=worker
@@ -146,18 +151,11 @@ def _goes_on(replay: Replay) -> str:
     return f"`streamproc replay --into {replay.name}` goes on where it was"
 
 
-async def _pause(ending: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await ending.wait()
-    except TimeoutError:
-        pass
-
-
 async def _look(replays: Replays, replay: Replay) -> Replay:
     try:
         return await still_open(replays, replay)
     except DependencyError as error:  # the workers wait for it too
+        end_if_cancelled(error)
         log.warning("waiting", on=error.what, problem=error.problem)
         return replay
 
@@ -176,20 +174,27 @@ def worker_process(settings: Settings, stream: str, name: str, worker: str) -> N
 async def _work(settings: Settings, stream: str, name: str, worker: str) -> None:
     spare_the_collector()
     ending = asyncio.Event()
+    _listen(ending)
+    async with Endpoints(settings) as endpoints:
+        found = find_pages(settings.topics)
+        folder = found if found.is_dir() else found.parent
+        page = load_pages(found)[stream]
+        async with Ledger(endpoints.ledger, stream, worker, pool_size=1) as ledger:
+            replay = await Replays(ledger.database, stream).get(name)
+        if replay is None or replay.fingerprint != page.fingerprint:
+            raise LedgerError(f"replay {name} is gone, or the topic page has changed since it began")
+        await ReplayWorker(settings, page, replay, endpoints, pages=folder, worker=worker).run(ending)
+
+
+def _listen(ending: asyncio.Event) -> None:
+    """``ending`` is set when the command that has started this process says so by SIGTERM, or is gone itself."""
+    loop = asyncio.get_running_loop()
+    # Ctrl-C reaches this process too, and is the command's to pass on: the second signal would be one too many.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    loop.add_signal_handler(signal.SIGTERM, ending.set)
     parent = multiprocessing.parent_process()
-    with signals(ending):
-        loop = asyncio.get_running_loop()
-        if parent is not None:  # nobody would wait for the rest, and a resumed replay brings its own workers
-            loop.add_reader(parent.sentinel, _orphaned, loop, parent.sentinel, ending)
-        async with Endpoints(settings) as endpoints:
-            found = find_pages(settings.topics)
-            folder = found if found.is_dir() else found.parent
-            page = load_pages(found)[stream]
-            async with Ledger(endpoints.ledger, stream, worker, pool_size=1) as ledger:
-                replay = await Replays(ledger.database, stream).get(name)
-            if replay is None or replay.fingerprint != page.fingerprint:
-                raise LedgerError(f"replay {name} is gone, or the topic page has changed since it began")
-            await ReplayWorker(settings, page, replay, endpoints, pages=folder, worker=worker).run(ending)
+    if parent is not None:  # nobody would wait for the rest, and a resumed replay brings its own workers
+        loop.add_reader(parent.sentinel, _orphaned, loop, parent.sentinel, ending)
 
 
 def _orphaned(loop: asyncio.AbstractEventLoop, sentinel: int, ending: asyncio.Event) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from streamproc.errors import Fenced, LedgerError
+from streamproc.concurrency import done_before, end_if_cancelled
+from streamproc.errors import DependencyError, Fenced, LedgerError
 from streamproc.ledger import Ledger
 from streamproc.ledger.redrives import Redrives
 from streamproc.ledger.replays import Replay, Replays
@@ -43,6 +44,9 @@ log = structlog.get_logger(__name__)
 #: other workers are done too, seconds.
 _MAX_WAIT = 0.1
 _LOOK_EVERY = 1.0
+
+#: Seconds for giving the claims up: a database that is away would have us wait longer than we are given to end.
+_RELEASE_WITHIN = 5.0
 
 
 def page_of(page: Topology, replay: Replay) -> Topology:
@@ -213,7 +217,7 @@ class ReplayWorker:
     async def run(self, ending: asyncio.Event) -> bool:
         """Work until everything is done, or until ``ending`` is set; returns whether it is done.
 
-        What was taken is committed either way. Raises what stopped the work.
+        What was taken is committed either way, unless the drain deadline passes. Raises what stopped the work.
         """
         async with AsyncExitStack() as stack:
             await self._ledger.open()
@@ -224,20 +228,23 @@ class ReplayWorker:
             stack.push_async_callback(self._store.close)
             async with self._ledger.database.connection("create the tables") as conn:
                 await self._summaries.ensure(conn)
-            await self._start_source()
             try:
-                done = await self._work(ending)
-                async with asyncio.timeout(self.settings.drain_deadline):
-                    await self.pipeline.drain()
+                # Whatever it waits for: a broker or a database that is away would have it never end.
+                done = await done_before(self._work(), ending)
+                await self._drain()
                 return done
             finally:
-                await self.pipeline.close()
-                await self._close_source()
+                try:
+                    await self._close_source()  # first: a rebalance would claim what was just released
+                finally:
+                    await self._release()
 
-    async def _work(self, ending: asyncio.Event) -> bool:
+    async def _work(self) -> None:
+        """Until everything is processed, by all workers together."""
+        await self._start_source()
         loop = asyncio.get_running_loop()
         look_at = 0.0
-        while not ending.is_set():
+        while True:
             try:
                 await self._step()
             except Fenced as error:
@@ -246,10 +253,37 @@ class ReplayWorker:
                 await self._close_source()
                 await self._start_source()
             if loop.time() >= look_at:
-                if (await still_open(self._replays, self._replay)).processed:
-                    return True
+                if await self._processed():
+                    return
                 look_at = loop.time() + _LOOK_EVERY
-        return False
+
+    async def _processed(self) -> bool:
+        """Whether everything is; not while the ledger does not say, for which commits wait too."""
+        try:
+            return (await still_open(self._replays, self._replay)).processed
+        except DependencyError as error:
+            end_if_cancelled(error)
+            log.warning("waiting", on=error.what, problem=error.problem)
+            return False
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(self.settings.drain_deadline):
+                await self.pipeline.drain()
+        except TimeoutError:
+            log.warning("drain_deadline_passed", why="the rest is read again when the replay goes on")
+        except Fenced as error:  # whoever has the partition now reads it again
+            log.warning("fenced", why=str(error))
+
+    async def _release(self) -> None:
+        try:
+            async with asyncio.timeout(_RELEASE_WITHIN):
+                await self.pipeline.close()
+        except DependencyError as error:
+            log.warning("claims_not_released", on=error.what, problem=error.problem)
+        except TimeoutError:
+            late = f"no answer within {_RELEASE_WITHIN:g} s"
+            log.warning("claims_not_released", on="the ledger", problem=late)
 
     async def _step(self) -> None:
         assert self._source is not None
