@@ -12,6 +12,7 @@ import pytest
 
 from streamproc.errors import LedgerError
 from streamproc.runtimes.replay import run as module
+from streamproc.runtimes.replay.work import Unfinishable
 
 SETTINGS: Any = SimpleNamespace(worker="w", log=None)
 REPLAY: Any = SimpleNamespace(name="fix", stream="clicks", positions=10, left=4, processed=False)
@@ -51,3 +52,28 @@ async def test_a_replay_is_ended_also_while_its_ledger_does_not_answer(
         async with asyncio.timeout(60):
             await module.process(SETTINGS, replays, REPLAY, 2, lambda now: None)
     assert ended == [REPLAY]
+
+
+@pytest.mark.parametrize(
+    ("failure", "advice"),
+    [
+        (Unfinishable("5 offsets are gone"), "`streamproc replay discard fix`, and replay what"),
+        (LedgerError("something else"), "`streamproc replay --into fix` goes on where it was"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_to_be_discarded(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception, advice: str
+) -> None:
+    async def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(module, "configure_logging", lambda log: None)
+    monkeypatch.setattr("os.nice", lambda more: 0)
+    monkeypatch.setattr(module, "_work", fail)
+    with pytest.raises(SystemExit) as ended:
+        module.worker_process(SETTINGS, "clicks", "fix", "w-replay-1")
+    crew = module._Crew(SETTINGS, REPLAY)
+    crew._processes = [SimpleNamespace(name="w-replay-1", exitcode=ended.value.code)]  # type: ignore[list-item]
+    with pytest.raises(LedgerError) as told:
+        crew.fill(1)
+    assert advice in str(told.value)

@@ -19,8 +19,9 @@ from streamproc.ledger.replays import Replay, Replays
 from streamproc.model import Partition, RecordBatch
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.replay import work as module
-from streamproc.runtimes.replay.work import ReplayWorker
+from streamproc.runtimes.replay.work import ReplayWorker, Unfinishable
 from streamproc.settings import read_settings
+from streamproc.sources.kafka_claims import _misplaced as misplaced
 from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.topic_pages import load_page
 from tests.ledger.epochs import P0, advance, nothing, record
@@ -165,3 +166,28 @@ async def test_a_database_that_is_away_for_a_while_does_not_end_a_worker(
     async with asyncio.timeout(60):
         assert await made(replay, postgres, tmp_path).run(asyncio.Event()) is True
     assert answers == []
+
+
+async def test_records_that_are_gone_end_a_replay_that_still_needs_them_and_it_says_what_to_do(
+    replay: Replay, postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what the live service says then: that would move live's position."""
+    monkeypatch.setattr(module, "KafkaSource", Source)
+    monkeypatch.setattr(Source, "stopped", {P0: misplaced(-1, 5, 20, P0)})
+    with pytest.raises(Unfinishable, match="5 offsets are gone: replay fix cannot be finished") as told:
+        async with asyncio.timeout(60):
+            await made(replay, postgres, tmp_path).run(asyncio.Event())
+    assert "offsets set" not in str(told.value)
+
+
+async def test_records_that_are_gone_behind_the_end_of_a_range_are_not_missed(
+    replay: Replay, postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The range ends with 9, and all of it is committed when the replay goes on."""
+    async with Ledger(postgres, replay.namespace, "w1") as own:
+        claims = await own.claim([P0])
+        await own.commit(record(advance(claims[P0], 9)), nothing)
+    monkeypatch.setattr(module, "KafkaSource", Source)
+    monkeypatch.setattr(Source, "stopped", {P0: misplaced(9, 15, 20, P0)})
+    async with asyncio.timeout(60):
+        assert await made(replay, postgres, tmp_path).run(asyncio.Event()) is True

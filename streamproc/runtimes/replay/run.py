@@ -23,7 +23,7 @@ from streamproc.ledger import Ledger
 from streamproc.ledger.replays import Replay, Replays
 from streamproc.ops.logging import configure_logging
 from streamproc.runtimes.endpoints import Endpoints
-from streamproc.runtimes.replay.work import ReplayWorker, still_open
+from streamproc.runtimes.replay.work import ReplayWorker, Unfinishable, still_open
 from streamproc.runtimes.service import signals, spare_the_collector
 from streamproc.settings import Settings
 from streamproc.topic_pages import find_pages, load_pages
@@ -44,6 +44,9 @@ _MARGIN = 15.0
 
 #: The live service comes first where both want the processor.
 _NICENESS = 5
+
+#: The exit code of a worker that another one could not go on for.
+_FOR_GOOD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,8 @@ class _Crew:
         """Start what is missing. One that was killed is replaced; what made one fail would stop all."""
         for process_ in self._processes:
             if process_.exitcode is not None and (process_.exitcode > 0 or self._started > workers + _LOSSES):
-                raise LedgerError(f"{process_.name} ended with {process_.exitcode}; {_goes_on(self.replay)}")
+                what_now = (_begins_anew if process_.exitcode == _FOR_GOOD else _goes_on)(self.replay)
+                raise LedgerError(f"{process_.name} ended with {process_.exitcode}; {what_now}")
         self._processes = [process_ for process_ in self._processes if process_.exitcode is None]
         context = multiprocessing.get_context("spawn")
         while len(self._processes) < workers:
@@ -151,6 +155,10 @@ def _goes_on(replay: Replay) -> str:
     return f"`streamproc replay --into {replay.name}` goes on where it was"
 
 
+def _begins_anew(replay: Replay) -> str:
+    return f"`streamproc replay discard {replay.name}`, and replay what the topic still has"
+
+
 async def _look(replays: Replays, replay: Replay) -> Replay:
     try:
         return await still_open(replays, replay)
@@ -168,7 +176,7 @@ def worker_process(settings: Settings, stream: str, name: str, worker: str) -> N
         asyncio.run(_work(settings, stream, name, worker))
     except StreamprocError as error:
         log.error("replay_worker_failed", worker=worker, problem=str(error))
-        raise SystemExit(1) from None
+        raise SystemExit(_FOR_GOOD if isinstance(error, Unfinishable) else 1) from None
 
 
 async def _work(settings: Settings, stream: str, name: str, worker: str) -> None:

@@ -14,12 +14,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import structlog
 
 from streamproc.concurrency import done_before, end_if_cancelled
-from streamproc.errors import DependencyError, Fenced, LedgerError
+from streamproc.errors import DependencyError, Fenced, Gap, LedgerError, SourceError, UnexpectedPosition
 from streamproc.ledger import Ledger
 from streamproc.ledger.redrives import Redrives
 from streamproc.ledger.replays import Replay, Replays
@@ -47,6 +48,10 @@ _LOOK_EVERY = 1.0
 
 #: Seconds for giving the claims up: a database that is away would have us wait longer than we are given to end.
 _RELEASE_WITHIN = 5.0
+
+
+class Unfinishable(LedgerError):
+    """The topic no longer has what a replay has still to process."""
 
 
 def page_of(page: Topology, replay: Replay) -> Topology:
@@ -288,13 +293,22 @@ class ReplayWorker:
     async def _step(self) -> None:
         assert self._source is not None
         batches = await self._source.next(self.settings.batch_records, _MAX_WAIT)
-        for error in self._source.stopped.values():
-            raise error
+        reached = self.pipeline.reached()
+        for partition, error in self._source.stopped.items():
+            if partition not in reached:  # of the others nothing is wanted any more
+                self._refuse(error)
         await self.pipeline.take(self.pipeline.cut(batches), self.pipeline.generation)
         reached = self.pipeline.reached()
         self._source.pause(reached)
         if reached and len(reached) == len(self.pipeline.partitions):
             await self.pipeline.drain()
+
+    def _refuse(self, error: SourceError) -> NoReturn:
+        """Raise it. What that of a live partition says to do would harm the stream."""
+        if isinstance(error, Gap | UnexpectedPosition):
+            problem = str(error).partition("; ")[0]
+            raise Unfinishable(f"{problem}: replay {self._replay.name} cannot be finished") from error
+        raise error
 
     async def _start_source(self) -> None:
         options = KafkaOptions(
