@@ -53,6 +53,16 @@ _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
 
 
+#: What to write for a database that :func:`other_encoding` says something of.
+ENCODE = "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0 makes one that can"
+
+
+def other_encoding(conn: AsyncConnection[Any]) -> str | None:
+    """The encoding of the connection's database unless it is UTF-8: no other holds every text that events may have."""
+    encoding = conn.info.parameter_status("server_encoding")
+    return None if encoding == "UTF8" else encoding
+
+
 #: Who is mostly in the way of a lock that is not given.
 _LEFT_OPEN = "see pg_stat_activity for a transaction that was left open, and end it"
 

@@ -89,7 +89,7 @@ class Ledger:
         """Create or upgrade the ledger's tables; returns how many migrations were applied.
 
         Several workers may do it at once. Raises :class:`LedgerError` when the tables belong to a newer
-        release.
+        release, and :class:`ConfigError` when the database is not encoded in UTF-8.
         """
         async with self.database.transaction("migrate the ledger") as conn:
             return await migrating.migrate(conn)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from streamproc.errors import LedgerError
+from streamproc.database import ENCODE, other_encoding
+from streamproc.errors import ConfigError, LedgerError, Mistake
 
 #: Any fixed number; it only has to differ from other advisory locks of the same database.
 _LOCK = 7_203_664_170_551_290_413
@@ -41,8 +42,12 @@ def migrations() -> tuple[Migration, ...]:
 async def migrate(conn: AsyncConnection[Any]) -> int:
     """Bring the schema up to this release inside the caller's transaction; returns how many were applied.
 
-    Raises :class:`LedgerError` when the database was written by a newer release.
+    Raises :class:`LedgerError` when the database was written by a newer release, and :class:`ConfigError` when it
+    cannot hold every text.
     """
+    if encoding := other_encoding(conn):
+        problem = f"the database {conn.info.dbname} is encoded in {encoding}, which cannot hold every text"
+        raise ConfigError([Mistake("ledger", problem, ENCODE)])
     await conn.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
     # Asking first: CREATE ... IF NOT EXISTS demands the right to create even where there is nothing to do.
     version = await schema_version(conn)

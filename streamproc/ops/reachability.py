@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psycopg
 
+from streamproc.database import ENCODE, other_encoding
 from streamproc.errors import ConfigError, DependencyError, StreamprocError
 from streamproc.redaction import Url, redact
 from streamproc.settings import Settings
@@ -132,6 +133,7 @@ async def _postgres(what: str, url: Url) -> str:
                 " pg_is_in_recovery(), has_database_privilege(current_database(), 'CREATE'), current_user"
             )
             row = await cursor.fetchone()
+            encoding = other_encoding(connection)
     except psycopg.Error as error:
         hint = "check host, port, user, password and the server's pg_hba.conf"
         raise DependencyError(what, " ".join(str(error).split()), hint) from error
@@ -139,6 +141,8 @@ async def _postgres(what: str, url: Url) -> str:
     number, version, replica, may_create, user = row
     if number < OLDEST_POSTGRES:
         raise DependencyError(what, f"PostgreSQL {version} is too old", "15 or newer is needed")
+    if what == "ledger" and encoding is not None:
+        raise DependencyError(what, f"is encoded in {encoding}, which cannot hold every text", ENCODE)
     if replica:
         raise DependencyError(what, "the server is a read-only replica", "name the primary")
     if not may_create:

@@ -350,6 +350,24 @@ class TestCheck:
         assert f"user {user} may not create schemas" in answer.output
         assert "GRANT CREATE" in answer.output
 
+    def test_a_database_that_cannot_hold_every_text_is_refused(self, postgres: str) -> None:
+        import psycopg
+        from psycopg.conninfo import conninfo_to_dict
+
+        name, other = str(conninfo_to_dict(postgres)["dbname"]), f"other_{uuid.uuid4().hex[:12]}"
+        create = (
+            f"CREATE DATABASE {other} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+        with psycopg.connect(postgres, autocommit=True) as connection:
+            connection.execute(create.encode())
+            try:
+                answer = call("check", LEDGER=postgres.replace(name, other))
+            finally:
+                connection.execute(f"DROP DATABASE {other} WITH (FORCE)".encode())
+        assert answer.exit_code == 1
+        assert "is encoded in SQL_ASCII" in answer.output
+        assert "ENCODING 'UTF8'" in answer.output
+
 
 class TestTopics:
     @pytest.fixture

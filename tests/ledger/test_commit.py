@@ -10,8 +10,9 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
 
-from streamproc.errors import DependencyError, Fenced, Inconsistent, LedgerError
+from streamproc.errors import ConfigError, DependencyError, Fenced, Inconsistent, LedgerError
 from streamproc.ledger import Ledger
 from streamproc.ledger.balance import verify
 from streamproc.model import Advance, Claim, Counts, Partition, WrittenObject
@@ -277,6 +278,22 @@ async def test_a_schema_of_a_newer_release_is_refused(ledger: Ledger) -> None:
         )
     with pytest.raises(LedgerError, match="schema is version 9999 and this release knows"):
         await ledger.migrate()
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_a_database_that_cannot_hold_every_text_is_refused(postgres: str, encoding: str) -> None:
+    name = f"other_{uuid.uuid4().hex[:12]}"
+    create = f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    with psycopg.connect(postgres, autocommit=True) as server:
+        server.execute(create.encode())
+        try:
+            async with Ledger(make_conninfo(postgres, dbname=name), "clicks", "w1") as ledger:
+                with pytest.raises(
+                    ConfigError, match=f"ledger: the database {name} is encoded in {encoding}"
+                ):
+                    await ledger.migrate()
+        finally:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 async def test_a_ledger_that_was_not_migrated_says_so(postgres: str) -> None:
