@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from streamproc.errors import DependencyError
 from streamproc.ledger.logs import Logs
 from streamproc.log_objects import LogTotals, Period
 from streamproc.runtimes.endpoints import Endpoints
@@ -74,7 +76,8 @@ async def backfill(
                 if isinstance(worker.source, LogSource) and not running.done():
                     if worker.source.finished.is_set():
                         ending.set()
-                    tell(await _report(worker, endpoints.broker))
+                    with suppress(DependencyError):  # the worker waits for the ledger, and says so
+                        tell(await _report(worker, endpoints.broker))
             running.result()
             await worker.upkeep.finish()
             await worker.ledger.open()
