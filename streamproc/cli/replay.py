@@ -55,6 +55,9 @@ def replay_command(*, settings: Settings, topic: str | None, as_json: bool, **re
     if wanted.begin is None and (wanted.name is None or wanted.end is not None):
         fix = "Say where to begin, such as --from -2h, or which replay goes on: --into NAME alone"
         raise ConfigError([Mistake("--from", "is missing", fix)])
+    if wanted.begin is None and wanted.dry_run:
+        fix = f"Leave it out to go on; `streamproc replay status {wanted.name}` says what is left"
+        raise ConfigError([Mistake("--dry-run", "tells the range of a replay that has not begun", fix)])
     asyncio.run(verbs.run(settings, topic, wanted, json_answer=as_json))
 
 

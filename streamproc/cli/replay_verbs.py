@@ -28,7 +28,8 @@ from streamproc.sinks.summaries_compare import TableDifference
 from streamproc.sources.opening import kafka_only
 
 _NAME = re.compile(r"[a-z0-9_]{1,30}", re.ASCII)
-_OFFSET = re.compile(r"(?:(?P<partition>[^:,]+):)?(?P<offset>\d+)", re.ASCII)
+#: Ids of partitions are numbers, behind an embedded broker's incarnation: 2026-07-01T13:00 is a time.
+_OFFSET = re.compile(r"(?:(?P<partition>[0-9a-f.]+):)?(?P<offset>\d+)", re.ASCII)
 
 #: What counts as lately.
 _RECENT = timedelta(minutes=1)

@@ -115,6 +115,13 @@ def test_an_option_before_a_verb_that_would_not_see_it_is_refused(arguments: lis
     assert f"{arguments[3]} would not see {arguments[1]}" in answer.stderr
 
 
+def test_a_dry_run_of_a_replay_that_has_begun_is_refused_and_does_not_go_on_with_it() -> None:
+    answer = call("replay", "--into", "fix", "--dry-run")
+    assert answer.exit_code == 2
+    assert "--dry-run: tells the range of a replay that has not begun" in answer.stderr
+    assert "streamproc replay status fix" in answer.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [["sql", "--csv", "--json", "SELECT 1"], ["lake", "manifest", "--sql", "--json"]]
 )

@@ -11,7 +11,7 @@ from streamproc.cli.replay_verbs import _bound as bound
 from streamproc.errors import ConfigError
 from streamproc.ledger import Ledger
 from streamproc.model import Partition
-from streamproc.runtimes.replay.ranges import Plan, offsets, plan
+from streamproc.runtimes.replay.ranges import Bound, Plan, offsets, plan
 from streamproc.sources import kafka_positions
 from streamproc.sources.kafka_client import KafkaConnection
 from tests.ledger.epochs import advance, nothing, planned, record, written
@@ -109,6 +109,17 @@ async def test_what_is_not_there_is_refused_in_words(
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
         await stream.plan(begin, end)
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-01-01T13:00", "2026-01-01 13:00", "20260101T13:00", "2026-01-01T13:00:00Z"]
+)
+def test_a_time_without_seconds_is_not_taken_for_an_offset(text: str) -> None:
+    assert bound("--from", text) == Bound(text, time_us=(1_767_225_600 + 13 * 3_600) * 1_000_000)
+
+
+def test_a_partition_of_an_embedded_broker_can_be_named_by_its_id() -> None:
+    assert bound("--from", "3fa9c2d1.0:7,3fa9c2d1.1:8").offsets == {"3fa9c2d1.0": 7, "3fa9c2d1.1": 8}
 
 
 @pytest.mark.parametrize("text", ["nonsense", "0:1,0:2", "0:x", "-", "", "0:-1"])
