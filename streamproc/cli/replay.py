@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import asdict
+from functools import partial
 
 import click
 
@@ -136,7 +137,7 @@ def diff_command(settings: Settings, name: str, rows: int, topic: str | None, as
 @replay_command.command(name="promote")
 @click.argument("name")
 @_STREAM
-@set_up_options
+@partial(set_up_options, level="warning")  # of tables that are left
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before changing.")
 @json_option
 def promote_command(settings: Settings, name: str, topic: str | None, yes: bool, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import pytest
+import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAuthorizationFailedError
 from click.testing import CliRunner, Result
@@ -120,6 +121,18 @@ def test_a_dry_run_of_a_replay_that_has_begun_is_refused_and_does_not_go_on_with
     assert answer.exit_code == 2
     assert "--dry-run: tells the range of a replay that has not begun" in answer.stderr
     assert "streamproc replay status fix" in answer.stderr
+
+
+def test_tables_that_a_promotion_has_left_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def promote(*_: object) -> bool:
+        structlog.get_logger("streamproc").warning("replay_not_dropped", replay="fix")
+        return True
+
+    monkeypatch.setattr("streamproc.cli.replay_verbs.promote", promote)
+    answer = call("replay", "promote", "fix", "--yes")
+    assert answer.exit_code == 0
+    assert answer.stdout == "fix: promoted.\n"
+    assert "replay_not_dropped" in answer.stderr
 
 
 @pytest.mark.parametrize(
