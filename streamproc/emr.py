@@ -226,7 +226,7 @@ def secret(name: str) -> str:
     # An ARN names its region: arn:aws:secretsmanager:REGION:…
     region = name.split(":")[3] if name.startswith("arn:") else None
     with _speaking("Secrets Manager", f"read {name}"):
-        text = str(_client("secretsmanager", region).get_secret_value(SecretId=name)["SecretString"])
+        text = str(_client("secretsmanager", region).get_secret_value(SecretId=name)["SecretString"]).strip()
     if not text.startswith("{"):
         return text
     parts = json.loads(text)

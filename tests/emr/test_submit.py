@@ -252,6 +252,7 @@ def test_serverless_properties_may_have_no_spaces(s3_server: S3Server) -> None:
     ("kept", "url"),
     [
         ("postgresql://u:p@db:5432/streamproc", "postgresql://u:p@db:5432/streamproc"),
+        ("postgresql://u:p@db:5432/streamproc\n", "postgresql://u:p@db:5432/streamproc"),
         (
             json.dumps({"username": "u", "password": "p@/ss", "host": "db", "port": 5433, "dbname": "d"}),
             "postgresql://u:p%40%2Fss@db:5433/d?sslmode=verify-full",
