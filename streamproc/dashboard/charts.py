@@ -4,12 +4,13 @@ Values of keys that begin with a colon are JavaScript, run in the browser: the p
 that a chart is dark where the page is. No text of an event is ever part of such a script.
 
 Lines differ in dash and symbol as well as in colour; the colours are those of Okabe and Ito (2008), which the common
-kinds of colour blindness tell apart. What may still change is drawn dashed, on a shaded ground.
+kinds of colour blindness tell apart. What may still change is drawn dashed, on a shaded ground; of what a range cuts
+the point is hollow, and the line to it dashed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -229,14 +230,20 @@ def _below_legend() -> Options:
 Series = dict[str, list[tuple[datetime, float | None]]]
 
 
-def lines(series: Series, open_from: datetime | None, until: datetime) -> Options:
-    """A line of each group over time. From ``open_from`` on windows may still change."""
+def lines(
+    series: Series, open_from: datetime | None, until: datetime, cut: Set[datetime] = frozenset()
+) -> Options:
+    """A line of each group over time. From ``open_from`` on windows may still change.
+
+    ``cut``: times of points, at the ends, that stand for a part of their time only.
+    """
     drawn: list[Options] = []
     for number, (name, points) in enumerate(series.items()):
         colour = f"ink('--c{number % 6 + 1}')"
         style = {"width": 2, ":color": colour}
-        settled = [p for p in points if open_from is None or p[0] < open_from]
-        moving = [p for p in points if open_from is not None and p[0] >= open_from]
+        loose = {t for t, _ in points if t in cut or (open_from is not None and t >= open_from)}
+        settled = [p for p in points if p[0] not in loose]
+        begun = next((place for place, (t, _) in enumerate(points) if t not in loose), len(points))
         shared = {
             "name": name,
             "type": "line",
@@ -252,9 +259,12 @@ def lines(series: Series, open_from: datetime | None, until: datetime) -> Option
                 "lineStyle": {**style, "type": _DASHES[number % 6]},
             }
         )
-        if moving:
-            data = [{"value": [_at(t), v], "symbol": "emptyCircle"} for t, v in [*settled[-1:], *moving]]
-            drawn.append({**shared, "data": data, "showSymbol": True, "lineStyle": {**style, "type": [4, 4]}})
+        ended = points[begun + len(settled) :]
+        for end in ([*points[:begun], *settled[:1]], [*settled[-1:], *ended]):
+            data = [{"value": [_at(t), v], "symbol": "emptyCircle" if t in loose else "none"} for t, v in end]
+            if any(t in loose for t, _ in end):
+                dashed = {**style, "type": [4, 4]}
+                drawn.append({**shared, "data": data, "showSymbol": True, "lineStyle": dashed})
     if drawn and open_from is not None and open_from < until:
         drawn[0]["markArea"] = _still_open(open_from, until)
     options = {**_base(), "xAxis": _time_axis(), "yAxis": _value_axis(), "series": drawn}

@@ -32,6 +32,17 @@ def open_from(choice: Choice, watermark: datetime | None) -> datetime | None:
     return behind + step - (behind - epoch) % step
 
 
+def is_cut(choice: Choice, start: datetime) -> bool:
+    """Whether the range begins or ends within the time of the row that begins at ``start``, which so has a part of it.
+
+    The newest row of a range that ends now has all there is: it is open, and shown as such.
+    """
+    # Windows begin so far from each other, sessions at any microsecond.
+    apart = 1 if choice.table.session else choice.table.table.window.size
+    newest = timedelta(microseconds=max(choice.step - apart, 0))
+    return start < choice.since or (not choice.range and choice.until - start <= newest)
+
+
 def heading(choice: Choice, name: str, column: Column | None, numeric: bool) -> str:
     """A column's heading, a button that sorts by it."""
     mark, sorting = "", "none"
@@ -54,12 +65,14 @@ def heading(choice: Choice, name: str, column: Column | None, numeric: bool) -> 
 def row(
     choice: Choice, row: Sequence[Any], columns: dict[str, Column], open_from: datetime | None
 ) -> list[markup.Cell]:
-    """The cells of a row; estimates are marked, rows that may still change too."""
+    """The cells of a row; estimates are marked, so are rows that may still change, and those that the range cuts."""
     cells: list[markup.Cell] = []
     for name, value in zip(choice.columns, row, strict=True):
         if name == choice.table.start:
-            tag = ' <span class="tag">open</span>' if open_from is not None and value >= open_from else ""
-            cells.append(markup.Raw(markup.when(value).html + tag))
+            tags = ["open"] if open_from is not None and value >= open_from else []
+            tags += ["part"] if is_cut(choice, value) else []
+            marks = "".join(f' <span class="tag">{tag}</span>' for tag in tags)
+            cells.append(markup.Raw(markup.when(value).html + marks))
         elif isinstance(value, datetime):
             cells.append(markup.when(value))
         elif name in columns and marked(columns[name]):
@@ -111,7 +124,8 @@ def chart_title(choice: Choice, points: int) -> str:
 def chart_options(choice: Choice, answer: Answer, open_from: datetime | None) -> dict[str, Any]:
     """The chart: lines over time, bars without it."""
     if choice.grain:
-        return charts.lines(series(answer), open_from, choice.until)
+        cut = {row[0] for row in answer.rows if is_cut(choice, row[0])}
+        return charts.lines(series(answer), open_from, choice.until, cut)
     return charts.bars([(label(row[:-1]), plain(row[-1])) for row in answer.rows])
 
 

@@ -323,6 +323,60 @@ def test_what_is_no_finite_number_is_told_and_not_drawn(kind: Any, value: str, t
     assert series(found) == {"b": [(2, None), (1, 2.5)], "a": [(1, None)]}
 
 
+#: From half past one to a minute before five; hours begin at 1, 2, 3 and 4.
+SPAN = {"from": "2026-06-01T01:30:00+00:00", "to": "2026-06-01T04:59:00+00:00"}
+HOURS = [datetime(2026, 6, 1, hour, tzinfo=UTC) for hour in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("table", "grain", "cut"),
+    [
+        ("page_views", "hour", [1, 4]),
+        ("page_views", "minute", []),
+        ("site_activity", "hour", [1]),  # windows of five minutes, of which the last begins at 4:55
+        ("site_activity", "minute", []),
+        ("sessions", "hour", [1, 4]),
+        ("sessions", "minute", []),
+    ],
+)
+def test_a_row_is_a_part_where_the_range_leaves_some_of_it_out(
+    topology: Topology, table: str, grain: str, cut: list[int]
+) -> None:
+    choice = read_choice({"table": table, "grain": grain, **SPAN}, explorable(topology), _moment())
+    rows = HOURS if grain == "hour" else [choice.since, HOURS[2], choice.until - timedelta(minutes=1)]
+    assert [row.hour for row in rows if explore_answers.is_cut(choice, row)] == cut
+    values = [0] * len(choice.measures)
+    cells = [explore_answers.row(choice, (row, *values), {}, None)[0].html for row in rows]
+    assert [row.hour for row, cell in zip(rows, cells, strict=True) if ">part<" in cell] == cut
+
+
+def test_what_the_range_cuts_is_drawn_apart_from_what_is_whole(topology: Topology) -> None:
+    choice = read_choice({"table": "page_views", "grain": "hour", **SPAN}, explorable(topology), _moment())
+    answer = Answer(["time", "views"], [(hour, 7) for hour in reversed(HOURS)])
+    whole, *ends = explore_answers.chart_options(choice, answer, None)["series"]
+    assert [point[0][11:13] for point in whole["data"]] == ["02", "03"]
+    assert [[(p["value"][0][11:13], p["symbol"]) for p in end["data"]] for end in ends] == [
+        [("01", "emptyCircle"), ("02", "none")],
+        [("03", "none"), ("04", "emptyCircle")],
+    ]
+    assert [end["lineStyle"]["type"] for end in ends] == [[4, 4]] * 2
+
+
+def test_the_newest_row_of_a_range_that_ends_now_is_open_and_all_there_is(topology: Topology) -> None:
+    now = HOURS[3] + timedelta(minutes=20)
+    choice = read_choice(
+        {"table": "page_views", "grain": "hour", "range": "1 hour"}, explorable(topology), now
+    )
+    rows = HOURS[2:]
+    assert [explore_answers.is_cut(choice, row) for row in rows] == [True, False]
+    for open_from in (HOURS[3], HOURS[2]):
+        drawn = explore_answers.chart_options(
+            choice, Answer([], [(row, 7) for row in reversed(rows)]), open_from
+        )
+        assert [len(each["data"]) for each in drawn["series"]] == [0, 2]
+        assert {point["symbol"] for point in drawn["series"][1]["data"]} == {"emptyCircle"}
+
+
 @pytest.mark.parametrize("kind", [int, float, Decimal])
 @pytest.mark.parametrize("value", [2**53, 2**64, -(2**70), 10**290])
 def test_a_chart_of_any_number_can_be_sent(kind: Any, value: int) -> None:
