@@ -131,16 +131,33 @@ def chart_options(choice: Choice, answer: Answer, open_from: datetime | None) ->
 
 def series(answer: Answer) -> charts.Series:
     """The lines of a chart, the biggest first."""
-    series: charts.Series = {}
+    groups: dict[tuple[Any, ...], list[tuple[datetime, float | None]]] = {}
     for time, *dimensions, value in reversed(answer.rows):
-        series.setdefault(label(dimensions), []).append((time, plain(value)))
-    return dict(sorted(series.items(), key=lambda item: -sum(v or 0 for _, v in item[1])))
+        groups.setdefault(tuple(dimensions), []).append((time, plain(value)))
+    series: charts.Series = {}
+    for group, points in sorted(groups.items(), key=lambda item: -sum(v or 0 for _, v in item[1])):
+        name = label(group)
+        while name in series:  # "a · b" and "c" read like "a" and "b · c"
+            name += "\N{PRIME}"
+        series[name] = points
+    return series
 
 
 def label(dimensions: Sequence[Any]) -> str:
-    """The name of a group."""
-    named = ("(none)" if d is None else markup.visible(str(d)) or "(empty)" for d in dimensions)
-    return " · ".join(named) or "all"
+    """The name of a group. A text that reads like what stands for no text is in quotation marks."""
+    return " · ".join(map(_named, dimensions)) or "all"
+
+
+def _named(value: Any) -> str:
+    match value:
+        case None:
+            return "(none)"
+        case bool():
+            return "yes" if value else "no"
+        case "(none)" | "(empty)":
+            return f'"{value}"'
+        case _:
+            return markup.visible(str(value)) or "(empty)"
 
 
 def plain(value: Any) -> float | None:

@@ -323,6 +323,14 @@ def test_what_is_no_finite_number_is_told_and_not_drawn(kind: Any, value: str, t
     assert series(found) == {"b": [(2, None), (1, 2.5)], "a": [(1, None)]}
 
 
+def test_each_group_has_a_line_of_its_own_whatever_its_texts() -> None:
+    found = [(None, "c", 1), ("(none)", "c", 2), ("", "c", 3), ("(empty)", "c", 4), ("a · b", "c", 5)]
+    answer = Answer(["time", "x", "y", "value"], [(1, *row) for row in [*found, ("a", "b · c", 6)]])
+    drawn = series(answer)
+    assert [[value for _, value in points] for points in drawn.values()] == [[6], [5], [4], [3], [2], [1]]
+    assert list(drawn)[2:] == ['"(empty)" · c', "(empty) · c", '"(none)" · c', "(none) · c"]
+
+
 #: From half past one to a minute before five; hours begin at 1, 2, 3 and 4.
 SPAN = {"from": "2026-06-01T01:30:00+00:00", "to": "2026-06-01T04:59:00+00:00"}
 HOURS = [datetime(2026, 6, 1, hour, tzinfo=UTC) for hour in (1, 2, 3, 4)]

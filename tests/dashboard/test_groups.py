@@ -175,6 +175,9 @@ def test_nulls_are_last_and_nan_is_the_largest(topology: Topology, down: bool) -
         ([None, "a"], "(none) · a"),
         (["", 1], "(empty) · 1"),
         (["\x1b"], "\\x1b"),
+        (["(none)", None], '"(none)" · (none)'),
+        (["(empty)", ""], '"(empty)" · (empty)'),
+        ([True, False], "yes · no"),
     ],
 )
 def test_a_group_is_named_in_the_legend_whatever_its_values(dimensions: list[Any], text: str) -> None:
