@@ -2,7 +2,8 @@
 
 QuickSight has four types (https://docs.aws.amazon.com/quicksight/latest/user/supported-data-types-and-values.html) and
 reads ``timestamp`` and ``date`` from PostgreSQL and Redshift, not ``timestamp with time zone``, so times are
-read in UTC. Booleans become 0 and 1, whose average is a share.
+read in UTC. Booleans become 0 and 1, whose average over events or sessions is a share. One that a table is grouped by
+is not averaged: its rows stand for any number of events.
 """
 
 from __future__ import annotations
@@ -86,11 +87,11 @@ def column(
         return None
     place = _PLACES.get(name) if known == "STRING" else _COORDINATES.get(name) if known == "DECIMAL" else None
     numeric = known in {"INTEGER", "DECIMAL"} and place is None
-    share = type_ == pl.Boolean()
+    share = type_ == pl.Boolean() and aggregation is not None
     return Column(
         name,
         known,
-        ("AVERAGE" if share else aggregation) if numeric else None,
+        aggregation if numeric else None,
         share=share,
         place=place,
         description=description,

@@ -151,7 +151,12 @@ def _of_events(page: Topology, *, zoned: bool) -> DataSet:
     json = {each.name for each in page.contract.fields if each.type is FieldType.JSON}
     types = {name: type_ for name, type_ in page.columns.items() if name not in json}
     amounts = {each.name for each in page.contract.fields if each.type is FieldType.NUMBER}
-    columns = _known([column(n, type_, "SUM" if n in amounts else None) for n, type_ in types.items()])
+    columns = _known(
+        [
+            column(n, type_, "SUM" if n in amounts else "AVERAGE" if type_ == pl.Boolean() else None)
+            for n, type_ in types.items()
+        ]
+    )
     query = sql.SQL("SELECT {} FROM {} WHERE event_time >= CURRENT_DATE - {}").format(
         sql.SQL(", ").join(_parts(list(types.items()), columns, zoned=zoned)),
         sql.Identifier("warehouse", page.name),

@@ -177,6 +177,17 @@ def test_distinct_counts_and_percentiles_are_never_added_up(path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_what_a_table_is_grouped_by_is_no_number_of_it(path):
+    """A flag neither: over groups the average says nothing of the events, whatever is written beside it."""
+    page = load_page(path)
+    keys = {
+        (table.name, name) for table in page.tables if table.window.kind != "session" for name in table.by
+    }
+    for _, _, content in visuals_of(definition_of(page)):
+        assert keys.isdisjoint((data, column) for data, column, _ in measures_of(content))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_overlapping_windows_are_added_up_only_within_one_window(path):
     page = load_page(path)
     hopping = {table.name for table in page.tables if table.window.kind == "hopping"}
