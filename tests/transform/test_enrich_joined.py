@@ -227,6 +227,12 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         "def mistypes(f): return f.with_columns(twice=pl.lit('x'))\n"
         "def forgets(f): return f\n"
         "def none(f): return None\n"
+        "def panics(f): raise pl.exceptions.PanicException('deep down')\n"
+        "def in_place(f):\n"
+        "    f.replace_column(0, f['n'] * 0)\n"
+        "    f.drop_in_place('text')\n"
+        "    return f.insert_column(0, pl.Series('twice', [2, 4]))\n"
+        "def needs_some(f): return f.with_columns(twice=pl.lit(f['n'].max() * 2))\n"
         "def seldom(f): return f.with_columns(seg=pl.Series([t if t == 'vip' else None for t in f['text']]))\n"
         "def wild(f): return f.with_columns(seg=pl.Series(['a\\0b', 'c', None]),\n"
         "    day=pl.Series([2**30, 0, None], dtype=pl.Int32).cast(pl.Date),\n"
@@ -250,10 +256,22 @@ def test_a_users_function_adds_its_columns_and_can_touch_nothing_else() -> None:
 
 
 @pytest.mark.usefixtures("own_module")
+def test_what_a_users_function_changes_in_place_is_its_own() -> None:
+    assert own("in_place").select("n", "text", "twice").rows() == [(1, "a", 2), (2, "b", 4)]
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_users_function_is_not_asked_about_no_events() -> None:
+    options = {"function": "own_functions:needs_some", "adds": {"twice": "integer"}}
+    assert enrich("python", options, frame(n=pl.Series([], dtype=pl.Int64))).is_empty()
+
+
+@pytest.mark.usefixtures("own_module")
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
         ("fails", "it raised KeyError: 'boom'"),
+        ("panics", "it raised PanicException: deep down"),
         ("loses", "it returned 1 rows for 2 events"),
         ("reorders", "it reordered the events"),
         ("mistypes", "column 'twice' is String, not Int64"),
@@ -300,6 +318,7 @@ def test_a_function_that_is_not_there_is_a_configuration_mistake(name: str) -> N
         ("def f(events)\n", "SyntaxError"),
         ("LIMIT = TABLE['x']\n", "NameError"),
         ("open('no such file')\n", "FileNot"),
+        ("import sys\nsys.exit('usage: own_broken FILE')\n", "SystemExit: usage"),
     ],
 )
 def test_a_module_that_cannot_be_loaded_is_a_configuration_mistake(

@@ -3,7 +3,7 @@
 The function gets the events with all columns so far and returns a frame of as many rows in the same order,
 with at least the columns that ``adds`` declares. Only those are taken over: it cannot lose, add or reorder
 events, nor change what other columns say. A column without any value may be of no type, as polars makes it of a list
-of ``None``. It should be a pure function, or a replay will not agree.
+of ``None``. It should be a pure function, or a replay will not agree. Where there are no events it is not asked.
 
 What no table can hold would stop the stream, and may well come of what a visitor sends (``%00``, a number taken for a
 time): NUL in a text becomes U+FFFD, a date or a moment outside the years 1 to 9999 null.
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
+from polars.exceptions import PanicException
 
 from streamproc.errors import EnrichmentFailed
 from streamproc.transform.enrich.spec import (
@@ -37,9 +38,12 @@ class _Function:
         self._adds = adds
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
+        if frame.is_empty():  # of no event there is nothing to say, and many a model refuses to
+            return frame.hstack(pl.DataFrame(schema=self._adds))
         try:
-            out = self._function(frame)
-        except Exception as error:  # it is not our code: whatever it raises has to carry its name
+            # A frame of its own: some methods of polars change theirs in place.
+            out = self._function(frame.clone())
+        except (Exception, PanicException) as error:  # not our code: whatever it raises has to carry its name
             raise EnrichmentFailed(self._name, f"it raised {type(error).__name__}: {error}") from error
         self._check(frame, out)
         return frame.hstack(out.select(_storable(name, dtype) for name, dtype in self._adds.items()))
@@ -79,7 +83,7 @@ def _build(options: Mapping[str, Any], _: Resources) -> Step:
     module, name = options["function"].split(":")
     try:
         function = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # it is not our code: a module may fail in any way when it is loaded
+    except (Exception, SystemExit) as error:  # not our code: a module may fail in any way when it is loaded
         problem = f"{module} cannot be imported: {type(error).__name__}: {error}"
         raise mistake("python", "function", problem, "Install it where workers run, or mend it") from error
     if not callable(function):
