@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -160,19 +161,23 @@ def _broker(connection: KafkaConnection) -> dict[str, Any]:
 
 
 def _set_up(module: ModuleType, app: faust.App, streams: Streams) -> None:
+    where = f"--agents {module.__name__}"
     try:
-        module.setup(app, streams)
-    except Exception as error:  # a user's function; what it says is shown as it is
-        where = f"--agents {module.__name__}"
+        pending = module.setup(app, streams)
+    except (Exception, SystemExit) as error:  # a user's function; what it says is shown as it is
         fix = "Mend the module, or the [sinks] of the topic page; see docs/agents.md"
         raise ConfigError([Mistake(where, f"setup raised {error!r}", fix)]) from error
+    if inspect.iscoroutine(pending):  # nothing in it has run: there would be no agents, and no word of it
+        pending.close()
+        fix = "Write def setup(app, streams), and declare the agents in it; only they are async"
+        raise ConfigError([Mistake(where, "setup is an async function", fix)])
 
 
 def _load(module: str) -> ModuleType:
     where = f"--agents {module}"
     try:
         loaded = importlib.import_module(module)
-    except Exception as error:  # it is a user's: a module may fail in any way when it is loaded
+    except (Exception, SystemExit) as error:  # a user's: a module may fail in any way when it is loaded
         raise ConfigError(
             [
                 Mistake(
