@@ -113,12 +113,13 @@ def plain(sections: Sequence[Section]) -> Iterator[str]:
 
 
 def cell_text(cell: object) -> str:
-    """A value as a cell shows it: times in UTC to the second, anything not printable escaped."""
+    """A value as a cell shows it: times to the second, in UTC if they have a zone; what is not printable is escaped."""
     match cell:
         case None:
             return "-"
         case datetime():
-            return cell.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+            shown = cell if cell.tzinfo is None else cell.astimezone(UTC)  # the machine's zone is none of its
+            return shown.strftime("%Y-%m-%d %H:%M:%S")
         case float():
             return f"{cell:,.2f}"
         case bytes():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 
 import psycopg
 import pytest
@@ -39,6 +40,20 @@ def test_json_keeps_numbers_and_nulls_and_writes_the_rest_as_text(shop: Shop) ->
         "text": 'é"',
         "day": "1 day, 0:00:00",
     }
+
+
+def test_times_are_those_of_the_answer_whatever_the_machines_zone(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        noon = "timestamptz '2026-07-01 12:00+00'"
+        text = shop.call("sql", f"SELECT {noon} AS utc, {noon} AT TIME ZONE 'Europe/Berlin' AS berlin").stdout
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert text.splitlines()[1].split() == ["2026-07-01", "12:00:00", "2026-07-01", "14:00:00"]
 
 
 def test_csv_survives_commas_quotes_and_line_ends(shop: Shop) -> None:
