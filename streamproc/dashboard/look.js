@@ -46,7 +46,8 @@
 
   window.ink = name => getComputedStyle(document.body).getPropertyValue(name).trim();
   window.shade = (name, part) => { const c = window.ink(name); return c + Math.round(part * 255).toString(16).padStart(2, "0"); };
-  window.count = value => value == null ? "–" : Number(value).toLocaleString();
+  window.count = value => value == null ? "–"
+    : Number(value).toLocaleString(undefined, Math.abs(value) < 0.1 ? {maximumSignificantDigits: 3} : {});
   window.duration = seconds => seconds == null ? "–" : seconds < 120 ? `${count(+(+seconds).toFixed(1))} s`
     : seconds < 7200 ? `${count(+(seconds / 60).toFixed(1))} min` : seconds < 172800 ? `${count(+(seconds / 3600).toFixed(1))} h`
     : `${count(Math.round(seconds / 86400))} days`;

@@ -39,7 +39,7 @@ _SIGNS = {
 
 
 def number(value: float | Decimal | None) -> str:
-    """With separators; fractions to two digits."""
+    """With separators; fractions to two digits, small ones to three that say something."""
     if value is None:
         return "\N{EN DASH}"
     if not isfinite(value):
@@ -48,6 +48,8 @@ def number(value: float | Decimal | None) -> str:
         )
     if isinstance(value, int) or value == int(value):
         return f"{int(value):,}"
+    if -0.1 < value < 0.1:
+        return f"{float(value):.3g}"
     return f"{value:,.2f}"
 
 

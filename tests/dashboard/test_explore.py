@@ -385,6 +385,14 @@ def test_the_newest_row_of_a_range_that_ends_now_is_open_and_all_there_is(topolo
         assert {point["symbol"] for point in drawn["series"][1]["data"]} == {"emptyCircle"}
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0042, "0.0042"), (-0.000123456, "-0.000123"), (Decimal("0.0300"), "0.03"), (0.5, "0.50"), (0.0, "0")],
+)
+def test_a_small_fraction_is_more_than_nothing(value: float | Decimal, text: str) -> None:
+    assert markup.number(value) == text
+
+
 @pytest.mark.parametrize("kind", [int, float, Decimal])
 @pytest.mark.parametrize("value", [2**53, 2**64, -(2**70), 10**290])
 def test_a_chart_of_any_number_can_be_sent(kind: Any, value: int) -> None:
