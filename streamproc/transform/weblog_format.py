@@ -14,6 +14,9 @@ from streamproc.transform.weblog_events import (
 )
 from streamproc.transform.weblog_pattern import UNIX, LogFormat, Meaning
 
+#: The largest number of a column.
+_MOST = 2**63 - 1
+
 #: Parts that servers escape with backslashes.
 _ESCAPED = ("target", "referrer", "user_agent", "remote_user")
 
@@ -79,7 +82,7 @@ def _target(paths: pl.Series, queries: pl.Series | None) -> pl.Series:
 
 
 def microseconds(times: pl.Series, form: str) -> pl.Series:
-    """Unix time, named ``microsecond``, null where a text has not the form.
+    """Unix time, named ``microsecond``, null where a text has not the form, or no column has room for its number.
 
     ``form``: strftime's (UTC if it has no zone), a key of :data:`UNIX`, ``seconds`` (with a fraction) or
     ``iso8601``.
@@ -90,7 +93,11 @@ def microseconds(times: pl.Series, form: str) -> pl.Series:
         fraction = halves["2"].fill_null("").str.pad_end(6, "0").cast(pl.Int64)
         found = halves["1"].cast(pl.Int64) * 1_000_000 + fraction
     elif form in UNIX:
-        found = times.cast(pl.Int64, strict=False) * UNIX[form]
+        number = times.cast(pl.Int64, strict=False).to_frame("number")
+        # Bounded before it is multiplied: the product of a wild number would wrap around into a believable one.
+        bound = _MOST // UNIX[form]
+        inside = pl.when(pl.col("number").is_between(-bound, bound)).then(pl.col("number"))
+        found = number.select(inside * UNIX[form]).to_series()
     elif form == "iso8601":
         found = moments(times.str.replace("Z$", "+00:00"), "%Y-%m-%dT%H:%M:%S%.f%:z")
     else:

@@ -395,6 +395,17 @@ def test_api_gateway_json() -> None:
     )
 
 
+def test_a_wild_number_of_milliseconds_is_no_time_of_its_line_alone() -> None:
+    without = {key: value for key, value in GATEWAY.items() if key != "requestTime"}
+    wild = (2**64 + 971186136123000) // 1_000
+    lines = [
+        json.dumps({**without, "requestTimeEpoch": epoch}) for epoch in (971186136123, wild, 971186136123)
+    ]
+    events, problems = parse("api_gateway", *lines)
+    assert [event["event_time"] for event in events] == [971186136123000] * 2
+    assert problems == {1: "bad_event_time"}
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

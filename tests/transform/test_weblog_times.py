@@ -64,6 +64,16 @@ def test_a_time_is_read_as_the_server_writes_it_wherever_it_stands(
         assert (parts["ip"], parts["remote_user"]) == ("203.0.113.7", "a b")
 
 
+@pytest.mark.parametrize(("unit", "seconds"), [("sec", 1), ("msec", 1_000), ("usec", 1_000_000)])
+def test_a_wild_number_does_not_come_around_to_a_time(unit: str, seconds: int) -> None:
+    scale = 1_000_000 // seconds
+    good = int(WHOLE_SECOND.timestamp()) * seconds
+    assert time_of(f"%h %{{{unit}}}t", f"203.0.113.7 {good}")[0] == WHOLE_SECOND
+    # So many microseconds behind 2**64, which 64 bits cannot tell from the time itself; and the same below nothing.
+    for wild in ((2**64 + good * scale) // scale, (good * scale - 2**64) // scale):
+        assert time_of(f"%h %{{{unit}}}t", f"203.0.113.7 {wild}")[0] is None
+
+
 @pytest.mark.parametrize(
     ("form", "problem"),
     [
