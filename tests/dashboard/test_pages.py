@@ -336,6 +336,21 @@ def test_a_phone_does_not_scroll_sideways(address: str, chrome: Browser, path: s
     context.close()
 
 
+@pytest.mark.parametrize("width", [1300, 390])
+def test_the_ends_of_a_range_stay_inside_their_card(address: str, chrome: Browser, width: int) -> None:
+    context = chrome.new_context(viewport={"width": width, "height": 800})
+    page = context.new_page()
+    page.goto(address + "explore?range=&from=2026-11-01T08:54:30&to=2026-11-01T09:00:30")
+    expect(page.locator(".controls .field:visible")).to_have_count(2)
+    inside = page.locator(".controls").evaluate(
+        """controls => [...controls.querySelectorAll("input[type=datetime-local]")].map(entry => {
+            const [all, one] = [controls.getBoundingClientRect(), entry.getBoundingClientRect()];
+            return one.width > 0 && all.left <= one.left && one.right <= all.right; })"""
+    )
+    assert inside == [True, True]
+    context.close()
+
+
 def test_screenshots_are_left_to_look_at(address: str, chrome: Browser) -> None:
     into = Path(os.environ.get("STREAMPROC_SCREENSHOTS", "build/screenshots"))
     taken = shoot(address, into, chrome)
