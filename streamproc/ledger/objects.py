@@ -96,33 +96,32 @@ async def by_event_time(
             yield committed_object(row)
 
 
-async def by_commit(
+def by_commit(
     database: Database, stream: str, kind: str, since: datetime | None
-) -> AsyncIterator[list[CommittedObject]]:
+) -> AsyncGenerator[list[CommittedObject]]:
     """Pages of objects by commit time, from ``since``.
 
     Commit times are taken inside the transactions, so an object can appear behind one already seen.
     """
-    last, last_key = since or datetime.min.replace(tzinfo=UTC), ""
-    while True:
-        names = {"stream": stream, "kind": kind, "last": last, "last_key": last_key}
-        page = await _fetch(database, _BY_COMMIT, {**names, "page": PAGE})
-        if page:
-            yield page
-        if len(page) < PAGE:
-            return
-        last, last_key = page[-1].committed_at, page[-1].plan.key
+    first = since or datetime.min.replace(tzinfo=UTC)
+    return _pages(database, _BY_COMMIT, stream, kind, first, size=PAGE)
 
 
-async def newest_first(database: Database, stream: str, kind: str) -> AsyncGenerator[list[CommittedObject]]:
+def newest_first(database: Database, stream: str, kind: str) -> AsyncGenerator[list[CommittedObject]]:
     """Pages of objects by commit time, the other way round."""
-    last, last_key = datetime.max.replace(tzinfo=UTC), ""
+    return _pages(database, _NEWEST_FIRST, stream, kind, datetime.max.replace(tzinfo=UTC), size=NEWEST_PAGE)
+
+
+async def _pages(
+    database: Database, query: str, stream: str, kind: str, last: datetime, *, size: int
+) -> AsyncGenerator[list[CommittedObject]]:
+    last_key = ""
     while True:
         names = {"stream": stream, "kind": kind, "last": last, "last_key": last_key}
-        page = await _fetch(database, _NEWEST_FIRST, {**names, "page": NEWEST_PAGE})
+        page = await _fetch(database, query, {**names, "page": size})
         if page:
             yield page
-        if len(page) < NEWEST_PAGE:
+        if len(page) < size:
             return
         last, last_key = page[-1].committed_at, page[-1].plan.key
 

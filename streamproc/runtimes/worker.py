@@ -37,6 +37,7 @@ from streamproc.runtimes.endpoints import Endpoints, until_there
 from streamproc.runtimes.erased import read_erased
 from streamproc.runtimes.observation import Observation
 from streamproc.runtimes.publication import Publication
+from streamproc.runtimes.release import release
 from streamproc.runtimes.upkeep import Upkeep
 from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
@@ -55,9 +56,6 @@ _ANY_FAILURE = (Exception, pl.exceptions.PanicException)
 
 #: Longest wait for records before the pump looks at the clock again, seconds.
 _MAX_WAIT = 0.1
-
-#: Seconds for giving the claims up: a database that is away would have us wait longer than we are given to end.
-_RELEASE_WITHIN = 5.0
 
 #: Seconds before a source that has refused the worker is asked again.
 _ASK_AGAIN = 5.0
@@ -258,19 +256,9 @@ class Worker:
                         self._source.close()
                     )  # first: a rebalance under way would claim what was just released
             finally:
-                await self._release()
+                await release(self.pipeline)
             if self._publication is not None:
                 await self._publication.close()
-
-    async def _release(self) -> None:
-        try:
-            async with asyncio.timeout(_RELEASE_WITHIN):
-                await self.pipeline.close()
-        except DependencyError as error:
-            log.warning("claims_not_released", on=error.what, problem=error.problem)
-        except TimeoutError:
-            late = f"no answer within {_RELEASE_WITHIN:g} s"
-            log.warning("claims_not_released", on="the ledger", problem=late)
 
     # -- records ---------------------------------------------------------------------------------------
 

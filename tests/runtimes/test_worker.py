@@ -14,6 +14,7 @@ import structlog
 
 from streamproc.concurrency import cancelled
 from streamproc.errors import DependencyError, Inconsistent
+from streamproc.runtimes import release as releasing
 from streamproc.runtimes import worker as module
 from streamproc.runtimes.worker import Worker
 
@@ -59,7 +60,6 @@ async def test_whatever_the_last_commit_fails_with_the_worker_leaves_the_group(
         _failure=None,
         _fenced=False,
     )
-    worker._release = lambda: Worker._release(worker)
     await Worker._wind_down(worker)
     assert worker._failure is failure
     assert left == ["group", "claims"]
@@ -69,11 +69,11 @@ async def test_a_worker_that_ends_does_not_wait_for_a_database_that_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It has waited for its last commit as long as it may, and is given little more."""
-    monkeypatch.setattr(module, "_RELEASE_WITHIN", 0.01)
-    worker: Any = SimpleNamespace(pipeline=SimpleNamespace(close=asyncio.Event().wait))
+    monkeypatch.setattr(releasing, "_WITHIN", 0.01)
+    pipeline: Any = SimpleNamespace(close=asyncio.Event().wait)
     with structlog.testing.capture_logs() as logs:
         async with asyncio.timeout(10):
-            await Worker._release(worker)
+            await releasing.release(pipeline)
     assert [said["event"] for said in logs] == ["claims_not_released"]
 
 

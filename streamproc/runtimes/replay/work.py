@@ -29,6 +29,7 @@ from streamproc.pipeline import Limits, Pipeline
 from streamproc.progress import Arrivals, PartitionProgress
 from streamproc.runtimes.endpoints import Endpoints
 from streamproc.runtimes.erased import read_erased
+from streamproc.runtimes.release import release
 from streamproc.settings import Settings
 from streamproc.sinks.lake import Lake
 from streamproc.sinks.object_store import lake_store
@@ -45,9 +46,6 @@ log = structlog.get_logger(__name__)
 #: other workers are done too, seconds.
 _MAX_WAIT = 0.1
 _LOOK_EVERY = 1.0
-
-#: Seconds for giving the claims up: a database that is away would have us wait longer than we are given to end.
-_RELEASE_WITHIN = 5.0
 
 
 class Unfinishable(LedgerError):
@@ -242,7 +240,7 @@ class ReplayWorker:
                 try:
                     await self._close_source()  # first: a rebalance would claim what was just released
                 finally:
-                    await self._release()
+                    await release(self.pipeline)
 
     async def _work(self) -> None:
         """Until everything is processed, by all workers together."""
@@ -279,16 +277,6 @@ class ReplayWorker:
             log.warning("drain_deadline_passed", why="the rest is read again when the replay goes on")
         except Fenced as error:  # whoever has the partition now reads it again
             log.warning("fenced", why=str(error))
-
-    async def _release(self) -> None:
-        try:
-            async with asyncio.timeout(_RELEASE_WITHIN):
-                await self.pipeline.close()
-        except DependencyError as error:
-            log.warning("claims_not_released", on=error.what, problem=error.problem)
-        except TimeoutError:
-            late = f"no answer within {_RELEASE_WITHIN:g} s"
-            log.warning("claims_not_released", on="the ledger", problem=late)
 
     async def _step(self) -> None:
         assert self._source is not None
