@@ -143,20 +143,24 @@ class Subscribing:
                 log.warning("polling_instead", shard=self._shard, why=error.problem)
             else:
                 vain = 0 if where.sequence is not None else None
-                pushed = False
-                async for page in pages:
-                    if vain is not None and not len(page):
-                        # An event may be empty though there are records: it does not say that one is gone.
-                        vain += 1
-                        if vain == _VAIN or page.iterator is None:
-                            break
-                        continue
-                    vain, pushed = None, True
-                    yield page
+                pushed, why = False, "it ended before its first event"
+                try:
+                    async for page in pages:
+                        if vain is not None and not len(page):
+                            # An event may be empty though there are records: it does not say that one is gone.
+                            vain += 1
+                            if vain == _VAIN or page.iterator is None:
+                                break
+                            continue
+                        vain, pushed = None, True
+                        yield page
+                except KinesisError as error:
+                    why = error.problem
+                    log.debug("subscription_broke_off", shard=self._shard, why=why)
                 if pushed:
                     return
                 if not vain:  # refused after all: an error came in the place of the first event
-                    log.warning("polling_instead", shard=self._shard, why="the subscription gave no event")
+                    log.warning("polling_instead", shard=self._shard, why=why)
         end = loop.time() + POLLED_FOR
         async with aclosing(self._polling.pages(where)) as polled:
             async for page in polled:
@@ -166,7 +170,7 @@ class Subscribing:
 
 
 async def _pages(body: AsyncIterator[bytes]) -> AsyncIterator[Page]:
-    """The events of a subscription, until it ends, whatever ends it."""
+    """The events of a subscription, until it ends. Raises :class:`KinesisError` when it breaks off."""
     buffer = EventStreamBuffer()
     try:
         async for piece in body:
@@ -174,8 +178,9 @@ async def _pages(body: AsyncIterator[bytes]) -> AsyncIterator[Page]:
             for message in buffer:
                 if (page := _page(message)) is not None:
                     yield page
-    except (OSError, ParserError, msgspec.DecodeError, KinesisError) as error:
-        log.debug("subscription_broke_off", why=str(error))
+    except (OSError, ParserError, msgspec.DecodeError) as error:
+        code = type(error).__name__
+        raise KinesisError(code, "subscription", str(error) or code) from error
 
 
 def _page(message: EventStreamMessage) -> Page | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from structlog.testing import capture_logs
 
 from streamproc.model import Partition
 from streamproc.sources import kinesis_fanout, kinesis_http2
@@ -28,14 +30,22 @@ pytestmark = pytest.mark.timeout(240)
 PARTITION = Partition("s", SHARD)
 
 
-@pytest.fixture
-def unpolled(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def no_polling() -> Iterator[None]:
     """Polling is a failure."""
 
     def pages(self: Polling, where: object) -> None:
         pytest.fail("the shard was polled")
 
-    monkeypatch.setattr(Polling, "pages", pages)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Polling, "pages", pages)
+        yield
+
+
+@pytest.fixture
+def unpolled() -> Iterator[None]:
+    with no_polling():
+        yield
 
 
 @pytest.fixture
@@ -55,19 +65,20 @@ def numbered(count: int) -> list[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unpolled")
 async def test_every_record_of_every_shard_is_pushed_once_in_order_and_numbered(kinesis_local, postgres):
     """It never says that a shard ended (Amazon does, and so does the stub), so none is split here."""
     stream = Stream(kinesis_local.url, 2)
     await stream.create()
     await stream.put([b"%d %b" % (n, b"x" * 5000) for n in range(100)])
-    async with member(postgres, kinesis_local.url, stream.name, fan_out="readers") as one:
-        await read_until(lambda: len(records(one.batches)) >= 50, one)
-        await stream.put([b"later %d" % n for n in range(50)])
-        await read_until(lambda: len(records(one.batches)) >= 150, one)
-        await one.commit()
-        assert_seamless(one.batches)
-        await read_until(lambda: set(one.source.behind.values()) == {0.0}, one)
+    with no_polling():
+        async with member(postgres, kinesis_local.url, stream.name, fan_out="readers") as one:
+            await read_until(lambda: len(records(one.batches)) >= 50, one)
+            await stream.put([b"later %d" % n for n in range(50)])
+            await read_until(lambda: len(records(one.batches)) >= 150, one)
+            await one.commit()
+            assert_seamless(one.batches)
+            await read_until(lambda: set(one.source.behind.values()) == {0.0}, one)
+    # For some seconds the subscriptions of the one before are in the way of whoever takes the shards over: polled.
     await stream.put([b"last"])
     async with member(postgres, kinesis_local.url, stream.name, fan_out="readers", name="w2") as two:
         await read_until(lambda: two.batches, two)
@@ -119,10 +130,12 @@ async def test_what_cannot_be_subscribed_to_is_polled_for_a_while(stub, postgres
 async def test_a_subscription_that_fails_before_its_first_event_is_no_reason_to_stand_still(stub, postgres):
     stub.fates.extend(["fails"] * 100)
     stub.put(*numbered(30))
-    async with member(postgres, stub.url, "s", fan_out="readers") as one:
-        await read_until(lambda: len(records(one.batches)) >= 30, one)
-        assert_seamless(one.batches)
+    with capture_logs() as logs:
+        async with member(postgres, stub.url, "s", fan_out="readers") as one:
+            await read_until(lambda: len(records(one.batches)) >= 30, one)
+            assert_seamless(one.batches)
     assert stub.reads > 0
+    assert any("KMSDisabled" in each["why"] for each in logs if each["event"] == "polling_instead")
 
 
 async def test_while_a_consumer_does_not_become_active_shards_are_polled(stub, postgres, monkeypatch):
