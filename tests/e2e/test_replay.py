@@ -76,6 +76,25 @@ def started(site, *arguments):
         process.wait(10)
 
 
+@contextlib.contextmanager
+def held_after(site, commits, stream):
+    """Behind so many commits of the stream the next wait, in the midst of their transactions, for the block's end."""
+    with psycopg.connect(site.ledger, autocommit=True) as db:
+        db.execute("select pg_advisory_lock(1)")
+        db.execute(
+            "create function hold() returns trigger language plpgsql as $$ begin"
+            f" if (select count(*) from streamproc.epochs where stream = '{stream}') > {commits}"
+            " then perform pg_advisory_xact_lock_shared(1); end if; return new; end $$"
+        )
+        db.execute(
+            "create trigger hold after insert on streamproc.epochs for each row"
+            f" when (new.stream = '{stream}') execute function hold()"
+        )
+        yield
+        db.execute("select pg_advisory_unlock(1)")
+        db.execute("drop function hold() cascade")
+
+
 class Traffic:
     """Records that keep flowing, a hundred at a time, until told to stop."""
 
@@ -249,9 +268,10 @@ async def test_killed_anywhere_it_goes_on(site, start):
     def done():
         return committed_records(site.ledger, f"{site.stream}__replay_fix")
 
-    with started(site, "replay", "--from", "earliest", "--into", "fix", "--workers", "2") as process:
-        await until(lambda: done() > 0 or process.poll() is not None, "the replay has begun", 60)
-    assert 0 < done() < sent, "killed too late to show anything"
+    with held_after(site, 3, f"{site.stream}__replay_fix"):
+        with started(site, "replay", "--from", "earliest", "--into", "fix", "--workers", "2") as process:
+            await until(lambda: done() > 0 or process.poll() is not None, "the replay has begun", 60)
+        assert 0 < done() < sent
     resumed = await command(site, "--into", "fix")
     assert (resumed["state"], resumed["left"], done()) == ("complete", 0, sent)
     difference = await command(site, "diff", "fix", *ALL_ROWS)
