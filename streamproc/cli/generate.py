@@ -72,13 +72,14 @@ class _Progress:
     show_default=True,
     help="Events a second of event time, on the average of a day.",
 )
+@click.option("--steady", is_flag=True, help="As many at night as in the evening.")
 @click.option(
     "--to",
     metavar="URL",
     help="Send them to kinesis://REGION/STREAM or kafka://HOST:PORT/TOPIC instead of stdout.",
 )
 def generate_command(  # noqa: PLR0917 - click hands every option over as an argument
-    events: int, seed: int, bad_ratio: float, start: datetime, rate: int, to: str | None
+    events: int, seed: int, bad_ratio: float, start: datetime, rate: int, steady: bool, to: str | None
 ) -> None:
     """Write synthetic events of believable visitors.
 
@@ -91,11 +92,13 @@ def generate_command(  # noqa: PLR0917 - click hands every option over as an arg
     if to is not None:
         from streamproc.runtimes.sending import send  # noqa: PLC0415 - only for this case
 
-        generator = Generator(seed, events, bad_ratio=bad_ratio, start=start, rate=rate)
+        generator = Generator(seed, events, bad_ratio=bad_ratio, start=start, rate=rate, steady=steady)
         sent = asyncio.run(send(to, generator.batches(_BATCH), _Progress(events)))
         click.echo(f"{sent} records sent to {to}", err=True)
         return
-    generator = Generator(seed, events, bad_ratio=bad_ratio, start=start, rate=rate, one_line=True)
+    generator = Generator(
+        seed, events, bad_ratio=bad_ratio, start=start, rate=rate, steady=steady, one_line=True
+    )
     out = sys.stdout.buffer
     for batch in generator.batches(_BATCH):
         out.writelines(b"%b\n" % value for _, value in batch if value is not None)

@@ -42,9 +42,10 @@ class Generator:
     """``events`` records of a clickstream with the fields of ``topics/clickstream.toml``.
 
     The same arguments give the same bytes on any machine and Python. ``rate``: events a second of event
-    time, over a day; ``start``: event time of the first. ``bad_ratio``: how many of the records, 0 to 1, are
-    of no use and meant to be rejected. ``one_line``: leaves out the bad records that cannot be a line of
-    text, those with a line feed or without a value. Memory is bounded by the visits under way at a time.
+    time, over a day; ``steady``: as many at night as in the evening; ``start``: event time of the first.
+    ``bad_ratio``: how many of the records, 0 to 1, are of no use and meant to be rejected. ``one_line``: leaves
+    out the bad records that cannot be a line of text, those with a line feed or without a value. Memory is
+    bounded by the visits under way at a time.
 
     Raises ValueError for arguments out of their range.
 
@@ -59,6 +60,7 @@ class Generator:
         bad_ratio: float = 0.0,
         start: datetime = DEFAULT_START,
         rate: int = 500,
+        steady: bool = False,
         one_line: bool = False,
     ) -> None:
         if events < 0 or rate < 1 or not 0 <= bad_ratio <= 1:
@@ -70,6 +72,7 @@ class Generator:
         self._bad_ratio = bad_ratio
         self._start = int(start.timestamp())
         self._rate = rate
+        self._day = (100,) * 24 if steady else _DAY
         self._one_line = one_line
 
     def records(self) -> Iterator[Record]:
@@ -121,7 +124,7 @@ class Generator:
     def _arrivals(self, second: int, under_way: int) -> int:
         """Visits that begin: what is missing at the daily curve's rate, at least a sixteenth of it."""
         hour, rest = divmod(second % 86_400, 3_600)
-        percent = (_DAY[hour] * (3_600 - rest) + _DAY[(hour + 1) % 24] * rest) / 3_600
+        percent = (self._day[hour] * (3_600 - rest) + self._day[(hour + 1) % 24] * rest) / 3_600
         wanted = int(self._rate * percent / 100)
         return max(wanted - under_way, wanted // 16, 1 if second % 8 == 0 else 0)
 

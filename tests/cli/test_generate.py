@@ -47,6 +47,13 @@ def test_start_and_rate_set_the_event_time() -> None:
     assert sorted(times)[100] == pytest.approx(1_582_974_000 + 8, abs=8)
 
 
+def test_a_steady_stream_has_as_many_at_night() -> None:
+    arguments = ["--events", "3000", "--start", "2025-01-06T03:00:00Z", "--rate", "100", "--steady"]
+    result = invoke(arguments)
+    times = [json.loads(line)["event_time"] / 1000 for line in result.stdout_bytes.splitlines()]
+    assert sorted(times)[1500] == pytest.approx(1_736_132_400 + 15, abs=5)  # 50 seconds without
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -123,7 +123,7 @@ class Traffic:
         self.sent = 0
         begin = datetime.now(UTC) - timedelta(seconds=SECONDS * SPEED * 1.5 + 86_400)
         generator = Generator(
-            seed=11, events=10**9, bad_ratio=0.01, start=begin, rate=max(1, round(RATE / SPEED))
+            seed=11, events=10**9, bad_ratio=0.01, start=begin, rate=max(1, round(RATE / SPEED)), steady=True
         )
         records = ((r.key, r.value) for r in generator.records() if len(r.value or b"") < 100_000)
         # Fewer than one a second of event time cannot be asked for: leave some out.
