@@ -29,8 +29,8 @@ FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="streamproc" \
       org.opencontainers.image.description="Clickstream from Kafka into S3, a warehouse and PostgreSQL" \
       org.opencontainers.image.licenses="Apache-2.0"
-RUN groupadd --system --gid 10001 streamproc \
-    && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/streamproc --create-home \
+RUN groupadd --gid 10001 streamproc \
+    && useradd --no-log-init --uid 10001 --gid 10001 --home-dir /var/lib/streamproc --create-home \
        --shell /usr/sbin/nologin streamproc
 COPY --from=build /opt/streamproc /opt/streamproc
 ENV PATH=/opt/streamproc/bin:$PATH \
