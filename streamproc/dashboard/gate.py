@@ -6,6 +6,7 @@ What it refuses never reaches a page.
 from __future__ import annotations
 
 import ipaddress
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from streamproc.dashboard.signature import Refusal, Verifier
 
 SESSION, FORM = "streamproc_session", "streamproc_form"
+_FORM_SECRET = re.compile(r"[\w-]{22}", re.ASCII)  # as ``token_urlsafe(16)`` makes them
 _LARGEST_FORM = 4_096
 _LOG_IN = "Log in at the proxy first.\n"
 #: Seconds after which a page is loaded again that could not be judged.
@@ -156,9 +158,9 @@ class Gate:
         address = self._viewer(request)
         onward = _inside(request.query_params.get("next"))
         problem, status = "", 200
+        known = request.cookies.get(FORM, "")
         if request.method == "POST":
             form = await _form(request)
-            known = request.cookies.get(FORM, "")
             if not known or form.get("token") != form_token(known):
                 problem, status = "The page was too old. Please try again.", 403
             elif sessions.locked_out(address):
@@ -170,7 +172,8 @@ class Gate:
                 return response
             else:
                 problem, status = "That is not the password.", 401
-        secret = secrets.token_urlsafe(16)
+        # Kept where there is one: a browser that shows this page asks for an icon too, and may have it open twice.
+        secret = known if _FORM_SECRET.fullmatch(known) else secrets.token_urlsafe(16)
         page = HTMLResponse(login_page(form_token(secret), onward, problem), status)
         page.headers["cache-control"] = "no-store"
         self._set(page, FORM, secret, request)

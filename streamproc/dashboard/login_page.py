@@ -19,6 +19,13 @@ button { background: #0060a0; color: #fff; border-color: #0060a0; cursor: pointe
 """
 
 
+#: Of all pages.
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path fill="none" stroke="#0072b2" stroke-width="3" '
+    'stroke-linecap="round" d="M2 8c4-5 7 5 11 0s6-2 9 0M2 15c4-5 7 5 11 0s6-2 9 0"/></svg>'
+)
+
+
 def login_page(token: str, onward: str, problem: str) -> str:
     """The page with the form's ``token``; it leads ``onward``. ``problem``: what was wrong the last time."""
     return _page(
@@ -43,5 +50,6 @@ def _page(title: str, problem: str, body: str, head: str = "") -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}<title>streamproc: {title}</title>'
+        f'<link rel="icon" href="data:image/svg+xml,{quote(ICON)}">'
         f"<style>{_STYLE}</style><main><h1>streamproc</h1>{alert}{body}</main></html>"
     )

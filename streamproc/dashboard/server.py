@@ -24,6 +24,7 @@ from streamproc.dashboard.downloads import Downloads
 from streamproc.dashboard.gate import Gate
 from streamproc.dashboard.groups import Groups
 from streamproc.dashboard.live import Live
+from streamproc.dashboard.login_page import ICON
 from streamproc.dashboard.page_explore import explore_page
 from streamproc.dashboard.page_live import live_page
 from streamproc.dashboard.page_pipeline import pipeline_page
@@ -225,14 +226,8 @@ def application(site: Site) -> FastAPI:
         language="en-US",
         show_welcome_message=False,
         tailwind=False,
-        favicon=_ICON,
+        favicon=ICON,
         # What is left of it: pages are small, and 1 takes a quarter of what 9, the default, does.
         gzip_middleware_factory=lambda app: GZipMiddleware(app, compresslevel=1),
     )
     return app
-
-
-_ICON = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path fill="none" stroke="#0072b2" stroke-width="3" '
-    'stroke-linecap="round" d="M2 8c4-5 7 5 11 0s6-2 9 0M2 15c4-5 7 5 11 0s6-2 9 0"/></svg>'
-)

@@ -174,6 +174,24 @@ async def test_who_is_no_proxy_cannot_say_that_somebody_else_was_wrong() -> None
         assert (await log_in(http, "correct horse")).status_code == 429
 
 
+async def test_whatever_else_a_browser_asks_for_meanwhile_the_form_stays_good() -> None:
+    async with client(Access(PASSWORD)) as http:
+        form = await http.get("/login")
+        for path in ("/favicon.ico", "/explore"):  # an icon, and another tab
+            await http.get((await http.get(path)).headers["location"])
+        token = re.search(r'name="token" value="(\w+)"', form.text)
+        assert token is not None
+        answer = await http.post("/login", data={"token": token[1], "password": "correct horse"})
+        assert answer.status_code == 303
+
+
+async def test_what_somebody_has_put_into_the_cookie_does_not_stay() -> None:
+    async with client(Access(PASSWORD)) as http:
+        answer = await http.get("/login", headers={"cookie": "streamproc_form=guessed"})
+        assert http.cookies["streamproc_form"] != "guessed"
+        assert form_token("guessed") not in answer.text
+
+
 async def test_a_login_needs_the_form() -> None:
     async with client(Access(PASSWORD)) as http:
         assert (await http.post("/login", data={"password": "correct horse"})).status_code == 403

@@ -55,10 +55,11 @@ def address(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 
 @contextmanager
-def dashboard(url: str, folder: Path) -> Iterator[str]:
+def dashboard(url: str, folder: Path, **settings: str) -> Iterator[str]:
     """The address of a dashboard over that database."""
     environment = {
         **os.environ,
+        **settings,
         "STREAMPROC_LEDGER": url,
         "STREAMPROC_BROKER": "kafka://127.0.0.1:1",
         "STREAMPROC_TOPICS": str(Path(__file__).parents[2] / "topics"),
@@ -71,12 +72,15 @@ def dashboard(url: str, folder: Path) -> Iterator[str]:
         text=True,
     )
     assert process.stdout is not None
-    found = re.search(r"http://\S+", process.stdout.readline())
-    assert found is not None
-    yield found[0]
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
-    process.stdout.close()
+    with process.stdout:
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found is not None
+        try:
+            yield found[0]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(30)
+        assert code == 0
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +302,16 @@ def test_a_stream_that_stands_still_says_so(site: Site, address: str, page: Page
             expect(page.get_by_text("Nothing new.")).to_be_visible()
         finally:
             conn.execute("UPDATE streamproc.partitions SET updated_at = now()")
+
+
+def test_the_password_is_asked_for_once(site: Site, tmp_path: Path, page: Page) -> None:
+    with dashboard(site.url, tmp_path, STREAMPROC_DASHBOARD_PASSWORD="correct horse battery") as address:
+        page.goto(f"{address}pipeline")
+        page.get_by_label("Password").fill("correct horse battery")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("heading", name="Partitions")).to_be_visible()
+        page.get_by_role("button", name="Log out").click()
+        expect(page.get_by_label("Password")).to_be_visible()
 
 
 def test_a_page_can_be_used_by_keyboard(address: str, page: Page) -> None:
