@@ -166,8 +166,8 @@ def error_of(measure: Measure) -> str:
         case "distinct":
             return "exact to a million, ±0.1 % above"
         case "approx_percentile":
-            # Single-sided rank error of DataSketches' KLL at 99 % confidence: 2.296 / k^0.9021.
-            return f"rank ±{229.6 / measure.precision**0.9021:.1f} %"
+            # Single-sided rank error of DataSketches' KLL at 99 % confidence: 2.296 / k^0.9723.
+            return f"rank ±{229.6 / measure.precision**0.9723:.2g} %"
         case _:
             return ""
 

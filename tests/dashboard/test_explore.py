@@ -12,6 +12,7 @@ from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
 
+import datasketches
 import nicegui.json
 import polars as pl
 import psycopg
@@ -20,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamproc.dashboard import charts, explore_answers, markup
-from streamproc.dashboard.catalog import ROWS, WINDOWS, explorable
+from streamproc.dashboard.catalog import ROWS, WINDOWS, error_of, explorable
 from streamproc.dashboard.choice import Choice, read_choice
 from streamproc.dashboard.explore import PAGE, chart, cursor, everything, rows
 from streamproc.dashboard.explore_answers import about, chart_title, plain, series
@@ -251,6 +252,13 @@ def test_a_moment_is_a_measure_that_is_not_drawn_and_never_open(topology: Topolo
     assert [isinstance(cell, markup.Raw) and "open" in cell.html for cell in cells] == [True, False, False]
     alone = read_choice({"table": "seen", "measures": "last_seen", "order": "last_seen"}, tables, _moment())
     assert alone.charted is None
+
+
+@pytest.mark.parametrize(("k", "text"), [(32, "7.9"), (200, "1.3"), (4_096, "0.071"), (65_535, "0.0048")])
+def test_the_error_of_a_percentile_is_the_one_that_its_sketch_tells_of_itself(k: int, text: str) -> None:
+    assert f"{100 * datasketches.kll_doubles_sketch(k).normalized_rank_error(False):.2g}" == text
+    p95 = Measure("p95", "approx_percentile", pl.Float64(), "value", at=0.95, precision=k)
+    assert error_of(p95) == f"rank ±{text} %"
 
 
 def test_of_a_table_without_a_number_the_rows_are_counted(topology: Topology) -> None:
