@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
@@ -18,7 +19,7 @@ from streamproc.dashboard.choice import Choice, read_choice
 from streamproc.dashboard.explore import PAGE, chart, cursor, rows
 from streamproc.dashboard.explore_controls import Controls
 from streamproc.dashboard.groups import KEPT, Row, Whole
-from streamproc.dashboard.reading import Answer, Question, explain
+from streamproc.dashboard.reading import Answer, Question, Seen
 from streamproc.dashboard.shell import Site, Stream, frame, keep_fresh, notices, pulse
 from streamproc.errors import StreamprocError
 
@@ -41,6 +42,8 @@ class Explorer:
         self._shown = False
         self._looked = 0.0
         self._drawn: Question | None = None
+        #: Of what, and when (Unix seconds), chart and rows are that were shown last.
+        self._shows: list[tuple[Choice, float] | None] = [None, None]
 
     @property
     def choice(self) -> Choice:
@@ -141,6 +144,7 @@ class Explorer:
                 newest = seen.value
                 open_from = answers.open_from(choice, newest.watermark if newest else None)
                 self._fill(choice, page, open_from)
+                self._shows[1] = choice, time.time()
                 if choice.charted is None:
                     self._answers[0].set_visibility(False)
                 elif whole is not None and small:
@@ -148,9 +152,9 @@ class Explorer:
                 elif drawing is not None:
                     self._draw(choice, await drawing, open_from)
                 self._drawn = wanted
+                self._shows[0] = choice, time.time()
             except StreamprocError as error:
-                headline, text = explain(error)
-                self._banner.content = markup.banner("broken", headline + ".", text)
+                self._fail(choice, error)
                 self._shown = False
             else:
                 self._shown = True
@@ -159,6 +163,16 @@ class Explorer:
             finally:
                 if drawing is not None:
                     drawing.cancel()
+
+    def _fail(self, choice: Choice, error: StreamprocError) -> None:
+        """Say why there is no answer, and take away what is one to another choice."""
+        since: float | None = None
+        for card, shows in zip(self._answers, self._shows, strict=True):
+            if shows is not None and _alike(shows[0], choice):
+                since = min(since or shows[1], shows[1])
+            else:
+                card.set_visibility(False)
+        self._banner.content = notices(Seen(since, since, error), None)
 
     async def _page(self, choice: Choice, whole: Whole | None) -> Sequence[Row]:
         """The rows of the page and one, to see whether there are more."""
@@ -202,6 +216,14 @@ class Explorer:
             self._chart.options.clear()
             self._chart.options.update(options)
             self._chart.update()
+
+
+def _alike(one: Choice, other: Choice) -> bool:
+    """Whether they ask for the same numbers, in whatever order and however far a range goes on that ends now."""
+    one = replace(one, order=other.order, descending=other.descending)
+    if one.range:
+        one = replace(one, since=other.since, until=other.until)
+    return one == other
 
 
 async def explore_page(site: Site, request: Request) -> None:

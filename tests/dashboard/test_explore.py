@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock, MagicMock
 
 import datasketches
 import nicegui.json
@@ -26,8 +27,9 @@ from streamproc.dashboard.choice import Choice, read_choice
 from streamproc.dashboard.explore import PAGE, chart, cursor, everything, rows
 from streamproc.dashboard.explore_answers import about, chart_title, plain, series
 from streamproc.dashboard.groups import Whole
+from streamproc.dashboard.live import Snapshot
 from streamproc.dashboard.page_explore import Explorer
-from streamproc.dashboard.reading import Answer, Reader, read_only
+from streamproc.dashboard.reading import Answer, Question, Reader, Seen, read_only
 from streamproc.dashboard.shell import Stream
 from streamproc.database import Database
 from streamproc.errors import DependencyError
@@ -423,6 +425,7 @@ async def test_a_double_click_on_next_turns_one_page(topology: Topology) -> None
     choice = read_choice({"by": "path"}, explorable(topology), datetime.now(UTC))
     explorer = Explorer(cast(Stream, stream), choice)
     explorer._banner = cast(Any, SimpleNamespace(content=""))
+    explorer._answers = (MagicMock(), MagicMock())
     explorer._next = "behind the last row"
     clicks = [asyncio.create_task(explorer._following()) for _ in range(2)]
     await asyncio.wait_for(asked.wait(), 10)
@@ -430,3 +433,77 @@ async def test_a_double_click_on_next_turns_one_page(topology: Topology) -> None
     go.set()
     await asyncio.gather(*clicks)
     assert explorer._pages == [None, "behind the last row"]
+
+
+class Cards:
+    """An explorer's page, of which only the banner and whether the two cards are seen matter."""
+
+    def __init__(self, topology: Topology, choice: Choice) -> None:
+        self.failing, self.complete = False, True
+        reader = SimpleNamespace(ask=self.ask, of=self.of)
+        seen = Seen(Snapshot(choice.until, choice.until, choice.until, choice.until), 0.0, None)
+        stream = SimpleNamespace(topology=topology, reader=reader, groups=reader, clock=self)
+        self.get = AsyncMock(return_value=seen)
+        self.explorer = Explorer(cast(Stream, stream), choice)
+        self.explorer._banner = self.banner = cast(Any, SimpleNamespace(content=""))
+        for name in ("head", "body", "none", "back", "on", "where", "files", "about", "title", "chart"):
+            setattr(self.explorer, f"_{name}", MagicMock())
+        self.seen = [False, False]
+        self.explorer._answers = cast(Any, [SimpleNamespace(set_visibility=self.card(n)) for n in range(2)])
+
+    def card(self, number: int) -> Any:
+        return lambda seen: self.seen.__setitem__(number, seen)
+
+    async def ask(self, question: Question) -> Answer:
+        if self.failing:
+            raise DependencyError("the database", "is away")
+        return Answer([], [(self.explorer.choice.since, "a", 7)])
+
+    async def of(self, choice: Choice, _: object) -> Whole:
+        found = [(choice.since, "a", 7)] if not self.complete else (await self.ask(cast(Any, None))).rows
+        return Whole(choice, found, complete=self.complete)
+
+    async def show(self, **parts: Any) -> None:
+        self.explorer._controls.choice = replace(self.explorer.choice, **parts)
+        await self.explorer.show()
+
+
+@pytest.mark.parametrize(
+    ("other", "stay"),
+    [
+        ({}, True),
+        ({"descending": False}, True),
+        ({"since": _moment() - timedelta(hours=23), "until": _moment() + timedelta(hours=1)}, True),
+        ({"range": "7 days", "since": _moment() - timedelta(days=7)}, False),
+        ({"range": "", "since": _moment() - timedelta(hours=2)}, False),
+        ({"measures": ("visitors",)}, False),
+        ({"grain": "day"}, False),
+    ],
+)
+async def test_what_could_not_be_asked_leaves_no_numbers_of_another_choice(
+    topology: Topology, other: dict[str, Any], stay: bool
+) -> None:
+    given = {"table": "page_views", "measures": "views", "by": "path", "grain": "hour"}
+    page = Cards(topology, read_choice(given, explorable(topology), _moment()))
+    await page.show()
+    assert page.seen == [True, True]
+    page.failing = True
+    await page.show(**other)
+    assert "does not answer" in page.banner.content
+    assert page.seen == [stay, stay]
+    assert ("The numbers below are those of <time" in page.banner.content) is stay
+    page.failing = False
+    await page.show()
+    assert page.seen == [True, True] and "does not answer" not in page.banner.content
+
+
+async def test_rows_whose_chart_could_not_be_asked_are_shown_without_that_of_another_choice(
+    topology: Topology,
+) -> None:
+    given = {"table": "page_views", "measures": "views", "by": "path", "grain": "hour"}
+    page = Cards(topology, read_choice(given, explorable(topology), _moment()))
+    await page.show()
+    page.failing, page.complete = True, False
+    await page.show(grain="day")
+    assert page.seen == [False, True]
+    assert "The numbers below" in page.banner.content
