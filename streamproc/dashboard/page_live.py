@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from html import escape
 
 from nicegui import ui
 from starlette.requests import Request
@@ -66,9 +67,11 @@ async def live_page(site: Site, request: Request) -> None:
 def _tiles(stream: Stream, found: Snapshot) -> str:
     tiles, size, counted = [], _size(stream), stream.live.panels.counted
     if found.visitors is not None:
-        v = found.visitors
-        minutes = round((v.until - v.since) / timedelta(minutes=1))
-        note = f"last {minutes} min{', ' + v.error if v.error else ''}"
+        v, counting = found.visitors, stream.live.panels.visitors
+        of = f"last {_span(v.until - v.since)}"
+        if counting is not None and counting.table.window.kind == "tumbling":  # it has only begun
+            of = f"since {markup.when(v.since, 'minute').html}"
+        note = markup.Raw(of + escape(f", {v.error}" if v.error else ""))
         tiles.append(markup.tile("Visitors now", markup.approximate(v.number, v.error), note))
     if found.minutes:
         whole = next((row for row in reversed(found.minutes) if not row.filling), None)
@@ -81,10 +84,8 @@ def _tiles(stream: Stream, found: Snapshot) -> str:
         label = f"{counted} in {asked / timedelta(minutes=1):.0f} min"
         tiles.append(markup.tile(label, markup.number(found.hour.views), _change(found.hour)))
     if found.active is not None and stream.live.panels.sessions is not None:
-        gap = stream.live.panels.sessions.window.gap // 60_000_000
-        tiles.append(
-            markup.tile("Open sessions", markup.number(found.active), f"an event in the last {gap} min")
-        )
+        gap = _span(timedelta(microseconds=stream.live.panels.sessions.window.gap))
+        tiles.append(markup.tile("Open sessions", markup.number(found.active), f"an event in the last {gap}"))
     if found.now is not None:
         tiles.append(markup.tile("Newest event", markup.when(found.now), markup.when(found.now, "ago")))
     return "".join(tiles)
@@ -98,9 +99,13 @@ def _size(stream: Stream) -> timedelta:
 
 def _span(size: timedelta) -> str:
     """What stands behind *per*: minute, 5 minutes, 10 seconds."""
+    return _length(size).removeprefix("1 ")
+
+
+def _length(size: timedelta) -> str:
     seconds = size.total_seconds()
     number, unit = (seconds, "second") if seconds % 60 else (seconds / 60, "minute")
-    return unit if number == 1 else f"{number:g} {unit}s"
+    return f"{number:g} {unit}" + ("" if number == 1 else "s")
 
 
 def _change(hour: Hour) -> str:
@@ -178,10 +183,10 @@ def _sessions(stream: Stream, found: Snapshot) -> str:
             "No sessions", "This stream declares no session table."
         )
     settles = timedelta(microseconds=table.window.gap + table.lateness)
-    gap = table.window.gap // 60_000_000
+    gap = _length(timedelta(microseconds=table.window.gap))
     head = (
         '<h2>Newest sessions</h2><p class="sub">those that began last · open: an event within '
-        f"{gap} min of the last one still belongs to it</p>"
+        f"{gap} of the last one still belongs to it</p>"
     )
     if not rows:
         return head + markup.empty("No sessions yet")

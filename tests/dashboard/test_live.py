@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from psycopg import sql
 
 from streamproc.dashboard import charts, page_live
-from streamproc.dashboard.live import Hour, Live, Snapshot
+from streamproc.dashboard.live import Hour, Live, Snapshot, Visitors
 from streamproc.dashboard.live_panels import panels
 from streamproc.dashboard.reading import Answer, Question, Reader, Seen, explain, read_only
 from streamproc.dashboard.shell import Stream, notices, pulse
@@ -125,6 +126,45 @@ async def test_views_are_told_by_the_windows_that_they_are_counted_in(
     assert ("1 h before" in drawn) == compared
     ((_, until),) = drawn["still open"]["markArea"]["data"]
     assert datetime.fromisoformat(until["xAxis"]) == minutes[-1].start + size > now
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "note"),
+    [
+        ("hopping", 300, "last 5 minutes, ±1.6 % standard error"),
+        ("hopping", 60, "last minute, ±1.6 % standard error"),
+        ("hopping", 20, "last 20 seconds, ±1.6 % standard error"),
+        ("tumbling", 3_600, "since 2026-06-01 12:00 UTC, ±1.6 % standard error"),
+    ],
+)
+def test_visitors_now_are_of_a_window_and_of_one_that_has_begun_only_since_then(
+    topology: Topology, kind: str, size: int, note: str
+) -> None:
+    (table,) = (table for table in topology.tables if table.name == "site_activity")
+    hop = 10_000_000 if kind == "hopping" else 0
+    table = replace(table, window=replace(table.window, kind=kind, size=size * 1_000_000, hop=hop))
+    live = Live(replace(topology, tables=(table,)), cast(Reader, None))
+    now = datetime(2026, 6, 1, 12, 2, tzinfo=UTC)
+    since = datetime(2026, 6, 1, 12, tzinfo=UTC)
+    visitors = Visitors(7, since, since + timedelta(seconds=size), "±1.6 % standard error")
+    tiles = page_live._tiles(cast(Stream, SimpleNamespace(live=live)), Snapshot(now, now, visitors=visitors))
+    told = re.sub("<[^>]*>", " ", tiles)
+    assert " ".join(note.split()) in " ".join(told.replace(" ,", ",").split())
+
+
+@pytest.mark.parametrize(
+    ("gap", "last", "within"),
+    [(1_800, "30 minutes", "30 minutes"), (90, "90 seconds", "90 seconds"), (60, "minute", "1 minute")],
+)
+def test_a_session_is_open_for_as_long_as_its_gap(
+    topology: Topology, gap: int, last: str, within: str
+) -> None:
+    (table,) = (table for table in topology.tables if table.name == "sessions")
+    table = replace(table, window=replace(table.window, gap=gap * 1_000_000))
+    stream = SimpleNamespace(live=Live(replace(topology, tables=(table,)), cast(Reader, None)))
+    found = Snapshot(datetime(2026, 6, 1, tzinfo=UTC), active=3)
+    assert f"an event in the last {last}<" in page_live._tiles(cast(Stream, stream), found)
+    assert f"an event within {within} of" in page_live._sessions(cast(Stream, stream), found)
 
 
 def test_an_hour_is_compared_with_one_that_was_counted_and_by_windows_that_are_over() -> None:
