@@ -68,10 +68,10 @@ def _tiles(stream: Stream, found: Snapshot) -> str:
     tiles, size, counted = [], _size(stream), stream.live.panels.counted
     if found.visitors is not None:
         v, counting = found.visitors, stream.live.panels.visitors
-        of = f"last {_span(v.until - v.since)}"
+        window = f"last {_span(v.until - v.since)}"
         if counting is not None and counting.table.window.kind == "tumbling":  # it has only begun
-            of = f"since {markup.when(v.since, 'minute').html}"
-        note = markup.Raw(of + escape(f", {v.error}" if v.error else ""))
+            window = f"since {markup.when(v.since, 'minute').html}"
+        note = markup.Raw(window + escape(f", {v.error}" if v.error else ""))
         tiles.append(markup.tile("Visitors now", markup.approximate(v.number, v.error), note))
     if found.minutes:
         whole = next((row for row in reversed(found.minutes) if not row.filling), None)
