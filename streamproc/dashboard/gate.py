@@ -134,7 +134,8 @@ class Gate:
         elif not sessions.valid(token):
             query = scope["query_string"].decode("latin-1")
             asked = quote(scope["path"]) + (f"?{query}" if query else "")
-            to = "/login?next=" + quote(asked)
+            # Whoever logs out on a page that was open for longer than its session does not want to go on there.
+            to = "/login" if scope["path"] == "/logout" else "/login?next=" + quote(asked)
             refusal = RedirectResponse(to, 303) if request is not None else PlainTextResponse("", 401)
             await _refuse(refusal, scope, receive, send)
         elif request is not None and scope["path"] == "/logout" and request.method == "POST":

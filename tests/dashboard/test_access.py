@@ -125,6 +125,34 @@ async def test_logging_in_leads_to_the_whole_address_that_was_asked_for() -> Non
         assert (answer.status_code, answer.headers["location"]) == (303, asked)
 
 
+async def test_who_logs_out_of_a_session_that_has_ended_comes_to_a_page_when_logging_in() -> None:
+    async with client(Access(PASSWORD)) as http:
+        refused = await http.post("/logout", data={"token": form_token("ended")})
+        assert (refused.status_code, refused.headers["location"]) == (303, "/login")
+
+
+@pytest.mark.parametrize("beside", ["/favicon.ico", "/_nicegui_ws/socket.io/?EIO=4&transport=polling", "/"])
+async def test_what_a_browser_asks_for_beside_the_form_does_not_make_it_too_old(beside: str) -> None:
+    """The icon of the tab, an open page that looks for its server again, another tab: each is led to the form."""
+    async with client(Access(PASSWORD)) as http:
+        http.follow_redirects = True
+        form = await http.get("/explore")
+        assert "Log in" in (await http.get(beside)).text
+        token = re.search(r'name="token" value="(\w+)"', form.text)
+        assert token is not None
+        sent = {"token": token[1], "password": "correct horse"}
+        assert (await http.post(form.url, data=sent)).text == "numbers"
+
+
+async def test_forms_of_two_browsers_are_not_one_another_s() -> None:
+    async with client(Access(PASSWORD)) as one, client(Access(PASSWORD)) as two:
+        token = re.search(r'name="token" value="(\w+)"', (await one.get("/login")).text)
+        assert token is not None
+        await two.get("/login")
+        sent = {"token": token[1], "password": "correct horse"}
+        assert (await two.post("/login", data=sent)).status_code == 403
+
+
 @pytest.mark.parametrize("allowed", [Access(), Access(PASSWORD)])
 async def test_a_host_or_an_origin_that_is_none_is_refused_as_another_s_is(allowed: Access) -> None:
     async with client(allowed) as http:
@@ -172,17 +200,6 @@ async def test_who_is_no_proxy_cannot_say_that_somebody_else_was_wrong() -> None
             http.headers["x-forwarded-for"] = f"192.0.2.{number}"
             assert (await log_in(http, "wrong")).status_code == 401
         assert (await log_in(http, "correct horse")).status_code == 429
-
-
-async def test_whatever_else_a_browser_asks_for_meanwhile_the_form_stays_good() -> None:
-    async with client(Access(PASSWORD)) as http:
-        form = await http.get("/login")
-        for path in ("/favicon.ico", "/explore"):  # an icon, and another tab
-            await http.get((await http.get(path)).headers["location"])
-        token = re.search(r'name="token" value="(\w+)"', form.text)
-        assert token is not None
-        answer = await http.post("/login", data={"token": token[1], "password": "correct horse"})
-        assert answer.status_code == 303
 
 
 async def test_what_somebody_has_put_into_the_cookie_does_not_stay() -> None:
