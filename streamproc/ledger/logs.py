@@ -106,7 +106,8 @@ _TOTALS = f"""
       AND modified_ms >= COALESCE(%(since)s, modified_ms) AND modified_ms < COALESCE(%(until)s, modified_ms + 1)
 """  # noqa: S608 - put together from constants
 
-#: Whoever claims a partition after this finds it done and leaves it alone; see sources/logs.py.
+#: Whoever claims a partition after this finds it done and leaves it alone; see sources/logs.py. The row's time is that
+#: of the last commit, as in every other: one that was only claimed has none.
 _COMPACT = """
     WITH old AS (
         SELECT partition FROM streamproc.logs
@@ -116,19 +117,21 @@ _COMPACT = """
     ), gone AS (
         DELETE FROM streamproc.partitions AS p USING old
         WHERE p.stream = %(stream)s AND p.source = %(source)s AND p.partition = old.partition
-        RETURNING p.clock_us, p.records, p.accepted, p.filtered, p.rejected, p.duplicate
+        RETURNING p.clock_us, p.records, p.accepted, p.filtered, p.rejected, p.duplicate, p.updated_at
     ), summed AS (
         INSERT INTO streamproc.partitions AS f
             (stream, source, partition, fence, token, clock_us, records, accepted, filtered, rejected, duplicate,
              claimed_at, updated_at)
         SELECT %(stream)s, %(source)s, %(finished)s, 0, gen_random_uuid(), max(clock_us), sum(records),
-               sum(accepted), sum(filtered), sum(rejected), sum(duplicate), clock_timestamp(), clock_timestamp()
+               sum(accepted), sum(filtered), sum(rejected), sum(duplicate), clock_timestamp(),
+               COALESCE(max(updated_at) FILTER (WHERE records > 0), max(updated_at))
         FROM gone HAVING count(*) > 0
         ON CONFLICT (stream, source, partition) DO UPDATE
             SET clock_us = GREATEST(f.clock_us, excluded.clock_us), records = f.records + excluded.records,
                 accepted = f.accepted + excluded.accepted, filtered = f.filtered + excluded.filtered,
                 rejected = f.rejected + excluded.rejected, duplicate = f.duplicate + excluded.duplicate,
-                updated_at = clock_timestamp()
+                updated_at = CASE WHEN excluded.records > 0 THEN GREATEST(f.updated_at, excluded.updated_at)
+                                  ELSE f.updated_at END
     )
     UPDATE streamproc.logs AS l SET compacted = true FROM old
     WHERE l.stream = %(stream)s AND l.source = %(source)s AND l.partition = old.partition

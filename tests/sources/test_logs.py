@@ -602,6 +602,30 @@ async def test_a_log_that_is_taken_again_after_its_row_was_folded_stands_where_i
             assert rows == [("finished", 15)]
 
 
+async def test_folding_logs_is_no_commit(postgres: str) -> None:
+    """Pages and status would say for an hour after the last log that something is committed."""
+    async with Ledger(postgres, "logs", "w") as ledger:
+        await ledger.migrate()
+        logs = Logs(ledger.database, "logs", "s3://b", "w", 30)
+        with psycopg.connect(postgres, autocommit=True) as db:
+            # Two are folded together, then an older one, then one of which nothing was committed: it is claimed last.
+            for folded in ({"a": (5, 7), "b": (5, 5)}, {"c": (5, 9)}, {"d": (0, 1)}):
+                await logs.found([LogEntry(name, name, "version", 1, 1) for name in folded])
+                assert len(await logs.take(2, Period())) == len(folded)
+                await ledger.claim([Partition("s3://b", name) for name in folded])
+                for name, (records, hours) in folded.items():
+                    db.execute(
+                        "UPDATE streamproc.partitions SET records = %(records)s, accepted = %(records)s,"
+                        " updated_at = '2026-07-01 12:00+00'::timestamptz - %(hours)s * interval '1 hour'"
+                        " WHERE partition = %(name)s",
+                        {"records": records, "hours": hours, "name": name},
+                    )
+                await logs.finish({name: LogEnd(1, 1, 1) for name in folded})
+                assert await logs.compact(0) == len(folded)
+                rows = db.execute("SELECT partition, updated_at FROM streamproc.partitions").fetchall()
+                assert rows == [("finished", datetime(2026, 7, 1, 7, tzinfo=UTC))]
+
+
 async def test_what_one_worker_has_taken_another_does_not_get(postgres: str) -> None:
     async with Ledger(postgres, "logs", "w") as ledger:
         await ledger.migrate()
