@@ -31,7 +31,8 @@ class Column:
     ``name``: the page's name for it. ``column``: of the table (``""``: rows are counted). ``fold``: SQL
     aggregate that makes several rows one. ``step``: of a funnel, rows that came this far are counted.
     ``additive``: the fold says the same as one row for all would. ``error``: of an approximate value, in words.
-    ``numeric``: whether it can be drawn; the earliest and latest of dates and moments cannot.
+    ``numeric``: whether it can be drawn; the earliest and latest of dates and moments cannot. ``counts``: whether it is
+    0 where there is no row; else it is null there, as in a row of which nothing was measured.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Column:
     error: str = ""
     step: int = 0
     numeric: bool = True
+    counts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def _explorable(stream: str, table: Table) -> Explorable:
     layout = Layout(table, stream)
     start, end = (column.name for column in layout.span)
     dimensions = {column.name: column.type for column in layout.by}
-    measures = [Column(ROWS, "", "count", "Number of sessions")] if layout.session else []
+    measures = [Column(ROWS, "", "count", "Number of sessions", counts=True)] if layout.session else []
     for measure in table.measures:
         if measure.kind in {"first", "last"} and not measure.type.is_numeric():
             if layout.session and measure.type in {pl.String(), pl.Boolean()}:
@@ -125,7 +127,7 @@ def _explorable(stream: str, table: Table) -> Explorable:
         elif derived.type.is_numeric():
             measures.append(_derived(derived))
     if not any(measure.numeric for measure in measures):
-        measures.append(Column(WINDOWS, "", "count", "Number of rows"))
+        measures.append(Column(WINDOWS, "", "count", "Number of rows", counts=True))
     texts = {name for name, type_ in dimensions.items() if type_ == pl.String()}
     return Explorable(stream, table, start, end, list(dimensions), texts, measures)
 
@@ -137,7 +139,7 @@ def _column(measure: Measure) -> Column:
         comment += f", where {measure.where}"
     match measure.kind:
         case "count" | "sum":
-            return Column(measure.name, measure.name, "sum", comment)
+            return Column(measure.name, measure.name, "sum", comment, counts=measure.kind == "count")
         case "min" | "max":
             fold: LiteralString = "min" if measure.kind == "min" else "max"
             return Column(measure.name, measure.name, fold, comment, numeric=measure.type.is_numeric())
@@ -152,7 +154,12 @@ def _derived(derived: Derived) -> Column:
 def _steps(measure: Measure) -> list[Column]:
     return [
         Column(
-            f"{measure.name} · {step}", f"{measure.name}_step", "count", f"Came to step {step}", step=number
+            f"{measure.name} · {step}",
+            f"{measure.name}_step",
+            "count",
+            f"Came to step {step}",
+            step=number,
+            counts=True,
         )
         for number, (step, _) in enumerate(measure.steps, start=1)
     ]

@@ -227,7 +227,8 @@ def _below_legend() -> Options:
     return {"left": 8, "right": 18, "top": 36, "bottom": 8, "containLabel": True}
 
 
-Series = dict[str, list[tuple[datetime, float | None]]]
+Points = list[tuple[datetime, float | None]]
+Series = dict[str, Points]
 
 
 def lines(
@@ -249,7 +250,8 @@ def lines(
             "type": "line",
             "symbol": _SYMBOLS[number % 6],
             "symbolSize": 6,
-            "showSymbol": len(points) <= 80,
+            # A point between two breaks of its line is seen by its symbol alone.
+            "showSymbol": len(points) <= 80 or any(value is None for _, value in points),
             "itemStyle": {":color": colour},
         }
         drawn.append(

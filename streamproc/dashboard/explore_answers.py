@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from html import escape
+from itertools import pairwise
 from math import isfinite
 from typing import Any
 
@@ -125,13 +126,28 @@ def chart_options(choice: Choice, answer: Answer, open_from: datetime | None) ->
     """The chart: lines over time, bars without it."""
     if choice.grain:
         cut = {row[0] for row in answer.rows if is_cut(choice, row[0])}
-        return charts.lines(series(answer), open_from, choice.until, cut)
+        step = timedelta(microseconds=choice.step)
+        nothing = 0 if choice.charted is not None and choice.charted.counts else None
+        drawn = {name: _with_gaps(points, step, nothing) for name, points in series(answer).items()}
+        return charts.lines(drawn, open_from, choice.until, cut)
     return charts.bars([(label(row[:-1]), plain(row[-1])) for row in answer.rows])
+
+
+def _with_gaps(points: charts.Points, step: timedelta, nothing: float | None) -> charts.Points:
+    """``nothing`` at both ends of where time steps are missing: a line between the neighbours would say that there was
+    something.
+    """
+    whole = list(points[:1])
+    for (before, _), point in pairwise(points):
+        if point[0] - before > step:
+            whole += [(end, nothing) for end in sorted({before + step, point[0] - step})]
+        whole.append(point)
+    return whole
 
 
 def series(answer: Answer) -> charts.Series:
     """The lines of a chart, the biggest first."""
-    groups: dict[tuple[Any, ...], list[tuple[datetime, float | None]]] = {}
+    groups: dict[tuple[Any, ...], charts.Points] = {}
     for time, *dimensions, value in reversed(answer.rows):
         groups.setdefault(tuple(dimensions), []).append((time, plain(value)))
     series: charts.Series = {}

@@ -320,6 +320,63 @@ def _moment() -> Any:
     return datetime(2026, 6, 1, tzinfo=UTC) + timedelta(hours=1)
 
 
+def drawn(topology: Topology, measure: str, rows: list[tuple[Any, ...]], **given: str) -> list[list[Any]]:
+    """Hour and value of the points of an hourly chart's lines."""
+    span = {"from": "2026-06-01T00:00:00+00:00", "to": "2026-06-02T00:00:00+00:00"}
+    choice = read_choice(
+        {"measures": measure, "grain": "hour", **span, **given}, explorable(topology), _moment()
+    )
+    assert choice.charted is not None and choice.charted.name == measure
+    options = explore_answers.chart_options(choice, Answer([], rows), None)
+    return [[(int(time[11:13]), value) for time, value in line["data"]] for line in options["series"]]
+
+
+def at(*hours: int) -> list[datetime]:
+    return [datetime(2026, 6, 1, hour, tzinfo=UTC) for hour in hours]
+
+
+@pytest.mark.parametrize(
+    ("table", "measure"),
+    [
+        ("page_views", "views"),
+        ("sessions", ROWS),
+        ("checkout_funnel", "checkout · purchase"),
+    ],
+)
+def test_where_nothing_was_counted_a_line_is_at_nought_and_not_between_its_neighbours(
+    topology: Topology, table: str, measure: str
+) -> None:
+    rows = [(hour, 7) for hour in reversed(at(1, 2, 4, 9, 10))]
+    assert drawn(topology, measure, rows, table=table) == [
+        [(1, 7), (2, 7), (3, 0), (4, 7), (5, 0), (8, 0), (9, 7), (10, 7)]
+    ]
+
+
+def test_each_line_is_at_nought_where_it_has_no_row(topology: Topology) -> None:
+    (one, two, three), rest = at(1, 2, 3), {"table": "page_views", "by": "path"}
+    rows = [(three, "a", 7), (three, "b", 5), (two, "b", None), (one, "a", 7), (one, "b", 5)]
+    a, b = drawn(topology, "views", rows, **rest)
+    assert a == [(1, 7), (2, 0), (3, 7)]
+    assert b == [(1, 5), (2, None), (3, 5)], "there is a row, of before the measure was"
+
+
+@pytest.mark.parametrize("measure", ["visitors", "revenue", "value_p95", "largest"])
+def test_where_there_is_nothing_to_measure_a_line_is_broken(topology: Topology, measure: str) -> None:
+    (audience,) = (table for table in topology.tables if table.name == "audience")
+    largest = Measure("largest", "max", pl.Float64(), "value")
+    page = replace(topology, tables=(replace(audience, measures=(*audience.measures, largest)),))
+    rows = [(hour, 7) for hour in reversed(at(1, 2, 4))]
+    line = [(1, 7), (2, 7), (3, None), (4, 7)]
+    assert drawn(page, measure, rows, table="audience") == [line], "as in a row of which nothing was measured"
+
+
+def test_a_point_between_two_breaks_of_a_long_line_is_seen() -> None:
+    hours = [datetime(2026, 6, 1, tzinfo=UTC) + timedelta(hours=n) for n in range(100)]
+    for values, seen in ([7.0] * 100, False), ([*[7.0] * 97, None, 7.0, None], True):
+        ((line,)) = charts.lines({"all": list(zip(hours, values, strict=True))}, None, hours[-1])["series"]
+        assert line["showSymbol"] is seen
+
+
 @pytest.mark.parametrize("kind", [float, Decimal])
 @pytest.mark.parametrize(
     ("value", "text"), [("inf", "∞"), ("-inf", "\N{MINUS SIGN}∞"), ("nan", "not a number")]
