@@ -11,6 +11,7 @@ from html import escape
 from typing import Any
 
 from nicegui import events, ui
+from psycopg.errors import QueryCanceled
 from starlette.requests import Request
 
 from streamproc.dashboard import explore_answers as answers
@@ -40,7 +41,7 @@ class Explorer:
         self._busy = asyncio.Lock()
         self._as_of: datetime | None = None
         self._shown = False
-        self._looked = 0.0
+        self._looked = self._rest = 0.0
         self._drawn: Question | None = None
         #: Of what, and when (Unix seconds), chart and rows are that were shown last.
         self._shows: list[tuple[Choice, float] | None] = [None, None]
@@ -124,7 +125,7 @@ class Explorer:
         news = committed != self._as_of or time.monotonic() - self._looked > KEPT
         self._as_of = committed
         follows = self.choice.range and len(self._pages) == 1 and not self._busy.locked()
-        if not self._shown or (news and follows):
+        if (news and follows) if self._shown else time.monotonic() - self._looked >= self._rest:
             await self._controls.up_to_now()
             await self.show()
 
@@ -173,6 +174,8 @@ class Explorer:
             else:
                 card.set_visibility(False)
         self._banner.content = notices(Seen(since, since, error), None)
+        # Whatever else has failed is over when it is over. This would be the same again, from every page that is open.
+        self._rest = KEPT if isinstance(error.__cause__, QueryCanceled) else 0.0
 
     async def _page(self, choice: Choice, whole: Whole | None) -> Sequence[Row]:
         """The rows of the page and one, to see whether there are more."""

@@ -21,12 +21,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamproc.dashboard import charts, explore_answers, markup
+from streamproc.dashboard import charts, explore_answers, markup, page_explore
 from streamproc.dashboard.catalog import ROWS, WINDOWS, error_of, explorable
 from streamproc.dashboard.choice import Choice, read_choice
 from streamproc.dashboard.explore import PAGE, chart, cursor, everything, rows
 from streamproc.dashboard.explore_answers import about, chart_title, plain, series
-from streamproc.dashboard.groups import Whole
+from streamproc.dashboard.groups import KEPT, Whole
 from streamproc.dashboard.live import Snapshot
 from streamproc.dashboard.page_explore import Explorer
 from streamproc.dashboard.reading import Answer, Question, Reader, Seen, read_only
@@ -496,7 +496,8 @@ class Cards:
     """An explorer's page, of which only the banner and whether the two cards are seen matter."""
 
     def __init__(self, topology: Topology, choice: Choice) -> None:
-        self.failing, self.complete = False, True
+        self.failing, self.complete, self.asked = False, True, 0
+        self.cause: Exception | None = None
         reader = SimpleNamespace(ask=self.ask, of=self.of)
         seen = Seen(Snapshot(choice.until, choice.until, choice.until, choice.until), 0.0, None)
         stream = SimpleNamespace(topology=topology, reader=reader, groups=reader, clock=self)
@@ -512,8 +513,9 @@ class Cards:
         return lambda seen: self.seen.__setitem__(number, seen)
 
     async def ask(self, question: Question) -> Answer:
+        self.asked += 1
         if self.failing:
-            raise DependencyError("the database", "is away")
+            raise DependencyError("the database", "is away") from self.cause
         return Answer([], [(self.explorer.choice.since, "a", 7)])
 
     async def of(self, choice: Choice, _: object) -> Whole:
@@ -564,3 +566,23 @@ async def test_rows_whose_chart_could_not_be_asked_are_shown_without_that_of_ano
     await page.show(grain="day")
     assert page.seen == [False, True]
     assert "The numbers below" in page.banner.content
+
+
+@pytest.mark.parametrize(("cause", "again"), [(None, 3), (psycopg.errors.QueryCanceled(), 1)])
+async def test_what_took_too_long_is_not_asked_at_every_look_of_every_open_page(
+    topology: Topology, monkeypatch: pytest.MonkeyPatch, cause: Exception | None, again: int
+) -> None:
+    monkeypatch.setattr(page_explore.ui, "run_javascript", MagicMock())
+    given = {"table": "page_views", "measures": "views", "by": "path", "grain": "hour"}
+    page = Cards(topology, read_choice(given, explorable(topology), _moment()))
+    page.failing, page.cause = True, cause
+    for _ in range(3):
+        await page.explorer.tick()
+        page.explorer._as_of = None  # as if something had been committed
+    assert page.asked == again
+    page.explorer._looked -= KEPT + 1
+    await page.explorer.tick()
+    assert page.asked == again + 1, "it may be that the database had much to do"
+    page.failing = False
+    await page.show(range="6 hours")
+    assert page.asked == again + 2, "whoever chooses something else does not wait"
