@@ -144,7 +144,11 @@ def _column(measure: Measure) -> Column:
             fold: LiteralString = "min" if measure.kind == "min" else "max"
             return Column(measure.name, measure.name, fold, comment, numeric=measure.type.is_numeric())
         case _:
-            return Column(measure.name, measure.name, "max", comment, additive=False, error=error_of(measure))
+            counts = measure.kind in {"distinct", "approx_distinct"}
+            error = error_of(measure)
+            return Column(
+                measure.name, measure.name, "max", comment, additive=False, error=error, counts=counts
+            )
 
 
 def _derived(derived: Derived) -> Column:

@@ -339,6 +339,7 @@ def at(*hours: int) -> list[datetime]:
     ("table", "measure"),
     [
         ("page_views", "views"),
+        ("page_views", "visitors"),
         ("sessions", ROWS),
         ("checkout_funnel", "checkout · purchase"),
     ],
@@ -360,7 +361,7 @@ def test_each_line_is_at_nought_where_it_has_no_row(topology: Topology) -> None:
     assert b == [(1, 5), (2, None), (3, 5)], "there is a row, of before the measure was"
 
 
-@pytest.mark.parametrize("measure", ["visitors", "revenue", "value_p95", "largest"])
+@pytest.mark.parametrize("measure", ["revenue", "value_p95", "largest"])
 def test_where_there_is_nothing_to_measure_a_line_is_broken(topology: Topology, measure: str) -> None:
     (audience,) = (table for table in topology.tables if table.name == "audience")
     largest = Measure("largest", "max", pl.Float64(), "value")
