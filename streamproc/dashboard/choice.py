@@ -113,6 +113,28 @@ def read_choice(given: Mapping[str, str], tables: Mapping[str, Explorable], cloc
     return Choice(table, measures, by, grain, span, since, until, order, given.get("direction") != "up")
 
 
+def unknown(given: Mapping[str, str], tables: Mapping[str, Explorable]) -> str:
+    """What a query string names that there is not, in a sentence; empty if there is all.
+
+    :func:`read_choice` makes something else of it. Tables and measures come and go, and addresses are kept.
+    """
+    name = given.get("table")
+    if name is not None and name not in tables:
+        return f"There is no table {name!r}."
+    table = tables[name] if name is not None else next(iter(tables.values()))
+    offered = {*(column.name for column in table.measures), *table.dimensions}
+    asked = [each for key in ("measures", "by") for each in given.get(key, "").split(",") if each]
+    if gone := [each for each in asked if each not in offered]:
+        return f"The table {table.name} has no {', '.join(gone)}."
+    if (grain := given.get("grain")) and grain not in table.grains:
+        return f"The table {table.name} has no time step {grain!r}."
+    if "from" in given:
+        since, until = _moment(given["from"]), _moment(given.get("to"))
+        return "" if since and until and since < until else "from and to are no times, one before the other."
+    span = given.get("range")
+    return f"There is no range {span!r}." if span and span not in RANGES else ""
+
+
 def _usual_grain(table: Explorable) -> str:
     names = list(table.grains)
     return "hour" if table.session and "hour" in names else names[0]

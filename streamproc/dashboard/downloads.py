@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from streamproc.dashboard.choice import read_choice
+from streamproc.dashboard.choice import read_choice, unknown
 from streamproc.dashboard.download import LARGEST, LIMIT, PIECE, TooLarge, as_csv, as_parquet
 from streamproc.dashboard.explore import everything
 from streamproc.dashboard.reading import explain
@@ -63,9 +63,15 @@ class Downloads:
         stream = self._site.stream(request)
         if not stream.tables:
             return PlainTextResponse("This stream has no tables.\n", 404)
+        given = dict(request.query_params)
+        problem = unknown(given, stream.tables)
+        if (name := given.get("stream")) not in {None, stream.topology.name}:
+            problem = f"There is no stream {name!r}."
+        if problem:  # whoever asks by a script would not see that it is something else, as on a page
+            return PlainTextResponse(f"{problem}\n", 404)
         seen = await stream.clock.get()
         now = (seen.value.now if seen.value else None) or datetime.now(UTC)
-        choice = read_choice(dict(request.query_params), stream.tables, now)
+        choice = read_choice(given, stream.tables, now)
         make = as_csv if kind == "csv" else as_parquet
         try:
             async with aclosing(stream.reader.ask_for_pieces(everything(choice, LIMIT), PIECE)) as pieces:

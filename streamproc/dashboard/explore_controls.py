@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from html import escape
 from typing import Any
 
 from nicegui import events, ui
@@ -23,8 +24,8 @@ class Controls:
         self._stream = stream
         self._changed = changed
 
-    def build(self) -> None:
-        """Put the elements down."""
+    def build(self, unknown: str) -> None:
+        """Put the elements down. ``unknown``: what the address named that there is not, until something is chosen."""
         choice = self.choice
         with ui.element("div").classes("controls"):
             self._table = ui.select(
@@ -58,6 +59,7 @@ class Controls:
         for select in (self._table, self._measures, self._by, self._grain, self._range):
             select.props("outlined dense options-dense")
         self._show_moments()
+        self._unknown = ui.html(escape(unknown), sanitize=False).classes("sub")
         self._hint = ui.html("", sanitize=False).classes("sub").props('aria-live="polite"')
 
     async def change(self, **parts: Any) -> None:
@@ -66,7 +68,7 @@ class Controls:
         if changed.order not in changed.columns:
             changed = replace(changed, order=changed.keys[0] if changed.grain else changed.measures[0])
         if changed != self.choice:
-            self.choice = changed
+            self.choice, self._unknown.content = changed, ""
             await self._changed()
 
     async def up_to_now(self) -> None:
@@ -113,7 +115,7 @@ class Controls:
         choice = read_choice(given, self._stream.tables, await self._now())
         if not self.choice.range:
             choice = replace(choice, range="", since=self.choice.since, until=self.choice.until)
-        self.choice = choice
+        self.choice, self._unknown.content = choice, ""
         self._measures.set_options([c.name for c in choice.table.measures], value=list(choice.measures))
         self._by.set_options(list(choice.table.dimensions), value=list(choice.by))
         self._grain.set_options(self._grains(), value=choice.grain)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from streamproc.dashboard import explore_answers as answers
 from streamproc.dashboard import markup
-from streamproc.dashboard.choice import Choice, read_choice
+from streamproc.dashboard.choice import Choice, read_choice, unknown
 from streamproc.dashboard.explore import PAGE, chart, cursor, rows
 from streamproc.dashboard.explore_controls import Controls
 from streamproc.dashboard.groups import KEPT, Row, Whole
@@ -51,11 +51,11 @@ class Explorer:
         """What the viewer has chosen."""
         return self._controls.choice
 
-    def build(self, banner: ui.html) -> None:
-        """Put the page's elements down."""
+    def build(self, banner: ui.html, unknown: str) -> None:
+        """Put the page's elements down. ``unknown``: what the address named that there is not."""
         self._banner = banner
         with ui.element("section").classes("card").props('aria-label="What to show"'):
-            self._controls.build()
+            self._controls.build(f"{unknown} What is shown is what there is." if unknown else "")
             self._about = ui.html("", sanitize=False).classes("sub").style("margin: .6rem 0 0")
         with ui.element("section").classes("card") as drawing:
             self._title = ui.html("", sanitize=False)
@@ -240,7 +240,8 @@ async def explore_page(site: Site, request: Request) -> None:
                 "info", "No tables.", "The topic page of this stream declares none."
             )
         return
-    explorer = Explorer(stream, read_choice(dict(request.query_params), stream.tables, now))
+    given = dict(request.query_params)
+    explorer = Explorer(stream, read_choice(given, stream.tables, now))
     with frame(site, stream, request) as banner:
-        explorer.build(banner)
+        explorer.build(banner, unknown(given, stream.tables))
     await keep_fresh(explorer.tick, REFRESH)

@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import ANY
 
 import polars as pl
 import pytest
@@ -171,14 +172,14 @@ def scope(kind: str, version: str = "2.4") -> dict[str, Any]:
     return {**request, "query_string": b"", "headers": [], "path_params": {"kind": kind}}
 
 
-async def asked(app: Downloads, kind: str = "csv") -> tuple[int, dict[bytes, bytes], bytes]:
+async def asked(app: Downloads, kind: str = "csv", query: str = "") -> tuple[int, dict[bytes, bytes], bytes]:
     """Status, headers and body of the app's answer."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await app(scope(kind), cast(Any, None), send)
+    await app({**scope(kind), "query_string": query.encode()}, cast(Any, None), send)
     return sent[0]["status"], dict(sent[0]["headers"]), b"".join(each["body"] for each in sent[1:])
 
 
@@ -222,6 +223,40 @@ async def test_who_waits_too_long_for_a_download_is_told_when_to_come_again(
     waiting.go.set()
     assert (await first)[0] == 200
     assert (await asked(app, "parquet"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("stream=shop", "There is no stream 'shop'."),
+        ("table=views", "There is no table 'views'."),
+        ("table=page_views&measures=views,hits&by=path,city", "The table page_views has no hits, city."),
+        ("table=page_views&grain=week", "The table page_views has no time step 'week'."),
+        ("range=90+days", "There is no range '90 days'."),
+        ("from=2026-01-01&to=yesterday", "from and to are no times, one before the other."),
+        ("from=2026-01-02&to=2026-01-01", "from and to are no times, one before the other."),
+        ("from=2026-01-02", "from and to are no times, one before the other."),
+    ],
+)
+async def test_what_an_address_names_that_is_not_there_is_no_file_of_something_else(
+    app: Downloads, waiting: Waiting, query: str, said: str
+) -> None:
+    """An address that a script has, of before a table or a measure had another name."""
+    waiting.go.set()
+    assert await asked(app, query=query) == (404, ANY, f"{said}\n".encode())
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "stream=clickstream&table=page_views&measures=views&by=path,host&grain=hour&range=7+days&order=path",
+        "table=sessions&measures=number+of+sessions,pages&by=&grain=&from=2026-01-01&to=2026-01-02T00:00:00Z",
+        "table=site_activity&grain=&range=&from=2026-01-01&to=2026-01-02&direction=up",
+    ],
+)
+async def test_what_is_there_is_given(app: Downloads, waiting: Waiting, query: str) -> None:
+    waiting.go.set()
+    assert (await asked(app, query=query))[0] == 200
 
 
 @pytest.mark.parametrize("version", ["2.3", "2.4"])
