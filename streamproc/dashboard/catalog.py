@@ -49,7 +49,7 @@ class Column:
 @dataclass(frozen=True, slots=True)
 class Explorable:
     """A declared table. ``start``, ``end``: its time columns. ``dimensions``: columns to group by. ``texts``: those of
-    them that are.
+    them that are. ``singles``: measures whose numbers are PostgreSQL's ``real``, which a double seldom equals.
     """
 
     stream: str
@@ -58,6 +58,7 @@ class Explorable:
     end: str
     dimensions: Sequence[str]
     texts: Set[str]
+    singles: Set[str]
     measures: Sequence[Column]
 
     @property
@@ -129,7 +130,9 @@ def _explorable(stream: str, table: Table) -> Explorable:
     if not any(measure.numeric for measure in measures):
         measures.append(Column(WINDOWS, "", "count", "Number of rows", counts=True))
     texts = {name for name, type_ in dimensions.items() if type_ == pl.String()}
-    return Explorable(stream, table, start, end, list(dimensions), texts, measures)
+    numbers = [*layout.measures, *layout.derived]
+    singles = {column.name for column in numbers if column.type == pl.Float32()}
+    return Explorable(stream, table, start, end, list(dimensions), texts, singles, measures)
 
 
 def _column(measure: Measure) -> Column:

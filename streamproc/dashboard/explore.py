@@ -117,6 +117,8 @@ def _behind(
             equal.append(sql.SQL("{} IS NULL").format(column))
             continue
         kind, parameters[f"after_{number}"] = value
+        if name in choice.table.singles:
+            kind = "float4"
         place = sql.SQL("{}::{}").format(sql.Placeholder(f"after_{number}"), sql.Identifier(kind))
         beyond = sql.SQL("({0} {1} {2} OR {0} IS NULL)").format(column, sql.SQL("<" if down else ">"), place)
         ways.append(sql.SQL("({})").format(sql.SQL(" AND ").join([*equal, beyond])))

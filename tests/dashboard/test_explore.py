@@ -147,6 +147,42 @@ async def test_pages_of_rows_may_be_in_the_order_of_a_truth(site: Site, reader: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("direction", ["up", "down"])
+async def test_pages_of_rows_may_be_in_the_order_of_a_number_that_no_double_is(
+    site: Site, reader: Reader, direction: str
+) -> None:
+    (views,) = (table for table in site.topology.tables if table.name == "page_views")
+    share = Measure(
+        "share", "max", pl.Float32(), "share"
+    )  # cast(… as real), in which 0.1 is not what it is elsewhere
+    table = replace(views, by=("path",), by_types=(pl.String(),), measures=(share,))
+    page = replace(site.topology, name=f"singles_{direction}", tables=(table,))
+    await make_tables(site.url, page)
+    with psycopg.connect(site.url, autocommit=True) as conn:
+        conn.execute(
+            f"INSERT INTO {page.name}.page_views (window_start, window_end, path, share)"
+            " SELECT %(start)s, %(start)s + interval '1 min', '/' || n, 0.1 * (n %% 3) FROM generate_series(1, 90) n",
+            {"start": site.now.replace(second=0)},
+        )
+    given_ = {
+        "table": "page_views",
+        "measures": "share",
+        "by": "path",
+        "order": "share",
+        "direction": direction,
+    }
+    choice = read_choice(given_, explorable(page), site.now)
+    seen: list[str] = []
+    after = None
+    for _ in range(4):
+        found = (await reader.ask(rows(choice, after))).rows
+        seen += [row[1] for row in found[:PAGE]]
+        after = cursor(choice, found[:PAGE][-1])
+    sign = -1 if direction == "down" else 1
+    assert seen == [f"/{n}" for n in sorted(range(1, 91), key=lambda n: (sign * (n % 3), f"/{n}"))]
+
+
+@pytest.mark.slow
 async def test_a_chart_without_time_shows_the_biggest_groups_first(site: Site, reader: Reader) -> None:
     choice = choose(site, table="page_views", measures="views", by="path", grain="", range="6 hours")
     drawn = [(row[0], int(row[1])) for row in (await reader.ask(chart(choice))).rows]
