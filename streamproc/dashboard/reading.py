@@ -169,8 +169,9 @@ def explain(problem: StreamprocError) -> tuple[str, str]:
         case errors.UndefinedTable() | errors.InvalidSchemaName() | errors.UndefinedColumn():
             return (
                 "Nothing to show yet",
-                "The stream's tables are not there: it has not run since its topic page was written or changed. "
-                "This page fills by itself when `streamproc run` has started.",
+                "The stream's tables are not there as the dashboard knows them. If it has not run since its topic "
+                "page was written or changed, this page fills by itself when `streamproc run` has started. Start the "
+                "dashboard again if the topic page has changed since then: it reads it only once.",
             )
         case errors.InsufficientPrivilege():
             return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from psycopg import errors
 from structlog.testing import capture_logs
 
 from streamproc.dashboard.reading import Shared, Unforeseen, explain
@@ -83,6 +84,16 @@ async def test_a_look_up_with_a_fault_is_not_made_at_once_again_and_logged_once(
     assert seen.value is None
     assert isinstance(seen.problem, Unforeseen)
     assert "does not answer" not in " ".join(explain(seen.problem))
+
+
+@pytest.mark.parametrize("cause", [errors.UndefinedTable(), errors.UndefinedColumn()])
+def test_what_is_not_there_may_be_gone_by_a_page_that_the_dashboard_has_not_read(cause: errors.Error) -> None:
+    """A derived column that was taken out of the page, or a table that was dropped: it does not come back by itself."""
+    problem = DependencyError("the database", "does not exist")
+    problem.__cause__ = cause
+    _, text = explain(problem)
+    assert "when `streamproc run` has started" in text
+    assert "Start the dashboard again" in text
 
 
 async def test_an_answer_is_as_old_as_the_clock_on_the_wall_says() -> None:
