@@ -311,7 +311,7 @@ class KafkaSource:
         """See :attr:`streamproc.sources.Source.lag`; as of the last fetch of each claimed partition."""
         lags = {}
         for tp, reader in self._claims.readers.items():
-            if tp in self._consumer.assignment() and (end := self._consumer.highwater(tp)) is not None:
+            if tp in self._consumer.assignment() and (end := self._end(tp)) is not None:
                 lags[reader.partition] = max(0, end - 1 - reader.seen)
         return lags
 
@@ -327,8 +327,14 @@ class KafkaSource:
         tp = self._topic_partition(partition)
         if tp not in self._claims.readers or tp not in self._consumer.assignment():
             return None
-        end = self._consumer.highwater(tp)
+        end = self._end(tp)
         return None if end is None else end - 1
+
+    def _end(self, tp: TopicPartition) -> int | None:
+        """Behind the newest that readers of committed data get, as of the last fetch: nothing of open transactions."""
+        stable: int | None = self._consumer.last_stable_offset(tp)
+        end: int | None = self._consumer.highwater(tp) if stable is None else stable  # none before Kafka 0.11
+        return end
 
     @property
     def buffered_bytes(self) -> int:

@@ -125,7 +125,7 @@ class SimulatedConsumer:
     def seek(self, tp: TopicPartition, offset: int) -> None:
         self._assignment.state_value(tp).position = offset
 
-    def highwater(self, tp: TopicPartition) -> int | None:
+    def last_stable_offset(self, tp: TopicPartition) -> int | None:
         return self._broker.logs[tp].end
 
     def partitions_for_topic(self, topic: str) -> set[int]:

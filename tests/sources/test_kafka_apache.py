@@ -72,6 +72,7 @@ async def test_committed_transactions_are_read_aborted_and_open_ones_are_not(
             batches = await read(source, lambda got: bool(got) and got[-1].through == 7)
             assert await source.end_positions() == {partition: 7}
             assert await source.next(10, 0.5) == []
+            assert (source.lag, source.fetched_newest(partition)) == ({partition: 0}, 7)
             await producer.commit_transaction()
             batches += await read_records(source, 1)
     finally:
