@@ -51,7 +51,8 @@ class Stats:
     """Running totals of this process, for status and health.
 
     ``seconds``: by stage of work. ``waiting``: by whoever waits the step (``claim``, ``recall``, ``intend``, ``put``
-    or ``commit``) and what it waits for. ``last_commit``: Unix time; ``..._at``: monotonic clock.
+    or ``commit``) and what it waits for. ``last_commit``: Unix time; ``..._at``: monotonic clock. ``fences``: times
+    another worker had claimed what this one held.
     """
 
     epochs: int = 0
@@ -60,6 +61,7 @@ class Stats:
     filtered: int = 0
     rejected: int = 0
     duplicate: int = 0
+    fences: int = 0
     late: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     waiting: dict[object, tuple[str, str]] = field(default_factory=dict)

@@ -187,7 +187,9 @@ class Pipeline:
         try:
             async with asyncio.timeout(self._limits.drain_deadline):
                 await self.drain()
-        except (TimeoutError, DependencyError, Fenced) as error:
+        except Fenced as error:
+            log.warning("fenced", why=str(error))
+        except (TimeoutError, DependencyError) as error:
             log.warning("uncommitted_dropped", why=str(error) or "deadline", records=self._epoch.records)
         self.drop()
 
@@ -371,4 +373,5 @@ class Pipeline:
             self._committing = None
             if not done.cancelled() and (error := done.exception()) is not None:
                 self._failure = error
+                self.stats.fences += isinstance(error, Fenced)
                 raise error

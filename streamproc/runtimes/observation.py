@@ -49,8 +49,6 @@ class Observation:
         self._stuck: dict[Partition, float] = {}
         self._unanswered = 0
         self._failures = Failures(_FAILED_FOR, _ATTEMPT)
-        #: Times another worker had claimed what this one held.
-        self.fences = 0
 
     async def run(self) -> None:
         """Look again and again. Raises :class:`Stuck`."""
@@ -185,7 +183,7 @@ class Observation:
             },
             buffers=buffers,
             rebalances=worker.source.rebalances if worker.source is not None else 0,
-            fences=self.fences,
+            fences=worker.pipeline.stats.fences,
             last_commit=worker.pipeline.stats.last_commit,
             sinks=self._sinks(),
             loaded=worker.upkeep.loaded,

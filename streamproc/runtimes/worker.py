@@ -293,7 +293,6 @@ class Worker:
             await self.pipeline.take(batches, generation)
         except Fenced as error:
             log.warning("fenced", why=str(error))
-            self.observation.fences += 1
             self._fenced = True
         except _ANY_FAILURE as error:  # must not reach Faust's supervisor: see the module's docstring
             self._failure = error

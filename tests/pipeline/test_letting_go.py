@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 
 from streamproc.errors import DependencyError
 from streamproc.ledger import Ledger
@@ -60,6 +61,20 @@ async def test_a_worker_that_ends_leaves_alone_what_another_has_claimed_since(po
         await worker.close()
         assert await owners(ledger) == {MINE: None, OTHER: "w2"}
         assert await other.release(list(claims.values())) == 1
+
+
+async def test_a_worker_that_learns_at_a_rebalance_of_another_claim_was_fenced(postgres: str):
+    """As one that was frozen for longer than its session: the group tells it before its next commit does."""
+    async with Ledger(postgres, "clicks", "w1") as ledger, Ledger(postgres, "clicks", "w2") as other:
+        await ledger.migrate()
+        worker = pipeline(ledger)
+        await worker.assigned([MINE])
+        await other.claim([MINE])
+        await worker.take([replace(batch_of([b"{}"]), partition=MINE)], worker.generation)
+        with structlog.testing.capture_logs() as logs:
+            await worker.revoked([MINE])
+        assert (worker.stats.fences, [line["event"] for line in logs]) == (1, ["fenced"])
+        await worker.close()
 
 
 async def test_a_claim_that_is_cancelled_after_it_was_made_is_released(
