@@ -35,7 +35,7 @@ from streamproc.pipeline import Limits, Pipeline, Watcher
 from streamproc.runtimes.agents import UserAgents
 from streamproc.runtimes.endpoints import Endpoints, until_there
 from streamproc.runtimes.erased import read_erased
-from streamproc.runtimes.observation import Observation
+from streamproc.runtimes.observation import LOOK_EVERY, Observation
 from streamproc.runtimes.publication import Publication
 from streamproc.runtimes.release import release
 from streamproc.runtimes.upkeep import Upkeep
@@ -44,6 +44,7 @@ from streamproc.sinks.lake import Lake
 from streamproc.sinks.object_store import lake_store
 from streamproc.sinks.summaries import Summaries
 from streamproc.sources import Source
+from streamproc.sources.kafka_client import KafkaConnection
 from streamproc.sources.opening import kafka_only, open_source
 from streamproc.topology import Topology
 from streamproc.transform import Resources, Transform
@@ -180,6 +181,8 @@ class Worker:
         ]
         if self._publication is not None:
             parts.append(self._publication.run())
+        if isinstance(self._broker, KafkaConnection):  # the others hear of it by their leases
+            parts.append(self._watch_stopped())
         waiting = [asyncio.create_task(part) for part in parts]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         self.state = "draining"
@@ -309,6 +312,24 @@ class Worker:
                 await self._ask_again(error)
                 continue
             await self._channel.send(value=(self.pipeline.generation, batches))
+
+    async def _watch_stopped(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            await self._look_at_stopped()
+
+    async def _look_at_stopped(self) -> None:
+        """Join anew when somebody has set the position of a partition that had stopped, which takes our claim on it.
+
+        Of the others a commit is refused then, and of these there is none.
+        """
+        generation = self.pipeline.generation
+        stopped = set() if self._source is None else set(self._source.stopped)
+        if not stopped or stopped <= await self.pipeline.held():
+            return
+        if generation == self.pipeline.generation:
+            log.warning("fenced", why="the position of a partition that had stopped was set by hand")
+            self._fenced = True
 
     async def _ask_again(self, error: DependencyError) -> None:
         """The source refuses us, as a group of Kafka does that we may not be in any more: join it anew after a while.

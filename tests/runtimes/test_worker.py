@@ -98,6 +98,7 @@ async def test_whatever_the_work_beside_the_records_fails_with_is_the_workers_fa
         observation=SimpleNamespace(run=work_on),
         _pump=work_on,
         _agents=None,
+        _broker=None,
         _publication=None,
         _failure=None,
         _ended=asyncio.Event(),
@@ -178,3 +179,25 @@ async def test_a_group_that_refuses_a_worker_is_joined_anew_until_it_does_not(
     await cancelled(pumping)
     joins = "joins, and was waiting for the broker"
     assert happened == [refused, joins, refused, joins, (7, ["records"])]
+
+
+@pytest.mark.parametrize(
+    ("stopped", "held", "dropped", "fenced"),
+    [("", "01", False, False), ("1", "01", False, False), ("1", "0", False, True), ("1", "0", True, False)],
+)
+async def test_a_partition_that_has_stopped_is_claimed_again_when_somebody_has_set_its_position(
+    stopped: str, held: str, dropped: bool, fenced: bool
+) -> None:
+    """No commit of it is refused. What was dropped meanwhile is claimed again anyway."""
+
+    async def ask() -> set[str]:
+        worker.pipeline.generation += dropped
+        return set(held)
+
+    worker: Any = SimpleNamespace(
+        pipeline=SimpleNamespace(generation=0, held=ask),
+        _source=SimpleNamespace(stopped=dict.fromkeys(stopped)),
+        _fenced=False,
+    )
+    await Worker._look_at_stopped(worker)
+    assert worker._fenced is fenced
