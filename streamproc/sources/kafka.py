@@ -269,9 +269,15 @@ class KafkaSource:
 
         The newest that readers of committed data get: before the oldest open transaction. Others' partitions are not
         asked for: one of them without a leader would keep the answer back.
+
+        Raises :class:`DependencyError`, also while there is nobody who could assign us any.
         """
-        ours = sorted(self._consumer.assignment()) or self._all_partitions()
-        found = await self._bounds(self._consumer, ours)
+        ours = sorted(self._consumer.assignment())
+        if not ours and not kafka_fetch.has_coordinator(self._consumer):
+            problem = f"has no coordinator of the group {self._options.group}"
+            hint = "has the topic __consumer_offsets a leader, and the cluster as many brokers as it wants replicas?"
+            raise DependencyError(str(self._connection), problem, hint)
+        found = await self._bounds(self._consumer, ours or self._all_partitions())
         return {self._partition(tp): offset - 1 for tp, offset in found.end.items()}
 
     async def _bounds(self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> Bounds:

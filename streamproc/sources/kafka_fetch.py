@@ -180,6 +180,11 @@ def polling(consumer: AIOKafkaConsumer) -> AbstractContextManager[None]:
     return context
 
 
+def has_coordinator(consumer: AIOKafkaConsumer) -> bool:
+    """Whether the group's coordinator is known: aiokafka asks for it until there is one, and only logs that."""
+    return consumer._coordinator.coordinator_id is not None
+
+
 def check(consumer: AIOKafkaConsumer) -> None:
     """Raise what aiokafka's background tasks have to say.
 

@@ -144,6 +144,9 @@ def test_the_fetcher_has_what_is_used_of_it() -> None:
 def test_the_coordinator_has_what_is_used_of_it() -> None:
     assert inspect.isfunction(GroupCoordinator.check_errors)
     assert "self._coordination_task = " in inspect.getsource(GroupCoordinator.__init__)
+    # None before it was found, and when it does not answer any more.
+    assert "self.coordinator_id = None" in inspect.getsource(GroupCoordinator.__init__)
+    assert "self.coordinator_id = None" in inspect.getsource(GroupCoordinator.coordinator_dead)
 
 
 def test_the_listener_is_called_the_way_the_claims_rely_on() -> None:

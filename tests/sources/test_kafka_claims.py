@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 from aiokafka import TopicPartition
 
+from streamproc.errors import DependencyError
 from streamproc.model import Partition
+from streamproc.sources.kafka import KafkaOptions, KafkaSource
 from streamproc.sources.kafka_claims import Bounds, Claims
+from streamproc.sources.kafka_client import KafkaConnection
 from tests.sources.consuming import Memory
 
 OURS, LATER, OTHERS = (TopicPartition("clicks", number) for number in range(3))
@@ -46,6 +50,14 @@ async def bounds(tps: Sequence[TopicPartition]) -> Bounds:
     return Bounds(dict.fromkeys(tps, 2), dict.fromkeys(tps, 10), None)
 
 
+async def offsets(tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    return dict.fromkeys(tps, 7)
+
+
+async def no_ids(*_: object) -> None:
+    raise NotImplementedError
+
+
 @pytest.mark.parametrize("start", ["earliest", "latest"])
 async def test_a_partition_without_a_leader_holds_up_no_claim_of_others(start: str) -> None:
     """Where a topic begins that is read from its end is decided for all partitions, but only once."""
@@ -74,3 +86,25 @@ async def test_the_first_claim_of_a_topic_that_is_read_from_its_end_waits_for_al
     assert asked[0] == {OURS, LATER, OTHERS}
     assert consumer.begins == {OURS: 10}
     assert memory.positions == dict.fromkeys(map(partition, [OURS, LATER, OTHERS]), 9)
+
+
+async def test_who_has_no_partitions_because_the_group_has_no_coordinator_waits_for_the_broker() -> None:
+    """Its other questions are answered, so it would be ready for ever. Who has some reads on."""
+    consumer = SimpleNamespace(
+        assignment=set[TopicPartition],
+        partitions_for_topic=lambda topic: set(),
+        beginning_offsets=offsets,
+        end_offsets=offsets,
+        _coordinator=SimpleNamespace(coordinator_id=None),
+        _client=SimpleNamespace(get_random_node=lambda: 0, send=no_ids),
+    )
+    source = KafkaSource(KafkaConnection("kafka:9092"), "clicks", KafkaOptions("readers"), Memory())
+    source._membership = Claims(
+        consumer, Memory(), bounds, partition=partition, start="earliest", compacted=False
+    )
+    with pytest.raises(DependencyError, match="has no coordinator of the group readers"):
+        await source.end_positions()
+    consumer._coordinator.coordinator_id = 1
+    assert await source.end_positions() == {}
+    consumer._coordinator.coordinator_id, consumer.assignment = None, lambda: {OURS}
+    assert await source.end_positions() == {partition(OURS): 6}
