@@ -61,8 +61,13 @@ async def run_processes(settings: Settings, count: int, arguments: Sequence[str]
     codes = await asyncio.gather(*ended)
     stop.cancel()
     if first is not None:
-        return abs(first.result()) or 1
-    return max(map(abs, codes))
+        return exit_code(first.result()) or 1
+    return max(map(exit_code, codes))
+
+
+def exit_code(code: int) -> int:
+    """That of a process as a container's is told: one that a signal ended has 128 more than that."""
+    return 128 - code if code < 0 else code
 
 
 def environment(settings: Settings, count: int, number: int) -> Mapping[str, str]:

@@ -50,6 +50,6 @@ async def test_when_one_process_is_killed_the_others_drain_and_all_of_it_ends(si
     await until(lambda: len(owners(site)) == 2, "two owners", 120, [worker])
     first, second = children(worker)
     first.kill()
-    assert worker.process.wait(90) != 0
+    assert worker.process.wait(90) == 137, "as one that is killed alone, for its memory mostly"
     assert not second.is_running(), "it was left behind"
     assert "worker_ended" in worker.tail()
