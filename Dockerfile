@@ -45,7 +45,8 @@ VOLUME /var/lib/streamproc
 EXPOSE 8080
 # Live, not ready: a worker that waits for its database is healthy, and restarting it would not help.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/livez', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; port = os.environ['STREAMPROC_HEALTH'].rpartition(':')[2]; \
+r.urlopen(f'http://127.0.0.1:{port or 8080}/livez', timeout=4)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["streamproc"]
 CMD ["run"]

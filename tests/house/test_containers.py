@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -47,6 +50,23 @@ def test_the_image_gets_signals_itself() -> None:
 def test_the_final_stage_installs_nothing() -> None:
     assert not any(re.search(r"\b(apt|apt-get|pip|gcc)\b", run) for run in instructions("RUN"))
     assert len(instructions("HEALTHCHECK")) == 1
+
+
+@pytest.mark.parametrize("written", ["0.0.0.0:{}", "[::]:{}", ":{}"])
+def test_the_container_is_asked_for_its_health_at_the_port_that_is_set(written: str) -> None:
+    """Whoever restarts containers that are not healthy would restart one at work for ever."""
+    (health,) = instructions("HEALTHCHECK")
+    _, *program = json.loads(health[health.index("[") :])
+    with socket.create_server(("127.0.0.1", 0)) as worker:
+        setting = written.format(worker.getsockname()[1])
+        environ = {**os.environ, "STREAMPROC_HEALTH": setting}
+        with subprocess.Popen([sys.executable, *program], env=environ, stderr=subprocess.DEVNULL) as asking:
+            worker.settimeout(30)
+            connection, _ = worker.accept()
+            with connection:
+                assert connection.recv(1_000).startswith(b"GET /livez ")
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+        assert asking.returncode == 0
 
 
 def test_python_packages_come_from_the_hashed_locks_as_wheels() -> None:
