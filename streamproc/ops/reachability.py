@@ -141,7 +141,7 @@ async def _postgres(what: str, url: Url) -> str:
     number, version, replica, may_create, user = row
     if number < OLDEST_POSTGRES:
         raise DependencyError(what, f"PostgreSQL {version} is too old", "15 or newer is needed")
-    if what == "ledger" and encoding is not None:
+    if encoding is not None:
         raise DependencyError(what, f"is encoded in {encoding}, which cannot hold every text", ENCODE)
     if replica:
         raise DependencyError(what, "the server is a read-only replica", "name the primary")

@@ -11,7 +11,7 @@ import polars as pl
 from psycopg import AsyncConnection, sql
 
 from streamproc.concurrency import each
-from streamproc.database import Database, patient
+from streamproc.database import ENCODE, Database, other_encoding, patient
 from streamproc.errors import ConfigError, Inconsistent, Mistake
 from streamproc.failpoints import failpoint
 from streamproc.model import CommittedObject, PlannedObject
@@ -70,7 +70,8 @@ _COLUMNS = """
 #: Stands among a replay's loads for all of them from when its rows are the stream's until its own table is dropped.
 _ADOPTED = "adopted"
 
-#: How long a table that is to be dropped is waited for: loaders wait meanwhile, for what is to be forgotten of it.
+#: How long a table that is to be dropped, or to get columns, is waited for: loaders wait meanwhile, for what is to be
+#: forgotten of it, and whoever begins to read it.
 _PATIENCE = "5s"
 
 #: Bytes handed to COPY at once, so that one large object does not keep the event loop.
@@ -99,8 +100,15 @@ class PostgresWarehouse:
         await self._database.close()
 
     async def ensure(self, columns: Mapping[str, pl.DataType]) -> None:
-        """Create or extend the table, with an index on event time."""
+        """Create or extend the table, with an index on event time.
+
+        Raises :class:`ConfigError` also for a database that cannot hold every text, and :class:`DependencyError` when
+        the table is to be extended and somebody keeps it in use.
+        """
         async with self._database.transaction("prepare the warehouse") as conn:
+            if encoding := other_encoding(conn):
+                problem = f"{conn.info.dbname} is encoded in {encoding}, which cannot hold every text"
+                raise ConfigError([Mistake("warehouse", problem, ENCODE)])
             # CREATE ... IF NOT EXISTS fails when two do it at the same moment.
             await conn.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
             if not await _exists(conn, "warehouse.loads"):
@@ -325,7 +333,9 @@ class PostgresWarehouse:
                 await conn.execute(sql.SQL("CREATE INDEX ON {} USING brin (event_time)").format(self._table))
         elif added:
             clauses = sql.SQL(", ").join(sql.SQL("ADD COLUMN {}").format(column) for column in added)
-            await conn.execute(sql.SQL("ALTER TABLE {} {}").format(self._table, clauses))
+            problem = f"is to be extended, and has been in use for {_PATIENCE}"
+            async with patient(conn, _PATIENCE, f"warehouse.{self._stream}", problem):
+                await conn.execute(sql.SQL("ALTER TABLE {} {}").format(self._table, clauses))
         return {**wanted, **there}
 
 

@@ -381,11 +381,12 @@ class TestCheck:
         with psycopg.connect(postgres, autocommit=True) as connection:
             connection.execute(create.encode())
             try:
-                answer = call("check", LEDGER=postgres.replace(name, other))
+                there = postgres.replace(name, other)
+                answer = call("check", LEDGER=there, WAREHOUSE=there)
             finally:
                 connection.execute(f"DROP DATABASE {other} WITH (FORCE)".encode())
         assert answer.exit_code == 1
-        assert "is encoded in SQL_ASCII" in answer.output
+        assert answer.output.count("is encoded in SQL_ASCII") == 2
         assert "ENCODING 'UTF8'" in answer.output
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import uuid
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -15,6 +16,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
 
 from streamproc.errors import ConfigError, DependencyError, Inconsistent, MissingObject
 from streamproc.model import CommittedObject, PlannedObject
@@ -111,6 +113,38 @@ async def test_a_table_that_is_read_for_long_is_removed_another_time(
     await warehouse.remove()
     assert (await warehouse.status()).rows == 0
     assert query(postgres, "SELECT to_regclass('warehouse.clicks') IS NULL") == [(True,)]
+
+
+async def test_who_reads_the_table_for_long_holds_up_new_columns_and_nobody_else(
+    postgres: str, warehouse: PostgresWarehouse, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamproc.sinks.warehouse_postgres._PATIENCE", "50ms")
+    wider = await put(store, events(NOON).with_columns(more=pl.lit("a")))
+    in_use = r"warehouse\.clicks: is to be extended, .*50ms.*pg_stat_activity"
+    with psycopg.connect(postgres, options="-c idle_in_transaction_session_timeout=10s") as analyst:
+        analyst.execute("SELECT count(*) FROM warehouse.clicks")
+        with pytest.raises(DependencyError, match=in_use):
+            await warehouse.ensure({**COLUMNS, "more": pl.String()})
+        with pytest.raises(DependencyError, match=in_use):
+            await warehouse.load(wider, store)
+        assert analyst.execute("SELECT count(*) FROM warehouse.clicks").fetchone() == (0,)
+    assert await warehouse.load(wider, store) == LoadReport(1, 1)
+    assert query(postgres, "SELECT more FROM warehouse.clicks") == [("a",)]
+
+
+async def test_a_database_that_cannot_hold_every_text_is_refused(postgres: str) -> None:
+    name = f"other_{uuid.uuid4().hex[:12]}"
+    create = f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"
+    with psycopg.connect(postgres, autocommit=True) as server:
+        server.execute(create.encode())
+        other = PostgresWarehouse(make_conninfo(postgres, dbname=name), "clicks")
+        try:
+            await other.open()
+            with pytest.raises(ConfigError, match=f"warehouse: {name} is encoded in LATIN1"):
+                await other.ensure(COLUMNS)
+        finally:
+            await other.close()
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 async def test_an_object_with_other_rows_than_the_ledger_says_is_refused(
