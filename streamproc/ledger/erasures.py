@@ -20,6 +20,8 @@ _NOTE = """
 
 _LIST = "SELECT visitor, (extract(epoch FROM asked_at) * 1000000)::bigint FROM streamproc.erasures WHERE stream = %s"
 
+_ANY = "SELECT EXISTS (SELECT FROM streamproc.erasures WHERE stream = %s)"
+
 #: As a promotion does: what workers have taken and not committed may hold the visitor, and they must read the list.
 _FENCE = """
     UPDATE streamproc.partitions SET fence = fence + 1, token = gen_random_uuid(), owner = NULL WHERE stream = %s
@@ -55,6 +57,12 @@ class Erasures:
         async with self._database.connection("read the erasures") as conn:
             rows = await (await conn.execute(_LIST, [self._stream])).fetchall()
         return {bytes(visitor): asked for visitor, asked in rows}
+
+    async def any(self) -> bool:
+        """Whether anybody is on the list."""
+        async with self._database.connection("look for erasures") as conn:
+            row = await (await conn.execute(_ANY, [self._stream])).fetchone()
+        return bool(row and row[0])
 
     async def note(self, visitors: Sequence[bytes], operator: str) -> None:
         """Put the hashes on the list, and void every claim of the stream.

@@ -14,6 +14,7 @@ from psycopg import AsyncConnection, sql
 from streamproc.database import Database
 from streamproc.errors import DependencyError
 from streamproc.ledger import EpochSummary, Ledger, ObjectTotal, PartitionStatus, ShardStatus
+from streamproc.ledger.erasures import Erasures
 from streamproc.model import Counts, Partition
 from streamproc.settings.redshift import SCHEMES
 from streamproc.sinks.warehouse import WarehouseStatus, open_warehouse
@@ -87,7 +88,7 @@ class TableReport:
 class StreamReport:
     """One stream. ``warehouse`` is ``None`` where there is none. ``notes``: what could not be found out.
 
-    ``expires``: the lake lets go of events in time, and the warehouse keeps them.
+    ``expires``: the lake lets go of events that go on counting as loaded: in time, or when a visitor is forgotten.
     """
 
     stream: str
@@ -137,6 +138,7 @@ class StatusReader:
     ) -> None:
         self._topology = topology
         self._ledger = ledger
+        self._erasures = Erasures(ledger.database, topology.name)
         self._warehouse = (warehouse if topology.sinks.warehouse else None) or "none"
         self._clock = clock
         self._redshift = urlsplit(self._warehouse).scheme in SCHEMES
@@ -173,7 +175,7 @@ class StatusReader:
             await self._ledger.epochs(limit=epochs),
             await self._warehouse_status(notes),
             notes + [note for partition in partitions for note in _warnings(partition)],
-            expires=topology.retention.events is not None,
+            expires=topology.retention.events is not None or await self._erasures.any(),
         )
 
     def _watermark(self, status: PartitionStatus | None) -> datetime | None:

@@ -68,6 +68,8 @@ def test_a_visitor_of_whom_there_is_nothing_is_forgotten_all_the_same(shop: Shop
     erased = shop.json("privacy", "erase", "shop", "view", "--yes")
     assert (erased["lake_rows"], erased["warehouse_rows"], erased["objects"]) == (2, 2, 1)
     assert shop.lines("lake", "manifest") == []
+    assert shop.json("warehouse", "status")["streams"][0]["rows_behind_lake"] == 0
+    assert shop.json("status")["streams"][0]["warehouse"]["rows_behind_lake"] is None  # of sums nobody knows
     again = shop.json("privacy", "erase", "shop", "view", "--yes")
     assert (again["lake_rows"], again["warehouse_rows"]) == (0, 0)
 
