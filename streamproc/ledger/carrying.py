@@ -45,13 +45,19 @@ _GROUPS = """
     ORDER BY source, partition, through
 """
 
-#: The clock of each partition after everything live has committed, as if the replay had been live.
+#: The clock of each partition after everything live has committed, as if the replay had been live. One of which nothing
+#: is replayed keeps its own; so does one whose clock has gone on behind the range. The objects alone do not say: of one
+#: with the newest event an erasure may have left nothing.
 _CLOCKS = """
-    SELECT p.source, p.partition, greatest(r.clock_us, n.clock_us, (
+    SELECT p.source, p.partition, CASE WHEN r.through > r.after THEN greatest(r.clock_us, n.clock_us, (
         SELECT max(o.max_time_us) FROM streamproc.objects AS o
         WHERE o.stream = p.stream AND o.kind = 'events' AND o.state = 'committed'
-          AND (o.source, o.partition) = (p.source, p.partition)
-          AND coalesce(o.after, -1) >= coalesce(r.through, -1)))
+          AND (o.source, o.partition) = (p.source, p.partition) AND coalesce(o.after, -1) >= r.through),
+        CASE WHEN p.clock_us > (
+            SELECT max(o.clock_us) FROM streamproc.objects AS o
+            WHERE o.stream = p.stream AND o.state = 'committed'
+              AND (o.source, o.partition) = (p.source, p.partition) AND o.through <= r.through)
+        THEN p.clock_us END) ELSE p.clock_us END
     FROM streamproc.partitions AS p
     LEFT JOIN streamproc.replay_ranges AS r
            ON r.stream = p.stream AND r.name = %(name)s AND (r.source, r.partition) = (p.source, p.partition)

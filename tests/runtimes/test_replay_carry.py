@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from streamproc.ledger import Ledger
+from streamproc.ledger import Ledger, carrying
 from streamproc.ledger.replay_spans import Span
 from streamproc.ledger.replays import Replays
 from streamproc.runtimes.replay.carry import Carrier
@@ -87,6 +87,34 @@ async def test_events_behind_the_range_are_late_by_the_clock_that_the_range_has_
         )
     assert await Carrier(PAGE, replace(replay, since_us=START), ledger.database, lake).carry() == 2
     assert await sessions(ledger, summaries) == [(0, 1)]
+
+
+async def forget(ledger: Ledger, through: int) -> None:
+    """As an erasure lets go of an object of which it leaves nothing."""
+    async with ledger.database.connection("forget") as conn:
+        await conn.execute("UPDATE streamproc.objects SET state = 'superseded' WHERE through = %s", [through])
+
+
+@pytest.mark.parametrize(
+    ("span", "in_range", "expected"),
+    [
+        (Span(-1, -1), None, 3),  # nothing of it is replayed
+        (Span(-1, 1), 1, 3),  # the clock has gone on behind the range
+        (Span(-1, 3), 1, 1),  # what had brought it there, the page of today refuses
+    ],
+)
+async def test_a_promotion_sets_no_clock_back_for_an_event_that_was_erased(
+    ledger: Ledger, lake: Lake, span: Span, in_range: int | None, expected: int
+) -> None:
+    for hour in range(4):
+        await commit(ledger, lake, visit(hour))
+    replay = await Replays(ledger.database, "clicks").create("fix", "f", "all", "me", {P0: span})
+    await forget(ledger, 2 if span.through == 3 else 3)
+    async with ledger.database.connection("process the range") as conn:
+        clock = None if in_range is None else START + in_range * HOUR
+        names = [clock, replay.namespace]
+        await conn.execute("UPDATE streamproc.partitions SET clock_us = %s WHERE stream = %s", names)
+        assert await carrying.clocks(conn, replay) == {P0: START + expected * HOUR}
 
 
 async def test_nothing_is_read_for_a_page_without_tables(ledger: Ledger, lake: Lake) -> None:
