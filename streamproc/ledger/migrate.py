@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
-from streamproc.database import ENCODE, other_encoding
+from streamproc.database import ENCODE, other_encoding, patient
 from streamproc.errors import ConfigError, LedgerError, Mistake
 
 #: Any fixed number; it only has to differ from other advisory locks of the same database.
 _LOCK = 7_203_664_170_551_290_413
+
+#: How long the tables are waited for: every commit waits behind whoever waits for one of them.
+_PATIENCE = "5s"
 
 _FILE_NAME = re.compile(r"(?P<number>\d{4})_(?P<name>\w+)\.sql")
 
@@ -42,8 +45,8 @@ def migrations() -> tuple[Migration, ...]:
 async def migrate(conn: AsyncConnection[Any]) -> int:
     """Bring the schema up to this release inside the caller's transaction; returns how many were applied.
 
-    Raises :class:`LedgerError` when the database was written by a newer release, and :class:`ConfigError` when it
-    cannot hold every text.
+    Raises :class:`LedgerError` when the database was written by a newer release, :class:`ConfigError` when it cannot
+    hold every text, and :class:`DependencyError` when somebody keeps its tables in use (a backup may).
     """
     if encoding := other_encoding(conn):
         problem = f"the database {conn.info.dbname} is encoded in {encoding}, which cannot hold every text"
@@ -60,12 +63,13 @@ async def migrate(conn: AsyncConnection[Any]) -> int:
         version = 0
     refuse_newer(version)
     pending = [migration for migration in migrations() if migration.number > version]
-    for migration in pending:
-        await conn.execute(migration.sql.encode())
-        await conn.execute(
-            "INSERT INTO streamproc.migrations (number, name) VALUES (%s, %s)",
-            [migration.number, migration.name],
-        )
+    async with patient(conn, _PATIENCE, "ledger", f"is to be migrated, and has been in use for {_PATIENCE}"):
+        for migration in pending:
+            await conn.execute(migration.sql.encode())
+            await conn.execute(
+                "INSERT INTO streamproc.migrations (number, name) VALUES (%s, %s)",
+                [migration.number, migration.name],
+            )
     return len(pending)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
 from streamproc.errors import ConfigError, DependencyError, Fenced, Inconsistent, LedgerError
-from streamproc.ledger import Ledger
+from streamproc.ledger import Ledger, migrate
 from streamproc.ledger.balance import verify
 from streamproc.model import Advance, Claim, Counts, Partition, WrittenObject
 from tests.ledger.epochs import P0, P1, P2, advance, nothing, planned, record, written
@@ -261,13 +261,30 @@ def test_an_object_must_cover_the_range_of_its_partition_in_the_epoch() -> None:
 
 
 async def test_ten_workers_may_migrate_at_once(postgres: str) -> None:
-    async def migrate(number: int) -> int:
+    async def migrated(number: int) -> int:
         async with Ledger(postgres, "clicks", f"w{number}") as ledger:
             return await ledger.migrate()
 
-    *others, first = sorted(await asyncio.gather(*map(migrate, range(10))))
+    *others, first = sorted(await asyncio.gather(*map(migrated, range(10))))
     assert others == [0] * 9
     assert first >= 1
+
+
+async def test_who_reads_the_ledger_for_long_holds_up_its_migration_and_nobody_else(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "_PATIENCE", "50ms")
+    found = migrate.migrations()
+    async with Ledger(postgres, "clicks", "w1") as ledger:
+        with monkeypatch.context() as before:
+            before.setattr(migrate, "migrations", lambda: found[:3])
+            assert await ledger.migrate() == 3
+        with psycopg.connect(postgres, options="-c idle_in_transaction_session_timeout=10s") as backup:
+            backup.execute("SELECT count(*) FROM streamproc.objects")
+            with pytest.raises(DependencyError, match=r"ledger: is to be migrated, .*50ms.*pg_stat_activity"):
+                await ledger.migrate()
+            assert (await ledger.claim([P0])).keys() == {P0}  # as a worker of the version before does
+        assert await ledger.migrate() == len(found) - 3
 
 
 async def test_a_schema_of_a_newer_release_is_refused(ledger: Ledger) -> None:
