@@ -20,6 +20,7 @@ from streamproc.cli.streams import (
     set_up_options,
     topic_argument,
 )
+from streamproc.errors import StreamprocError
 from streamproc.runtimes.compaction import CompactionReport, Compactor
 from streamproc.runtimes.compaction_runs import TARGET, CompactionLimits, Run
 from streamproc.settings import Settings
@@ -61,16 +62,23 @@ class _Command:
     as_json: bool
 
     async def run(self, *, dry: bool) -> None:
+        """Every stream that can be; then raises what was wrong with the first of the others."""
+        failed: StreamprocError | None = None
         async with opened_streams(self.settings, self.topic) as streams:
             answers = []
             for stream in streams:
                 if not stream.page.sinks.lake:
                     continue
-                async with self._compactor(stream) as compactor:
-                    if dry:
-                        answers.append(self._plan(stream, await compactor.plan()))
-                    else:
-                        answers.append(self._done(stream, await compactor.compact(self._tell)))
+                try:
+                    async with self._compactor(stream) as compactor:
+                        if dry:
+                            answers.append(self._plan(stream, await compactor.plan()))
+                        else:
+                            answers.append(self._done(stream, await compactor.compact(self._tell)))
+                except StreamprocError as error:
+                    failed = failed or error
+        if failed is not None:
+            raise failed
         if self.as_json:
             click.echo(json.dumps({"streams": answers}, indent=2))
 

@@ -226,6 +226,23 @@ def test_where_the_pages_warehouse_is_not_known_nothing_is_merged(filled: Shop) 
     assert filled.json("lake", "compact")["streams"][0]["runs"] == 2
 
 
+def test_a_stream_that_cannot_be_compacted_keeps_no_other_from_it(shop: Shop) -> None:
+    for position in (0, 1, 200):
+        shop.commit(0, [position])
+    page = shop.pages / "shop.toml"
+    area = page.read_text().replace('name = "shop"', 'name = "area"').replace(shop.topic, "area")
+    (shop.pages / "area.toml").write_text(area)
+    page.write_text(page.read_text() + "\n[sinks]\nwarehouse = false\n")
+    with psycopg.connect(shop.ledger) as db:  # it has run, and comes first
+        db.execute(
+            "INSERT INTO streamproc.partitions (stream, source, partition, fence, token, claimed_at, updated_at)"
+            " VALUES ('area', 'shop', '0', 1, gen_random_uuid(), now(), now())"
+        )
+    shop.settings["STREAMPROC_WAREHOUSE"] = "none"
+    assert "area is loaded into a warehouse" in shop.call("lake", "compact", code=2).stderr
+    assert len(shop.lines("lake", "manifest", "shop")) == 2
+
+
 def test_a_run_of_which_an_object_is_gone_is_left_alone_and_the_others_are_merged(filled: Shop) -> None:
     [first] = [o for o in filled.lines("lake", "manifest") if (o["partition"], o["through"]) == ("0", 4)]
     Path(unquote(urlsplit(first["url"]).path)).unlink()
