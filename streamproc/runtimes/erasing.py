@@ -70,6 +70,7 @@ class Visitor:
         written = [
             json.dumps(value, ensure_ascii=ascii)[1:-1] for value in self.values for ascii in (True, False)
         ]
+        written += [form.replace("/", r"\/") for form in written]  # as PHP does, unless it is told not to
         forms = sorted({form.encode() for form in (*self.values, *written)}, key=len, reverse=True)
         longest_first = b"|".join(map(re.escape, forms))
         return re.compile(rb"(?<![0-9A-Za-z_-])(?:" + longest_first + rb")(?![0-9A-Za-z_-])")

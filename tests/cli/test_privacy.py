@@ -154,6 +154,9 @@ def test_an_id_is_found_in_bytes_as_a_word_and_as_json_writes_it() -> None:
         assert pattern.search(there.encode())
     for not_there in ('{"v":"jo\\"hé1"', "joh"):
         assert not pattern.search(not_there.encode())
+    slashed = visitor("jo/h==", made, Resources({}, REPOSITORY)).in_bytes
+    for there in (b'{"v":"jo\\/h=="', b'{"v":"jo/h=="'):
+        assert slashed.search(there)
 
 
 def test_a_page_whose_measure_would_keep_an_id_is_refused() -> None:
