@@ -56,7 +56,8 @@ def erase_command(
     """
     if file is not None and file.name == sys.stdin.name and not (yes or dry_run):
         raise ConfigError([Mistake("--file -", "leaves no stdin to answer on", "Add --yes or --dry-run")])
-    ids = [*visitors, *(line.strip() for line in file or ())]
+    lines = (line.strip().removeprefix("\ufeff") for line in file or ())  # a mark is no part of the first id
+    ids = [*visitors, *lines]
     ids = [each for each in dict.fromkeys(ids) if each]
     if not ids:
         raise click.UsageError("Name a visitor, or a --file with ids.")

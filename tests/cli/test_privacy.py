@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tomllib
 from urllib.parse import unquote
 
@@ -56,6 +57,17 @@ def test_a_warehouse_that_is_not_known_here_is_not_left_with_the_visitor(shop: S
 def test_ids_from_standard_input_leave_nothing_to_answer_on(shop: Shop) -> None:
     refused = shop.call("privacy", "erase", "shop", "--file", "-", code=2, stdin="view\n")
     assert "Add --yes or --dry-run" in refused.stderr
+
+
+@pytest.mark.parametrize("where", ["file", "-"])
+def test_a_file_of_ids_may_begin_with_a_byte_order_mark(shop: Shop, where: str) -> None:
+    forgetting(shop)
+    shop.commit(0, [0, 1])
+    text = "\ufeffview\n"
+    (shop.directory / "file").write_text(text, encoding="utf-8")
+    file = where if where == "-" else str(shop.directory / where)
+    result = shop.call("privacy", "erase", "shop", "--file", file, "--yes", "--json", stdin=text)
+    assert json.loads(result.stdout)["lake_rows"] == 2
 
 
 def test_a_visitor_of_whom_there_is_nothing_is_forgotten_all_the_same(shop: Shop) -> None:
