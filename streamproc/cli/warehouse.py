@@ -21,7 +21,7 @@ from streamproc.cli.streams import (
     set_up_options,
     topic_argument,
 )
-from streamproc.errors import ConfigError, Inconsistent, MissingObject, Mistake, StreamprocError
+from streamproc.errors import ConfigError, DependencyError, Inconsistent, Mistake, StreamprocError
 from streamproc.runtimes import expiry
 from streamproc.settings import Settings
 from streamproc.sinks.loader import Loader
@@ -121,7 +121,7 @@ async def _init(settings: Settings, topic: str | None) -> list[str]:
 async def _load(
     settings: Settings, topic: str | None, retry: bool, everything: bool
 ) -> list[tuple[str, LoadReport]]:
-    """Of every stream what can be loaded; then raises what was wrong with the page or the objects of one."""
+    """Of every stream what can be loaded; then raises what was wrong with the page, the table or the objects of one."""
     loaded: list[tuple[str, LoadReport]] = []
     failed: StreamprocError | None = None
     async with opened_store(settings) as store, _opened(settings, topic) as opened:
@@ -132,7 +132,7 @@ async def _load(
                     continue
                 try:
                     await warehouse.ensure(stream.page.columns)
-                except ConfigError as error:
+                except (ConfigError, DependencyError) as error:
                     failed = failed or error
                     continue
                 if retry and isinstance(warehouse, Quarantines):
@@ -141,7 +141,7 @@ async def _load(
                 try:
                     # What was put aside may have been committed at any time.
                     report = await (loader.run_once() if everything or retry else loader.load_rest())
-                except (Inconsistent, MissingObject) as error:
+                except (Inconsistent, DependencyError) as error:
                     failed = failed or error
                 else:
                     # An alarm waits for this line: observability.yaml counts it, as upkeep tells workers' metrics.

@@ -129,7 +129,9 @@ def test_a_stream_that_another_run_is_loading_is_left_to_that_one(shop: Shop) ->
     assert shop.json("warehouse", "load") == {"loaded": [{"stream": "shop", "objects": 1, "rows": 3}]}
 
 
-def test_a_page_that_contradicts_its_table_keeps_no_other_stream_from_being_loaded(shop: Shop) -> None:
+def test_a_page_that_contradicts_its_table_or_one_in_use_keeps_no_other_stream_from_being_loaded(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = (shop.pages / "shop.toml").read_text()
     for name in ("shop", shop.topic):
         page = page.replace(f'name = "{name}"', 'name = "bazaar"')
@@ -147,6 +149,12 @@ def test_a_page_that_contradicts_its_table_keeps_no_other_stream_from_being_load
     assert "column kind: is bigint" in shop.call("warehouse", "load", code=2).stderr
     with psycopg.connect(shop.ledger) as connection:
         assert connection.execute("SELECT count(*) FROM warehouse.shop").fetchone() == (3,)
+    monkeypatch.setattr("streamproc.sinks.warehouse_postgres._PATIENCE", "50ms")
+    shop.commit(0, [3])
+    with psycopg.connect(shop.ledger, options="-c idle_in_transaction_session_timeout=10s") as analyst:
+        analyst.execute("SELECT count(*) FROM warehouse.bazaar")
+        assert "warehouse.bazaar: is to be extended" in shop.call("warehouse", "load", code=1).stderr
+        assert analyst.execute("SELECT count(*) FROM warehouse.shop").fetchone() == (4,)
 
 
 def test_without_a_warehouse_it_says_so(shop: Shop) -> None:
