@@ -93,7 +93,7 @@ class CloudFrontParser:
 
 def _split(lines: pl.Series, fields: int) -> list[pl.Series]:
     """The fields as columns; what stands behind the last one that is known is cut off."""
-    split = lines.str.strip_chars_end("\r").str.split("\t")
+    split = lines.str.strip_chars_end("\r\n").str.split("\t")
     return [split.list.get(number, null_on_oob=True) for number in range(fields)]
 
 

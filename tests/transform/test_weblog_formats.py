@@ -347,6 +347,25 @@ def test_real_time_lines_have_the_fields_of_the_page_or_all_of_them() -> None:
     assert (events[0]["page_url"], events[0]["user_agent"]) == ("http://a.example/a%20b", "curl/8 x")
 
 
+@pytest.mark.parametrize(
+    ("last", "value", "column", "expected"),
+    [
+        ("sc-status", "404", "status", 404),
+        ("cs-uri-stem", "/a", "page_url", "https://shop.example/a"),
+        ("cs-user-agent", "curl/8%20x", "user_agent", "curl/8 x"),
+        ("cs-referer", "-", "referrer", None),
+    ],
+)
+def test_the_line_feed_of_a_real_time_record_is_not_of_its_last_field(
+    last: str, value: str, column: str, expected: object
+) -> None:
+    """In a file the line feed is what cuts lines; CloudFront ends each record that it puts into Kinesis with one."""
+    line, fields = f"1591723487.893\t9.9.9.9\t{value}", f"timestamp c-ip {last}"
+    event = one("cloudfront_realtime", line + "\n", log_format=fields)
+    assert event == one("cloudfront_realtime", line, log_format=fields)
+    assert event[column] == expected
+
+
 def test_header_lines_and_short_lines_are_problems_of_their_own() -> None:
     header = "#Fields: " + STANDARD_FIELDS
     events, problems = parse("cloudfront", "#Version: 1.0", header, CLOUDFRONT_DOC, CLOUDFRONT_DOC[:60], "")
