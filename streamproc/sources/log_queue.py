@@ -19,13 +19,20 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
 from streamproc.log_objects import LogEntry
-from streamproc.sources.log_bucket import Bucket, speaking
+from streamproc.s3_client import speaking
+from streamproc.sources.log_bucket import Bucket
 from streamproc.sources.log_store import LogConnection
 
 log = structlog.get_logger(__name__)
 
 #: Seconds for which an empty queue is listened to, and the most messages at once: SQS's limits.
 _LISTEN, _MOST = 20, 10
+
+_HINTS = {
+    "AccessDenied": "the role needs sqs:ReceiveMessage and sqs:DeleteMessage here",
+    "AWS.SimpleQueueService.NonExistentQueue": "is logs.queue right, and the region?",
+    "KMS.AccessDeniedException": "the role needs kms:Decrypt for the queue's key",
+}
 
 
 class Queue:
@@ -42,7 +49,7 @@ class Queue:
     async def __aenter__(self) -> Self:
         """Connect. Raises :class:`DependencyError`."""
         config = AioConfig(connect_timeout=10, read_timeout=_LISTEN + 20, retries={"mode": "standard"})
-        with speaking(self._url, "open"):
+        with speaking(self._url, "open", _HINTS):
             client = get_session().create_client("sqs", region_name=self._region, config=config)
             self._client = await self._stack.enter_async_context(client)
         return self
@@ -58,7 +65,7 @@ class Queue:
 
         Messages that nobody here can read stay in the queue: its dead-letter queue is where they belong.
         """
-        with speaking(self._url, "receive"):
+        with speaking(self._url, "receive", _HINTS):
             answer = await self._client.receive_message(
                 QueueUrl=self._url, MaxNumberOfMessages=_MOST, WaitTimeSeconds=_LISTEN
             )
@@ -78,7 +85,7 @@ class Queue:
     async def delete(self, receipts: Sequence[str]) -> None:
         """Take messages out of the queue. Raises :class:`DependencyError`."""
         if receipts:
-            with speaking(self._url, "delete"):
+            with speaking(self._url, "delete", _HINTS):
                 await self._client.delete_message_batch(
                     QueueUrl=self._url,
                     Entries=[{"Id": str(n), "ReceiptHandle": receipt} for n, receipt in enumerate(receipts)],

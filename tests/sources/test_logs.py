@@ -706,6 +706,39 @@ def test_every_kind_of_message_tells_of_the_same_object() -> None:
     assert queue.entries(plain.replace("ObjectCreated:Put", "ObjectRemoved:Delete")) == []
 
 
+class Refusing:
+    """A queue that answers every request with that error."""
+
+    def __init__(self, code: str) -> None:
+        self._error = ClientError({"Error": {"Code": code, "Message": "no"}}, "ReceiveMessage")
+
+    async def receive_message(self, **_: object) -> None:
+        raise self._error
+
+    async def delete_message_batch(self, **_: object) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("AccessDenied", "sqs:ReceiveMessage and sqs:DeleteMessage"),
+        ("AWS.SimpleQueueService.NonExistentQueue", "logs.queue"),
+        ("KMS.AccessDeniedException", "kms:Decrypt"),
+        ("404", ""),  # of something that is no queue: waited out, as any other
+    ],
+)
+async def test_a_queue_that_refuses_is_told_of_as_a_queue_and_not_as_a_bucket(code: str, hint: str) -> None:
+    connection = LogConnection("s3://b", queue="http://q")
+    queue = Queue(connection, Bucket(connection))
+    queue._client = Refusing(code)
+    for ask in (queue.receive, lambda: queue.delete(["r"])):
+        with pytest.raises(DependencyError) as refused:
+            await ask()
+        assert (refused.value.what, hint in refused.value.hint) == ("http://q", True)
+        assert "s3:" not in refused.value.hint
+
+
 async def test_an_object_notified_three_times_is_read_once_and_its_messages_are_deleted(
     postgres: str, objects: Objects, s3_server: S3Server
 ) -> None:
