@@ -65,6 +65,8 @@ class Bucket:
         #: When each was found to be archived, of those that a listing does not tell.
         self._archived: dict[str, float] = {}
         self._passed_over = 0
+        #: Keys that are no text to the ledger's database, and were told of.
+        self._unreadable: set[str] = set()
 
     async def open(self) -> None:
         """Connect, and see that the bucket is there."""
@@ -116,6 +118,11 @@ class Bucket:
     def entry(self, key: str, etag: str, size: int, modified_ms: int) -> LogEntry | None:
         """An object of the bucket as a log; ``None`` where it is none, or not under the prefix."""
         if not key.startswith(self.prefix) or key.endswith("/") or not size:
+            return None
+        if "\0" in key:  # S3 takes it
+            if key not in self._unreadable:
+                self._unreadable.add(key)
+                log.warning("log_name_unreadable", log=repr(key), hint="its key holds U+0000: rename it")
             return None
         etag = etag.strip('"')
         return LogEntry(log_id(key, key, etag), key, etag, size, modified_ms)

@@ -192,6 +192,25 @@ async def test_neighbours_of_a_folder_in_a_bucket_are_not_read(postgres: str, ob
         assert values(one) == Counter([b"ours"])
 
 
+async def test_an_object_whose_key_the_ledger_cannot_hold_is_told_of_once_and_holds_nobody_up(
+    postgres: str, objects: Objects
+) -> None:
+    """S3 takes any character of Unicode in a key, U+0000 too: PostgreSQL has no text with that."""
+    objects.put("logs/a\0b", b"nobody can name it\n")
+    objects.put("logs/c", b"1\n")
+    url = f"s3://{objects.bucket}/logs/"
+    bucket = Bucket(LogConnection(url))
+    await bucket.open()
+    with capture_logs() as said:
+        listed = [entry.place for _ in range(2) async for page in bucket.listing() for entry in page]
+    await bucket.close()
+    assert listed == ["logs/c", "logs/c"]
+    assert [each["log"] for each in said if each["event"] == "log_name_unreadable"] == ["'logs/a\\x00b'"]
+    async with member(postgres, url, once=True) as one:
+        await read_all(one)
+        assert values(one) == Counter([b"1"])
+
+
 async def test_an_object_goes_on_behind_the_committed_row_after_a_crash(
     postgres: str, objects: Objects
 ) -> None:
