@@ -82,7 +82,12 @@ def setup_of(site: Site, folder: Path, slots: int) -> Setup:
 
 
 async def run(
-    site: Site, folder: Path, engine: Any, sizes: Sizes | None = None, period: Period | None = None
+    site: Site,
+    folder: Path,
+    engine: Any,
+    sizes: Sizes | None = None,
+    period: Period | None = None,
+    lease: float = 30.0,
 ) -> Done:
     setup = setup_of(site, folder, engine.slots)
     store = open_log_store(setup.logs)
@@ -90,7 +95,7 @@ async def run(
         await ledger.migrate()
         async with ledger.database.connection("create the tables") as conn:
             await Summaries(CLICKS.tables, "clickstream").ensure(conn)
-        logs = Logs(ledger.database, "clickstream", str(setup.logs), "job", 30.0)
+        logs = Logs(ledger.database, "clickstream", str(setup.logs), "job", lease)
         history = History(setup, ledger, logs, engine)
         return await history.run(store, period or Period(), sizes or Sizes(), lambda day, done: None)
 
@@ -154,6 +159,45 @@ async def test_each_day_is_a_commit_and_a_day_that_is_done_is_not_read_again(
     before = rows_of(other_postgres, CLICKS)
     assert (await run(batch, folder, engine)).logs == 0
     assert rows_of(other_postgres, CLICKS) == before
+
+
+async def test_what_a_job_has_taken_that_was_killed_a_moment_ago_is_read_when_its_leases_have_expired(
+    tmp_path: Path, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """YARN starts a driver again that died: the second one ended well, and a day was missing."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    for number, day in enumerate(DAYS):
+        told = {
+            "event_id": f"e{number}",
+            "event_time": int(day.timestamp()) * 1_000,
+            "event_type": "page_view",
+        }
+        file = folder / f"{number}.ndjson"
+        file.write_text(json.dumps({**told, "visitor_id": "v", "page_url": "http://x/"}) + "\n")
+        os.utime(file, (day.timestamp(), day.timestamp()))
+    site = site_at(tmp_path / "site", postgres)
+    connection = LogConnection(folder.as_uri())
+    async with Ledger(postgres, "clickstream", "killed") as ledger:
+        await ledger.migrate()
+        killed = Logs(ledger.database, "clickstream", str(connection), "killed", 3_600.0)
+        async for entries in open_log_store(connection).listing():
+            await killed.found(entries)
+        first = int(DAYS[0].timestamp() * 1_000)
+        assert len(await killed.take(10, Period(first, first + 1))) == 1
+
+        totals = Logs.totals
+
+        async def expired(logs: Logs, period: Period) -> Any:
+            async with ledger.database.connection("let time pass") as conn:
+                await conn.execute(
+                    "UPDATE streamproc.logs SET expires_at = clock_timestamp() WHERE holder LIKE 'killed/%'"
+                )
+            return await totals(logs, period)
+
+        monkeypatch.setattr(Logs, "totals", expired)
+        done = await run(site, folder, Inline(), lease=0.3)
+        assert (done.epochs, done.logs, done.counts.records) == (2, 2, 2)
 
 
 async def test_a_visitor_who_asked_to_be_forgotten_is_not_read_again(

@@ -107,11 +107,25 @@ class History:
             await self._logs.found(mine)
             days |= {entry.modified_ms // _DAY_MS for entry in mine}
         done = Done()
-        for day in sorted(days):
-            whole = _within(period, day * _DAY_MS, (day + 1) * _DAY_MS)
-            while taken := await self._take(whole, sizes.epoch_bytes):
-                await self._epoch(taken, sizes.task_bytes, done)
-                tell(datetime.fromtimestamp(day * 86_400, UTC).date().isoformat(), done)
+
+        async def read() -> None:
+            for day in sorted(days):
+                whole = _within(period, day * _DAY_MS, (day + 1) * _DAY_MS)
+                while taken := await self._take(whole, sizes.epoch_bytes):
+                    await self._epoch(taken, sizes.task_bytes, done)
+                    tell(datetime.fromtimestamp(day * 86_400, UTC).date().isoformat(), done)
+
+        await read()
+        if not days:
+            return done
+        all_days = _within(period, min(days) * _DAY_MS, (max(days) + 1) * _DAY_MS)
+        totals = await self._logs.totals(all_days)
+        if totals.done < totals.logs:
+            # What a job has taken that was killed a moment ago, as when YARN starts its driver again, is free once its
+            # leases have expired. Who is at work renews them, and reads its logs itself.
+            log.info("logs_held", logs=totals.logs - totals.done, waiting=self._logs.timeout)
+            await asyncio.sleep(self._logs.timeout)
+            await read()
         return done
 
     async def _take(self, period: Period, most_bytes: int) -> list[TakenLog]:
