@@ -47,6 +47,7 @@ def read_settings(
     values = {key: lookup.value(key, declaration, mistakes) for key, declaration in known.items()}
     _check_kafka(values, lookup, mistakes)
     _check_redshift(values, lookup, mistakes)
+    _check_logs(values, lookup, mistakes)
     if mistakes:
         raise ConfigError(mistakes)
     return _with_computed_defaults(_build(Settings, values))
@@ -198,6 +199,20 @@ def _check_redshift(values: Mapping[str, object], lookup: _Lookup, mistakes: lis
     elif not re.fullmatch(r"[\w:/.=+@-]+", lake.reveal(), re.ASCII):
         problem = "has characters that a COPY of Redshift had better not be given"
         mistakes.append(Mistake(lookup.place("lake"), problem, "Use letters, digits and / . _ = + @ -"))
+
+
+def _check_logs(values: Mapping[str, object], lookup: _Lookup, mistakes: list[Mistake]) -> None:
+    """A lake whose objects are found as logs feeds itself: each commit brings the next, of nothing but rejects."""
+    broker, lake = values["broker"], values["lake"]
+    if not isinstance(broker, Url) or not isinstance(lake, Url) or broker.scheme != lake.scheme:
+        return
+    place = broker.reveal()
+    if broker.scheme == "file" or "/" not in broker.rest:  # else to S3 it is how keys begin
+        place += "/"
+    if any(f"{lake.reveal()}/{folder}/".startswith(place) for folder in ("lake", "rejects", "manifests")):
+        problem = f"lies in {broker}: what is written there would be read as logs"
+        fix = "Write it to another bucket or prefix. Prefixes of logs end with a slash, or take in what only begins so"
+        mistakes.append(Mistake(lookup.place("lake"), problem, fix))
 
 
 def _build(section: type, values: Mapping[str, object], prefix: str = "") -> Any:

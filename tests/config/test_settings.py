@@ -163,6 +163,25 @@ WRONG = [
         "loads from S3",
         "s3://",
     ),
+    ({"BROKER": "s3://logs", "LAKE": "s3://logs/out"}, "STREAMPROC_LAKE", "lies in s3://logs", "another"),
+    (
+        {"BROKER": "s3://shop/logs", "LAKE": "s3://shop/logs-lake"},
+        "STREAMPROC_LAKE",
+        "lies in s3://shop/logs",
+        "slash",
+    ),
+    (
+        {"BROKER": "s3://shop/lake/", "LAKE": "s3://shop"},
+        "STREAMPROC_LAKE",
+        "lies in s3://shop/lake",
+        "another",
+    ),
+    (
+        {"BROKER": "file:///logs", "LAKE": "file:///logs/a/b"},
+        "STREAMPROC_LAKE",
+        "lies in file:///logs",
+        "another",
+    ),
     ({"START": "newest"}, "STREAMPROC_START", "not known", "earliest, latest"),
     ({"FLUSH_INTERVAL": "5"}, "STREAMPROC_FLUSH_INTERVAL", "no unit", '"30s"'),
     ({"FLUSH_INTERVAL": "2d"}, "STREAMPROC_FLUSH_INTERVAL", "out of range", "100ms to 1h"),
@@ -212,6 +231,22 @@ def test_a_wrong_setting_is_named_with_its_place_and_its_fix(
     assert where in mistake.where
     assert problem in mistake.problem
     assert fix in mistake.fix
+
+
+@pytest.mark.parametrize(
+    ("broker", "lake"),
+    [
+        ("s3://shop/logs/", "s3://shop/logs-lake"),
+        ("s3://shop/logs/", "s3://shop"),
+        ("s3://shop/logs", "s3://shop/lake"),
+        ("s3://logs", "s3://logs-lake/x"),
+        ("file:///logs", "file:///logs-lake"),
+        ("kinesis://eu-central-1", "s3://shop"),
+    ],
+)
+def test_a_lake_beside_the_logs_is_fine(broker: str, lake: str) -> None:
+    settings = read_settings(environ={"STREAMPROC_BROKER": broker, "STREAMPROC_LAKE": lake})
+    assert settings.broker.reveal() == broker
 
 
 def test_every_mistake_is_reported_at_once_whatever_the_place(tmp_path: Path) -> None:

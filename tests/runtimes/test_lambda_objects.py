@@ -176,14 +176,17 @@ def test_objects_of_other_places_and_samples_are_none_of_ours(
     assert place.ask("SELECT count(*) FROM streamproc.logs") == [(0,)]
 
 
-def test_the_samples_name_their_object_by_its_decoded_key(made: Any, place: Place, shared_data: Path) -> None:
+def test_the_samples_name_their_object_by_its_decoded_key(
+    made: Any, place: Place, shared_data: Path, tmp_path: Path
+) -> None:
     """The sample's object, with another bucket's name in it, is there and holds an event."""
     event = json.loads((shared_data / "lambda_events" / "s3-event.json").read_text())
     there = place.put("Happy Face.jpg", click(0))["Records"][0]["s3"]["object"]
     event["Records"][0]["eventTime"] = "2026-05-17T10:00:00Z"  # in 1970 the event would be one of the future
     event["Records"][0]["s3"]["bucket"]["name"] = place.bucket
     event["Records"][0]["s3"]["object"] |= {"eTag": there["eTag"], "size": there["size"]}
-    assert made(STREAMPROC_BROKER=f"s3://{place.bucket}")(event, Context()) is None
+    root = {"STREAMPROC_BROKER": f"s3://{place.bucket}", "STREAMPROC_LAKE": (tmp_path / "lake").as_uri()}
+    assert made(**root)(event, Context()) is None
     assert place.ask("SELECT place FROM streamproc.logs") == [("Happy Face.jpg",)]
     assert place.counts() == [(1, 1, 0)]
 
