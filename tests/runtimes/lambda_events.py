@@ -164,7 +164,7 @@ def s3_event(bucket: str, key: str, etag: str, size: int) -> dict[str, Any]:
     }
 
 
-def sqs_event(bodies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def sqs_event(bodies: Mapping[str, object]) -> dict[str, Any]:
     """Messages by id."""
     return {
         "Records": [

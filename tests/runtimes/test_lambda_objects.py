@@ -192,8 +192,9 @@ def test_the_samples_name_their_object_by_its_decoded_key(
 
 
 def test_a_message_that_is_none_stays_in_the_queue(made: Any, place: Place) -> None:
-    event = sqs_event({"good": place.put("logs/a", click(0)), "bad": {"hello": "world"}})
-    assert made()(event, Context()) == {"batchItemFailures": [{"itemIdentifier": "bad"}]}
+    event = sqs_event({"list": [1], "good": place.put("logs/a", click(0)), "bad": {"hello": "world"}})
+    failed = [{"itemIdentifier": "list"}, {"itemIdentifier": "bad"}]
+    assert made()(event, Context()) == {"batchItemFailures": failed}
     assert place.counts() == [(1, 1, 0)]
 
 

@@ -170,7 +170,7 @@ class Function:
                 if left <= 0:
                     raise OutOfTime("the messages before it took all the time")
                 await self._from_object(orjson.loads(message["body"]), left)
-            except (StreamprocError, ValueError, LookupError, TypeError) as error:
+            except (StreamprocError, ValueError, LookupError, TypeError, AttributeError) as error:
                 unfinished.failed(message["messageId"], error)
             else:
                 unfinished.done(message["messageId"])
