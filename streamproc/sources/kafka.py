@@ -339,7 +339,9 @@ class KafkaSource:
     def _end(self, tp: TopicPartition) -> int | None:
         """Behind the newest that readers of committed data get, as of the last fetch: nothing of open transactions."""
         stable: int | None = self._consumer.last_stable_offset(tp)
-        end: int | None = self._consumer.highwater(tp) if stable is None else stable  # none before Kafka 0.11
+        if stable is not None and stable >= 0:
+            return stable
+        end: int | None = self._consumer.highwater(tp)  # brokers without transactions say none, or -1
         return end
 
     @property
