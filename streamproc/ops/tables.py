@@ -33,6 +33,9 @@ _STATEMENT_SECONDS, _SECONDS = 5, 15
 #: Bytes of a page as the database sends it; one that would be larger ends earlier.
 _PAGE_BYTES = 8 * 1024 * 1024
 
+#: What is to be asked again later.
+_BUSY, _AWAY = "too many questions at once", "the database does not answer"
+
 _READ_ONLY = f"""
     BEGIN READ ONLY;
     SET LOCAL statement_timeout = '{_STATEMENT_SECONDS}s';
@@ -91,13 +94,15 @@ class TablesApi:
         except BadQuestion as error:
             return problem(400, str(error))
         if self._inside >= _AT_ONCE + _WAITING:
-            return problem(503, "too many questions at once", {"Retry-After": "1"})
+            return problem(503, _BUSY, {"Retry-After": "1"})
         self._inside += 1
+        why = _BUSY
         try:
             async with asyncio.timeout(_SECONDS), self._slots:
+                why = _AWAY  # it stops what takes long by itself, and before that
                 return await self._answer(request, question, written)
         except (DependencyError, LedgerError, TimeoutError) as error:
-            return _failed(error)
+            return _failed(error, why)
         finally:
             self._inside -= 1
 
@@ -161,8 +166,11 @@ def _types(layout: Layout) -> dict[str, str]:
     return {column.name: public_type(column.type).as_string(None) for column in layout.columns}
 
 
-def _failed(error: Exception) -> web.Response:
-    if isinstance(error, TimeoutError) or isinstance(error.__cause__, errors.QueryCanceled):
+def _failed(error: Exception, why: str) -> web.Response:
+    """The answer to a question that has none. ``why``: in case that all its time is over."""
+    if isinstance(error, TimeoutError):
+        return problem(503, why, {"Retry-After": "5"})
+    if isinstance(error.__cause__, errors.QueryCanceled):
         return problem(504, f"it took longer than {_STATEMENT_SECONDS} seconds: narrow the time range")
     if isinstance(error.__cause__, errors.DataError):
         return problem(400, f"PostgreSQL refuses a value: {error.__cause__.diag.message_primary}")
@@ -170,4 +178,4 @@ def _failed(error: Exception) -> web.Response:
         return problem(503, "the worker has not made the table yet", {"Retry-After": "5"})
     log.warning("table_not_read", why=str(error))
     # The log says what; whoever asks need not know the database's name.
-    return problem(503, "the database does not answer", {"Retry-After": "5"})
+    return problem(503, _AWAY, {"Retry-After": "5"})

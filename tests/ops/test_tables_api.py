@@ -226,6 +226,35 @@ async def test_a_question_that_takes_too_long_is_given_up_and_those_behind_it_ar
     assert len((await ask(api))["rows"]) == len(ROWS), "and afterwards all is as before"
 
 
+async def test_only_a_question_that_the_database_stopped_has_to_be_narrower(page, monkeypatch):
+    monkeypatch.setattr("streamproc.ops.tables._SECONDS", 0.2)
+    tables = TablesApi([page], "postgresql://127.0.0.1:1/none", "test")
+
+    async def hangs(*_):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(tables, "_answer", hangs)
+    async with port(tables) as session:
+        answers = await asyncio.gather(*(session.get("/api/v1/tables/hits") for _ in range(5)))
+        said = sorted([(answer.status, (await answer.json())["error"]) for answer in answers])
+    away, waited = (503, "the database does not answer"), (503, "too many questions at once")
+    assert said == [away] * 2 + [waited] * 3
+    assert all("Retry-After" in answer.headers for answer in answers)
+
+
+async def test_a_database_that_went_away_behind_the_connections_is_said_to_be(api, postgres, monkeypatch):
+    assert (await ask(api, limit=1))["rows"]
+    monkeypatch.setattr("streamproc.ops.tables._SECONDS", 0.5)
+    name = postgres.rpartition("/")[2].partition("?")[0]
+    with psycopg.connect(postgres.replace(f"/{name}", "/postgres"), autocommit=True) as conn:
+        conn.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        try:
+            conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            assert "does not answer" in (await ask(api, status=503))["error"]
+        finally:
+            conn.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
 async def test_all_questions_together_have_two_connections_and_none_is_left(postgres, page):
     def connections() -> int:
         with psycopg.connect(postgres) as conn:
