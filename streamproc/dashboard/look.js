@@ -44,6 +44,13 @@
   })).observe(document.documentElement, {subtree: true, childList: true, attributes: true, attributeFilter: ["datetime", "data-form"]});
   setInterval(() => document.querySelectorAll('time[data-form="ago"]').forEach(show), 1000);
 
+  // A page whose session has ended is not let in again, whatever it asks for: to the login it goes by being loaded anew.
+  setInterval(async () => {
+    if (document.getElementById("popup")?.ariaHidden !== "false") return;
+    const answer = await fetch("/favicon.ico", {redirect: "manual", cache: "no-store"}).catch(() => null);
+    if (answer?.type === "opaqueredirect") location.reload();
+  }, 3000);
+
   window.ink = name => getComputedStyle(document.body).getPropertyValue(name).trim();
   window.shade = (name, part) => { const c = window.ink(name); return c + Math.round(part * 255).toString(16).padStart(2, "0"); };
   window.count = value => value == null ? "–"

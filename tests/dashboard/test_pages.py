@@ -55,7 +55,7 @@ def address(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 
 @contextmanager
-def dashboard(url: str, folder: Path, **settings: str) -> Iterator[str]:
+def dashboard(url: str, folder: Path, *, port: int = 0, **settings: str) -> Iterator[str]:
     """The address of a dashboard over that database."""
     environment = {
         **os.environ,
@@ -65,7 +65,15 @@ def dashboard(url: str, folder: Path, **settings: str) -> Iterator[str]:
         "STREAMPROC_TOPICS": str(Path(__file__).parents[2] / "topics"),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "streamproc", "dashboard", "--stream", "clickstream", "--bind", "127.0.0.1:0"],
+        [
+            sys.executable,
+            "-m",
+            "streamproc",
+            "dashboard",
+            "--stream",
+            "clickstream",
+            f"--bind=127.0.0.1:{port}",
+        ],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -304,12 +312,21 @@ def test_a_stream_that_stands_still_says_so(site: Site, address: str, page: Page
             conn.execute("UPDATE streamproc.partitions SET updated_at = now()")
 
 
-def test_the_password_is_asked_for_once(site: Site, tmp_path: Path, page: Page) -> None:
-    with dashboard(site.url, tmp_path, STREAMPROC_DASHBOARD_PASSWORD="correct horse battery") as address:
-        page.goto(f"{address}pipeline")
-        page.get_by_label("Password").fill("correct horse battery")
+def test_the_password_is_asked_for_once_and_again_when_the_dashboard_has_started_anew(
+    site: Site, tmp_path: Path, page: Page
+) -> None:
+    password = {"STREAMPROC_DASHBOARD_PASSWORD": "correct horse battery"}
+
+    def log_in() -> None:
+        page.get_by_label("Password").fill(password["STREAMPROC_DASHBOARD_PASSWORD"])
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_role("heading", name="Partitions")).to_be_visible()
+
+    with dashboard(site.url, tmp_path, **password) as address:
+        page.goto(f"{address}pipeline")
+        log_in()
+    with dashboard(site.url, tmp_path, port=int(address.rpartition(":")[2].strip("/")), **password):
+        log_in()  # the page has come to the login by itself
         page.get_by_role("button", name="Log out").click()
         expect(page.get_by_label("Password")).to_be_visible()
 
