@@ -91,7 +91,7 @@ class SimulatedConsumer:
         self._listener: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self._coordinator = SimpleNamespace(
-            _coordination_task=self._loop.create_future(), check_errors=lambda: None
+            _coordination_task=self._loop.create_future(), check_errors=lambda: None, coordinator_id=0
         )
         self._subscription = SimpleNamespace(fetch_context=_nothing)
         self._client = SimpleNamespace(get_random_node=lambda: 0, send=_knows_no_topic_ids)
