@@ -8,7 +8,6 @@ in the place of the embedded one.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import tempfile
@@ -174,7 +173,7 @@ async def topic(broker: str) -> str:
     try:
         await admin.create_topics([NewTopic(name, 4, 1)])
         while name not in await admin.list_topics():  # a broker of Apache Kafka hears of it a moment later
-            await asyncio.sleep(0.02)
+            pass
     finally:
         await admin.close()
     return name
