@@ -10,12 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import re
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,6 +32,7 @@ from streamproc.sinks.summaries_schema import ensure
 from streamproc.topic_pages import load_page
 from streamproc.topology import Topology
 from tests.dashboard.screenshots import browser, settle
+from tests.dashboard.serving import serving
 
 PAGE = Path(__file__).parents[1] / "topics" / "clickstream.toml"
 
@@ -83,26 +79,9 @@ def cpu(process: psutil.Process) -> float:
 @contextmanager
 def served(url: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     """The dashboard's address and process."""
-    environment = {**os.environ, "STREAMPROC_LEDGER": url, "STREAMPROC_TOPICS": str(PAGE.parent)}
-    command = [
-        sys.executable,
-        "-m",
-        "streamproc",
-        "dashboard",
-        "--stream",
-        "clickstream",
-        "--bind",
-        "127.0.0.1:0",
-    ]
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    found = re.search(r"http://\S+", process.stdout.readline())
-    assert found is not None
-    try:
-        yield found[0], psutil.Process(process.pid)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+    settings = {"STREAMPROC_LEDGER": url, "STREAMPROC_TOPICS": str(PAGE.parent)}
+    with serving(folder, settings) as (address, process):
+        yield address, psutil.Process(process)
 
 
 def paints(chrome: Browser, address: str, server: psutil.Process, rounds: int) -> tuple[float, float, float]:

@@ -10,9 +10,6 @@ import csv
 import io
 import os
 import re
-import signal
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +33,7 @@ from streamproc.topology import Topology
 from tests.dashboard.conftest import Site, make_tables
 from tests.dashboard.screenshots import browser as started_browser
 from tests.dashboard.screenshots import chromium, settle, shoot
+from tests.dashboard.serving import serving
 from tests.ledger.epochs import advance, nothing, record
 
 pytestmark = [
@@ -57,38 +55,13 @@ def address(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 @contextmanager
 def dashboard(url: str, folder: Path, *, port: int = 0, **settings: str) -> Iterator[str]:
     """The address of a dashboard over that database."""
-    environment = {
-        **os.environ,
-        **settings,
+    settings |= {
         "STREAMPROC_LEDGER": url,
         "STREAMPROC_BROKER": "kafka://127.0.0.1:1",
         "STREAMPROC_TOPICS": str(Path(__file__).parents[2] / "topics"),
     }
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "streamproc",
-            "dashboard",
-            "--stream",
-            "clickstream",
-            f"--bind=127.0.0.1:{port}",
-        ],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found is not None
-        try:
-            yield found[0]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            code = process.wait(30)
-        assert code == 0
+    with serving(folder, settings, port) as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="module")
